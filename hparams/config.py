@@ -1,0 +1,170 @@
+"""Every flag of every script: name, type, default, range, meaning. The names are the interface.
+
+A default of None means: derived (see hparams/resolve.py) or not used; the help says which.
+"""
+
+from dataclasses import dataclass, field, fields
+
+
+def opt(default, help, **kw):
+    """A flag. kw: min and max (inclusive), above (exclusive minimum), choices, required, metavar."""
+    kw["help"] = help
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=kw)
+    return field(default=default, metadata=kw)
+
+
+@dataclass
+class RunConfig:
+    """run and files"""
+
+    dataset: str = opt(None, "data set: an entry of datasets.yaml, or 'custom'", required=True)
+    custom_dataset_path: str = opt(None, "folder of images (or LMDB) for --dataset custom", metavar="DIR")
+    log_dir: str = opt("test", "the run's folder under logs/", metavar="NAME")
+    load_dir: str = opt("test", "folder under logs/ to load a model from (see --load_step)", metavar="NAME")
+    load_step: int = opt(0, "start from the weights of this step of --load_dir; 0: start afresh", min=0)
+    load_optim: bool = opt(False, "with --load_step, load the optimisers' state too")
+    resume: bool = opt(False, "continue --log_dir from its newest complete checkpoint, exactly where it was")
+    seed: int = opt(0, "seed of everything random", min=0)
+    device: str = opt("auto", "where to compute", choices=["auto", "cpu", "cuda", "mps"])
+    num_workers: int = opt(None, "processes that decode images (default: one a core, at most 8)", min=0)
+    dry_run: bool = opt(False, "print the resolved configuration and the model's size and cost, then stop")
+
+
+@dataclass
+class TrainConfig:
+    """training"""
+
+    train_steps: int = opt(100_000_000, "train up to and including this step", min=1)
+    batch_size: int = opt(None, "images (or code sequences) a step (default: 3 for the VQGAN, 20 for samplers)",
+                          min=1)  # fmt: skip
+    lr: float = opt(None, "learning rate (default: base_lr x batch_size for the VQGAN, by data set for samplers)",
+                    above=0.0)  # fmt: skip
+    amp: bool = opt(False, "mixed precision")
+    amp_dtype: str = opt("auto", "number format of --amp; auto: bf16 where the device has it, else fp16",
+                         choices=["auto", "bf16", "fp16"])  # fmt: skip
+    ema: bool = opt(False, "keep an exponential moving average of the weights (and prefer it when loading)")
+    ema_beta: float = opt(0.995, "decay of the moving average at each of its updates", min=0.0, max=1.0)
+    steps_per_update_ema: int = opt(10, "steps between updates of the moving average", min=1)
+
+
+@dataclass
+class OutputConfig:
+    """logging, pictures, checkpoints, dashboard (steps between; 0: never)"""
+
+    steps_per_log: int = opt(10, "steps between lines of stats.jsonl", min=1)
+    steps_per_eval: int = opt(0, "steps between validations; 0: no validation, a folder trains on all images",
+                              min=0)  # fmt: skip
+    steps_per_display_output: int = opt(5000, "steps between pictures on the dashboard", min=0)
+    steps_per_save_output: int = opt(5000, "steps between pictures saved under logs/<log_dir>/images", min=0)
+    steps_per_checkpoint: int = opt(25_000, "steps between checkpoints (one is written at the end, always)", min=0)
+    save_individually: bool = opt(False, "save pictures one by one rather than as one sheet")
+    visdom_port: int = opt(8097, "port of the visdom server", min=1, max=65535)
+    visdom_server: str = opt(None, "address of the visdom server (default: this machine)", metavar="URL")
+    no_visdom: bool = opt(False, "do not talk to a visdom server")
+
+
+@dataclass
+class VQGANConfig:
+    """VQGAN"""
+
+    img_size: int = opt(256, "side of the square training images in pixels", min=4, max=8192)
+    n_channels: int = opt(3, "image channels: 3 (colour) or 1 (grey)", choices=[1, 3])
+    nf: int = opt(128, "width of the first level; a multiple of 32", min=32)
+    ch_mult: list[int] = opt([1, 1, 2, 2, 4], "width of each level as a multiple of nf; halves the image between levels",
+                             min=1)  # fmt: skip
+    res_blocks: int = opt(2, "residual blocks a level", min=1)
+    attn_resolutions: list[int] = opt(None, "resolutions with attention (default: the latents' side)", min=1)
+    latent_shape: list[int] = opt(None, "1, height and width of the codes (default: from img_size and ch_mult)",
+                                  min=1)  # fmt: skip
+    emb_dim: int = opt(256, "length of a codebook vector", min=1)
+    codebook_size: int = opt(1024, "number of codes", min=1, max=32767)
+    quantizer: str = opt("nearest", "how latents become codes", choices=["nearest", "gumbel"])
+    codebook_init: str = opt("uniform", "start of the codebook; kmeans: train without quantizing up to codebook_init_step, "
+                             "then put the codes where the latents are (nearest only)",
+                             choices=["uniform", "kmeans"])  # fmt: skip
+    codebook_init_step: int = opt(500, "step of --codebook_init kmeans", min=1)
+    beta: float = opt(0.25, "weight of the codebook term (nearest)", min=0.0)
+    gumbel_kl_weight: float = opt(1e-8, "weight of the KL to uniform (gumbel)", min=0.0)
+    gumbel_straight_through: bool = opt(False, "one-hot codes in training too (gumbel)")
+    base_lr: float = opt(4.5e-6, "learning rate an image of the batch, unless --lr", above=0.0)
+    perceptual_weight: float = opt(1.0, "weight of LPIPS; 0: no VGG weights needed", min=0.0)
+    perceptual_weights: str = opt(None, "file with the VGG16 weights for LPIPS (default: torchvision's place)",
+                                  metavar="PATH")  # fmt: skip
+    ndf: int = opt(64, "width of the discriminator's first layer", min=1)
+    disc_layers: int = opt(3, "layers of the discriminator", min=1)
+    disc_start_step: int = opt(30_001, "step at which the discriminator joins", min=0)
+    disc_weight_max: float = opt(1.0, "upper bound of the discriminator's adaptive weight", min=0.0)
+    diff_aug: bool = opt(False, "differentiable augmentation of the discriminator's inputs")
+    horizontal_flip: bool = opt(False, "mirror images: each with probability 1/2 (VQGAN), both ways cached (samplers)")
+
+
+@dataclass
+class AutoencoderLoadConfig:
+    """autoencoder to load"""
+
+    ae_load_dir: str = opt(None, "folder under logs/ that holds the VQGAN", required=True, metavar="NAME")
+    ae_load_step: int = opt(None, "step of the VQGAN to load", required=True, min=0)
+
+
+@dataclass
+class SamplerConfig:
+    """sampler"""
+
+    sampler: str = opt(None, "prior over the codes", required=True, choices=["absorbing", "autoregressive"])
+    bert_n_emb: int = opt(512, "width of the Transformer", min=1)
+    bert_n_head: int = opt(8, "attention heads; must divide bert_n_emb", min=1)
+    bert_n_layers: int = opt(24, "layers of the Transformer", min=1)
+    block_size: int = opt(None, "tokens a sequence (default: from latent_shape)", min=1)
+    embd_pdrop: float = opt(0.0, "dropout of the embeddings", min=0.0, max=0.999)
+    attn_pdrop: float = opt(0.0, "dropout of the attention weights", min=0.0, max=0.999)
+    resid_pdrop: float = opt(0.0, "dropout of the residual branches", min=0.0, max=0.999)
+    loss_type: str = opt("reweighted_elbo", "training loss (absorbing)", choices=["reweighted_elbo", "elbo", "mlm"])
+    mask_schedule: str = opt("random", "mask each code with probability t/T, or exactly round(tL/T) codes (absorbing)",
+                             choices=["random", "fixed"])  # fmt: skip
+    total_steps: int = opt(256, "T, time steps of the diffusion in training (absorbing)", min=1)
+    sample_steps: int = opt(256, "S, time steps when sampling (absorbing)", min=1)
+    sample_type: str = opt("diffusion", "how to sample (absorbing)", choices=["diffusion", "mlm"])
+    temp: float = opt(1.0, "temperature of the codes' distribution when sampling", above=0.0)
+    warmup_iters: int = opt(10_000, "steps over which the learning rate rises linearly to lr", min=0)
+    greedy_epochs: int = opt(None, "accepted for old command lines, without effect", min=0)
+    greedy: bool = opt(False, "accepted for old command lines, without effect")
+    sample_block_size: int = opt(None, "accepted for old command lines, without effect", min=0)
+
+
+WITHOUT_EFFECT = ("greedy_epochs", "greedy", "sample_block_size")
+
+# What a checkpoint's tensors depend on: a command line may not contradict a loaded model in these.
+AUTOENCODER_KEYS = (
+    "img_size", "n_channels", "nf", "ch_mult", "res_blocks", "attn_resolutions", "latent_shape", "emb_dim",
+    "codebook_size", "quantizer",
+)  # fmt: skip
+VQGAN_KEYS = (*AUTOENCODER_KEYS, "ndf", "disc_layers")
+SAMPLER_KEYS = (
+    "sampler", "bert_n_emb", "bert_n_head", "bert_n_layers", "block_size", "codebook_size", "latent_shape",
+    "total_steps",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag as the parser and the checks need it."""
+
+    name: str
+    type: type  # of one value: bool, int, float or str
+    is_list: bool
+    default: object
+    group: str
+    meta: dict = field(hash=False)
+
+
+def flags_of(config_classes):
+    """The flags of some config dataclasses, in order."""
+    result = []
+    for cls in config_classes:
+        for f in fields(cls):
+            is_list = f.type == list[int]
+            default = f.default_factory() if callable(f.default_factory) else f.default
+            kind = int if is_list else f.type
+            result.append(Flag(f.name, kind, is_list, default, cls.__doc__, dict(f.metadata)))
+    return result

@@ -1,0 +1,108 @@
+"""The VQ autoencoder: images -> latents -> discrete codes -> images (Esser et al. 2021, VQGAN).
+
+Shapes: B images, C image channels, h x w latents, E = emb_dim, K = codebook_size.
+"""
+
+from torch import nn
+
+from models.layers import AttnBlock, Downsample, ResBlock, Upsample, conv3x3, group_norm, run_blocks
+from models.quantizers import build_quantizer
+
+
+class Encoder(nn.Module):
+    """(B, C, H, W) in [0, 1] -> (B, E, h, w)."""
+
+    def __init__(self, n_channels, nf, emb_dim, ch_mult, res_blocks, img_size, attn_resolutions):
+        super().__init__()
+        blocks = [conv3x3(n_channels, nf)]
+        width, resolution = nf, img_size
+        for level, mult in enumerate(ch_mult):
+            for _ in range(res_blocks):
+                blocks.append(ResBlock(width, nf * mult))
+                width = nf * mult
+                if resolution in attn_resolutions:
+                    blocks.append(AttnBlock(width))
+            if level < len(ch_mult) - 1:
+                blocks.append(Downsample(width))
+                resolution //= 2
+        blocks += [ResBlock(width, width), AttnBlock(width), ResBlock(width, width)]
+        # No activation between the norm and the last convolution, as in the published model.
+        blocks += [group_norm(width), conv3x3(width, emb_dim)]
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x):
+        return run_blocks(self.blocks, x)
+
+
+class Generator(nn.Module):
+    """(B, E, h, w) -> (B, C, H, W): the encoder's mirror image, and a head for the pixel variance."""
+
+    def __init__(self, n_channels, nf, emb_dim, ch_mult, res_blocks, img_size, attn_resolutions):
+        super().__init__()
+        width = nf * ch_mult[-1]
+        resolution = img_size // 2 ** (len(ch_mult) - 1)
+        blocks = [conv3x3(emb_dim, width), ResBlock(width, width), AttnBlock(width), ResBlock(width, width)]
+        for level, mult in reversed(list(enumerate(ch_mult))):
+            for _ in range(res_blocks):
+                blocks.append(ResBlock(width, nf * mult))
+                width = nf * mult
+                if resolution in attn_resolutions:
+                    blocks.append(AttnBlock(width))
+            if level > 0:
+                blocks.append(Upsample(width))
+                resolution *= 2
+        blocks += [group_norm(width), conv3x3(width, n_channels)]
+        self.blocks = nn.ModuleList(blocks)
+        self.logsigma = nn.Sequential(
+            conv3x3(width, width), nn.ReLU(), nn.Conv2d(width, n_channels, kernel_size=1)
+        )
+
+    @property
+    def last_layer(self):
+        """The weight at which the adaptive weight compares gradients (VQGAN, eq. 7)."""
+        return self.blocks[-1].weight
+
+    def features(self, z):
+        """(B, E, h, w) -> (B, nf, H, W): what the last convolution and `logsigma` read."""
+        return run_blocks(self.blocks[:-1], z)
+
+    def forward(self, z):
+        return self.blocks[-1](self.features(z))
+
+    def distribution(self, z):
+        """Mean and log standard deviation of each subpixel, both (B, C, H, W)."""
+        features = self.features(z)
+        return self.blocks[-1](features), self.logsigma(features)
+
+
+class VQAutoEncoder(nn.Module):
+    """Encoder, quantizer, generator. `H` holds the fields of hparams.config.VQGANConfig."""
+
+    def __init__(self, H):
+        super().__init__()
+        shape = dict(
+            n_channels=H.n_channels, nf=H.nf, emb_dim=H.emb_dim, ch_mult=H.ch_mult,
+            res_blocks=H.res_blocks, img_size=H.img_size, attn_resolutions=H.attn_resolutions,
+        )
+        self.encoder = Encoder(**shape)
+        self.quantize = build_quantizer(H)
+        self.generator = Generator(**shape)
+
+    def forward(self, x, step=None, rng=None):
+        """Reconstruct. x (B, C, H, W) in [0, 1] -> (x_hat like x, quantizers.Quantized).
+
+        step: the training step, for what the quantizer anneals; None: as after training."""
+        quantized = self.quantize(self.encoder(x), step=step, rng=rng)
+        return self.generator(quantized.z_q), quantized
+
+    def encode(self, x):
+        """x (B, C, H, W) in [0, 1] -> ids (B, h*w) int64, row by row. Deterministic."""
+        return self.quantize.encode(self.encoder(x)).flatten(1)
+
+    def embed(self, ids, h, w):
+        """ids (B, h*w) -> z_q (B, E, h, w)."""
+        return self.quantize.embed_ids(ids.reshape(-1, h, w)).permute(0, 3, 1, 2)
+
+    def decode(self, ids, h, w):
+        """ids (B, h*w) -> x (B, C, H, W), nominally in [0, 1] but not clamped."""
+        return self.generator(self.embed(ids, h, w).contiguous())

@@ -1,0 +1,38 @@
+"""Losses of stage 1 (Esser et al. 2021, VQGAN). B images, C channels, H x W pixels."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+ADAPTIVE_EPS = 1e-4
+
+
+def reconstruction_nll(x, x_hat, perceptual, perceptual_weight):
+    """mean(|x - x_hat| + perceptual_weight * LPIPS(x, x_hat)) and its two parts, all ().
+
+    perceptual: a callable (x, x_hat) -> (B, 1, 1, 1), or None where the weight is 0. It is fed the
+    images in [0, 1] although LPIPS was made for [-1, 1]: the published models were trained so.
+    """
+    l1 = (x - x_hat).abs().mean()
+    if perceptual is None:
+        return l1, l1, l1.new_zeros(())
+    distance = perceptual(x.contiguous(), x_hat.contiguous()).float().mean()
+    return l1 + perceptual_weight * distance, l1, distance
+
+
+def adaptive_weight(nll_gradient, g_gradient, maximum):
+    """clamp(|grad nll| / (|grad g| + 1e-4), 0, maximum), gradients at the last layer (VQGAN, eq. 7)."""
+    ratio = nll_gradient.float().norm() / (g_gradient.float().norm() + ADAPTIVE_EPS)
+    return ratio.clamp(0.0, maximum).detach()
+
+
+def hinge_discriminator_loss(logits_real, logits_fake):
+    """0.5 (mean relu(1 - D(x)) + mean relu(1 + D(x_hat))) (Lim and Ye 2017)."""
+    return 0.5 * (F.relu(1.0 - logits_real).mean() + F.relu(1.0 + logits_fake).mean())
+
+
+def gaussian_nll(x, mean, logsigma):
+    """-log N(x; mean, exp(logsigma)) summed over the subpixels: (B, C, H, W) -> (B,) in nats."""
+    z = (x - mean) * torch.exp(-logsigma)
+    return (0.5 * z.square() + logsigma + 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)

@@ -1,0 +1,72 @@
+"""Gumbel-softmax quantization (Jang et al. 2017; used for images by DALL-E)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.quantizers import Quantized, register
+
+MIN_TEMPERATURE = 1 / 16
+ANNEAL_STEPS = 160_000
+
+
+@register("gumbel")
+class GumbelQuantizer(nn.Module):
+    """A 1x1 convolution gives K logits per latent; training mixes the codes with a relaxed sample.
+
+    Outside training (and in `encode`) the code is the arg max of the logits, without noise, so that
+    the same image always has the same codes and a sampler can be trained on them.
+    """
+
+    def __init__(self, H):
+        super().__init__()
+        self.start_step = 0
+        self.codebook_size = H.codebook_size
+        self.straight_through = H.gumbel_straight_through
+        self.kl_weight = H.gumbel_kl_weight
+        self.proj = nn.Conv2d(H.emb_dim, H.codebook_size, kernel_size=1)
+        self.embed = nn.Embedding(H.codebook_size, H.emb_dim)
+
+    @staticmethod
+    def temperature(step):
+        return max(MIN_TEMPERATURE, 1.0 - step / ANNEAL_STEPS)
+
+    def logits(self, z):
+        """(B, E, h, w) -> (B, K, h, w), float32: the softmax of 1024 codes is too fine for half precision."""
+        with torch.autocast(z.device.type, enabled=False):
+            return F.conv2d(z.float(), self.proj.weight.float(), self.proj.bias.float())
+
+    def sample(self, logits, step, rng):
+        """A relaxed (or, with straight_through, one-hot) sample over dim 1, like logits."""
+        tau = self.temperature(step)
+        if rng is None:
+            return F.gumbel_softmax(logits, tau=tau, dim=1, hard=self.straight_through)
+        B, K, h, w = logits.shape
+        exponential = -torch.log1p(-rng.rand(B, K, h, w)).clamp(min=1e-30)
+        soft = ((logits - exponential.log()) / tau).softmax(1)
+        if not self.straight_through:
+            return soft
+        hard = torch.zeros_like(soft).scatter_(1, soft.argmax(1, keepdim=True), 1.0)
+        return hard + soft - soft.detach()
+
+    def forward(self, z, step=None, rng=None):
+        logits = self.logits(z)
+        if self.training:
+            weights = self.sample(logits, step or 0, rng)
+        else:
+            weights = torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
+        with torch.autocast(z.device.type, enabled=False):
+            z_q = torch.einsum("bkhw,ke->behw", weights, self.embed.weight.float())
+        log_q = logits.log_softmax(1)
+        uniform_kl = (log_q.exp() * (log_q + math.log(self.codebook_size))).sum(1).mean()
+        return Quantized(z_q, self.kl_weight * uniform_kl, weights.argmax(1), logits.new_zeros(()))
+
+    def encode(self, z):
+        """(B, E, h, w) -> ids (B, h, w)."""
+        return self.logits(z).argmax(1)
+
+    def embed_ids(self, ids):
+        """ids (...) -> (..., E)."""
+        return self.embed(ids)

@@ -1,0 +1,64 @@
+"""Nearest-neighbour vector quantization (van den Oord et al. 2017, VQ-VAE)."""
+
+import torch
+from scipy.cluster.vq import kmeans2
+from torch import nn
+
+from models.quantizers import Quantized, register
+
+
+@register("nearest")
+class NearestQuantizer(nn.Module):
+    """Each latent vector becomes the codebook entry closest to it.
+
+    Shapes: z (B, E, h, w), codebook (K, E).
+    """
+
+    def __init__(self, H):
+        super().__init__()
+        self.beta = H.beta
+        self.start_step = H.codebook_init_step if H.codebook_init == "kmeans" else 0
+        self.embedding = nn.Embedding(H.codebook_size, H.emb_dim)
+        nn.init.uniform_(self.embedding.weight, -1.0 / H.codebook_size, 1.0 / H.codebook_size)
+
+    def distances(self, z):
+        """Squared Euclidean distances, z (B, E, h, w) -> (B*h*w, K), float32 whatever autocast says:
+        in half precision the nearest of two close codes is a matter of rounding."""
+        with torch.autocast(z.device.type, enabled=False):
+            flat = z.float().permute(0, 2, 3, 1).reshape(-1, z.shape[1])
+            codes = self.embedding.weight.float()
+            squares = flat.square().sum(1, keepdim=True) + codes.square().sum(1)
+            return torch.addmm(squares, flat, codes.t(), alpha=-2)
+
+    def forward(self, z, step=None, rng=None):
+        z = z.float()
+        if step is not None and step < self.start_step:
+            return self.pass_through(z)
+        with torch.no_grad():
+            distances = self.distances(z)
+            ids = distances.argmin(1).reshape(z.shape[0], *z.shape[2:])
+        z_q = self.embed_ids(ids).permute(0, 3, 1, 2)
+        # beta stands on the codebook term, not on the commitment term as in the VQ-VAE paper:
+        # that is how the published models were trained.
+        loss = (z_q.detach() - z).square().mean() + self.beta * (z_q - z.detach()).square().mean()
+        straight_through = z + (z_q - z).detach()
+        return Quantized(straight_through, loss, ids, distances.mean())
+
+    @staticmethod
+    def pass_through(z):
+        """Before the codebook has its place (--codebook_init kmeans): a plain autoencoder."""
+        zero = z.new_zeros(())
+        return Quantized(z, zero, None, zero)
+
+    def place_codes(self, vectors, seed):
+        """Set the codebook to the k-means centres of latents `vectors` (n, E), n > K."""
+        centres, _ = kmeans2(vectors.cpu().double().numpy(), len(self.embedding.weight), minit="++", rng=seed)
+        self.embedding.weight.data.copy_(torch.from_numpy(centres))
+
+    def encode(self, z):
+        """(B, E, h, w) -> ids (B, h, w)."""
+        return self.distances(z).argmin(1).reshape(z.shape[0], *z.shape[2:])
+
+    def embed_ids(self, ids):
+        """ids (...) -> (..., E)."""
+        return self.embedding(ids)

@@ -1,0 +1,21 @@
+"""Priors over the codes, one file each.
+
+To add one: put a file beside this one with a subclass of `Sampler` decorated by `@register("name")`.
+`--sampler name` finds it: no other file changes (but for flags of its own, in hparams/config.py).
+"""
+
+import importlib
+import pkgutil
+
+from models.samplers.base import SAMPLERS, Sampler, register  # noqa: F401  (the package's interface)
+
+
+def build_sampler(H):
+    """The sampler that H.sampler names. Raises ValueError for an unknown name."""
+    if H.sampler not in SAMPLERS:
+        raise ValueError(f"--sampler {H.sampler} is unknown; there are: {', '.join(sorted(SAMPLERS))}")
+    return SAMPLERS[H.sampler](H)
+
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

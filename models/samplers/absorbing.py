@@ -1,0 +1,172 @@
+"""Absorbing-state discrete diffusion (Austin et al. 2021, D3PM; Bond-Taylor et al. 2022).
+
+At time t in {1..T} each code is, with probability t/T, replaced by the mask; the network predicts
+the masked codes from the rest. Shapes: B samples, L tokens, K codes, T = total_steps, S = sampling steps.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from models.samplers.base import Sampler, SamplerLoss, draw_codes, register
+
+HISTORY_DECAY = 0.9
+
+
+@register("absorbing")
+class AbsorbingDiffusion(Sampler):
+    """The paper's prior. Buffers and parameter names are those of the published checkpoints."""
+
+    def __init__(self, H):
+        super().__init__(H)
+        self.T = H.total_steps
+        self.S = H.sample_steps
+        self.mask_id = H.codebook_size
+        self.loss_type = H.loss_type
+        self.mask_schedule = H.mask_schedule
+        self.sample_type = H.sample_type
+        for name in ("Lt_history", "Lt_count", "loss_history"):
+            self.register_buffer(name, torch.zeros(self.T + 1))
+        self._denoise_fn = self.build_transformer(H, vocab_size=H.codebook_size + 1, causal=False)
+
+    # ------------------------------------------------------------------ training
+
+    def draw_mask(self, t, rng, L):
+        """Which tokens are masked at times t (B,) -> bool (B, L).
+
+        random: each with probability t/T. fixed: exactly max(1, round(t L / T)) of them.
+        """
+        u = rng.rand(len(t), L)
+        if self.mask_schedule == "random":
+            return u < (t / self.T)[:, None]
+        count = (t * L / self.T).round().clamp(min=1)
+        return u.argsort(1).argsort(1) < count[:, None]
+
+    def cross_entropy(self, ids, mask):
+        """Sum of the masked tokens' cross entropies, ids and mask (B, L) -> (B,) in nats."""
+        rows, cols = mask.nonzero(as_tuple=True)
+        logits = self._denoise_fn(ids.masked_fill(mask, self.mask_id), at=(rows, cols))
+        nats = F.cross_entropy(logits.float(), ids[rows, cols], reduction="none")
+        return nats.new_zeros(len(ids)).index_add(0, rows, nats)
+
+    def loss(self, ids, rng=None, t=None, mask=None):
+        """One Monte Carlo sample of the loss for ids (B, L).
+
+        t (B,) int64 in 1..T and mask (B, L) bool may be given (then nothing is drawn of them).
+        bits: the bound L_vb in bits per token, CE * T / (t L ln 2) (paper, eq. 6).
+        """
+        B, L = ids.shape
+        if t is None:
+            t = (rng.rand(B) * self.T).long() + 1
+        if mask is None:
+            mask = self.draw_mask(t, rng, L)
+        ce = self.cross_entropy(ids, mask)
+        vb = ce * (self.T / t) / (math.log(2) * L)
+        if self.loss_type == "elbo":
+            per_sample = vb
+        elif self.loss_type == "mlm":
+            # A random mask can be empty: such a sample says nothing, and 0/0 must not say it.
+            per_sample = ce / mask.sum(1).clamp(min=1)
+        else:  # reweighted_elbo (paper, eq. 8)
+            per_sample = (1 - t / self.T) * ce / (math.log(2) * L)
+        extra = dict(t=t, vb=vb.detach(), loss=per_sample.detach())
+        return SamplerLoss(per_sample.mean(), vb.detach(), extra)
+
+    @torch.no_grad()
+    def record(self, extra):
+        """Running statistics by time step: squared bound, count, loss (weights 0.9 old, 0.1 new)."""
+        t = extra["t"]
+        for buffer, new in ((self.Lt_history, extra["vb"].square()), (self.loss_history, extra["loss"])):
+            mixed = HISTORY_DECAY * buffer[t] + (1 - HISTORY_DECAY) * new.to(buffer)
+            # A time that is drawn twice in a batch counts once: the later sample's value.
+            buffer.copy_(scatter_last(buffer, t, mixed))
+        self.Lt_count.index_add_(0, t, torch.ones_like(t, dtype=self.Lt_count.dtype))
+
+    def histories(self):
+        return dict(loss_history=self.loss_history[1:], bound_history=self.Lt_history[1:].sqrt())
+
+    # ------------------------------------------------------------------ likelihood
+
+    @torch.no_grad()
+    def nll(self, ids, rng=None, **kwargs):
+        """The bound sum_{t=T..1} CE_t / t, one mask drawn at each t: ids (B, L) -> (B,) in nats."""
+        total = torch.zeros(len(ids), device=ids.device)
+        for t in range(self.T, 0, -1):
+            times = torch.full((len(ids),), t, device=ids.device)
+            total += self.cross_entropy(ids, self.draw_mask(times, rng, ids.shape[1])) / t
+        return total
+
+    # ------------------------------------------------------------------ sampling
+
+    def draws_per_sample(self):
+        if self.sample_type == "mlm":
+            return (self.S, 2, self.block_size)
+        return (2, self.block_size)
+
+    @torch.no_grad()
+    def sample(self, uniforms, temp=1.0, progress=None):
+        """uniforms (B, *draws_per_sample()) -> ids (B, L)."""
+        if self.sample_type == "mlm":
+            return self.sample_mlm(uniforms, temp, progress)
+        return self.sample_diffusion(uniforms, temp, progress)
+
+    def sample_diffusion(self, uniforms, temp, progress=None):
+        """Reverse diffusion: at t = S..1 each token still masked is revealed with probability 1/t.
+
+        That makes each token's reveal time uniform on {1..S}, whatever the network says; so all times
+        are drawn first and the network runs only where something is revealed, each sample at its own
+        next event. The law of the samples is exactly that of visiting all S steps.
+        """
+        reveal_u, code_u = uniforms.unbind(1)  # each (B, L)
+        reveal_time = (reveal_u * self.S).long().clamp(max=self.S - 1) + 1
+        event = dense_rank_descending(reveal_time)  # (B, L): at which of the sample's events
+        n_events = event.amax(1) + 1
+        ids = torch.full_like(event, self.mask_id)
+        for k in (progress or iter)(range(int(n_events.max()))):
+            active = (n_events > k).nonzero().squeeze(1)
+            rows, cols = (event[active] == k).nonzero(as_tuple=True)
+            logits = self._denoise_fn(ids[active], at=(rows, cols))
+            rows = active[rows]
+            ids[rows, cols] = draw_codes(logits, code_u[rows, cols], temp)
+        return ids
+
+    def sample_mlm(self, uniforms, temp, progress=None):
+        """Masked-language-model sampling: S times mask again as at t (from T down to 1) and redraw."""
+        B, S, _, L = uniforms.shape
+        ids = torch.zeros(B, L, dtype=torch.int64, device=uniforms.device)
+        times = torch.linspace(self.T, 1, S).round().long().tolist()
+        for s, t in enumerate((progress or iter)(times)):
+            t_rows = torch.full((B,), t, device=ids.device)
+            mask = self.draw_mask(t_rows, FixedDraw(uniforms[:, s, 0]), L)
+            if s == 0:
+                mask = torch.ones_like(mask)
+            rows, cols = mask.nonzero(as_tuple=True)
+            logits = self._denoise_fn(ids.masked_fill(mask, self.mask_id), at=(rows, cols))
+            ids[rows, cols] = draw_codes(logits, uniforms[:, s, 1][rows, cols], temp)
+        return ids
+
+
+class FixedDraw:
+    """Hands out uniforms that were drawn before, in the shape of utils.seed.StepRandom."""
+
+    def __init__(self, u):
+        self.u = u
+
+    def rand(self, *shape):
+        return self.u.reshape(shape)
+
+
+def dense_rank_descending(values):
+    """Rank of each entry within its row, equal values sharing one: (B, L) -> (B, L), 0 for the largest."""
+    ordered, order = values.sort(dim=1, descending=True)
+    is_new = torch.zeros_like(ordered)
+    is_new[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).to(ordered.dtype)
+    return torch.empty_like(order).scatter_(1, order, is_new.cumsum(1))
+
+
+def scatter_last(buffer, index, values):
+    """buffer with buffer[index] = values, the last of equal indices winning on every device."""
+    position = torch.arange(len(index), device=index.device)
+    last = torch.full_like(buffer, -1, dtype=torch.int64).scatter_reduce_(0, index, position, "amax")
+    return torch.where(last >= 0, values[last.clamp(min=0)], buffer)

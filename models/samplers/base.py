@@ -1,0 +1,102 @@
+"""What every prior over codes offers. B samples, L tokens, K codes."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from models.transformer import Transformer
+
+SAMPLERS = {}
+
+
+def register(name):
+    """Class decorator: make the sampler available as `--sampler name`."""
+
+    def add(cls):
+        SAMPLERS[name] = cls
+        return cls
+
+    return add
+
+
+@dataclass
+class SamplerLoss:
+    """loss (): what is minimised; bits (B,): the (bound on the) negative log likelihood of each
+    sample in bits per token; extra: what the sampler's `record` wants to know, one row a sample."""
+
+    loss: torch.Tensor
+    bits: torch.Tensor
+    extra: dict = field(default_factory=dict)
+
+
+class Sampler(nn.Module):
+    """A distribution over ids (B, L) in [0, K).
+
+    Subclasses implement `loss`, `sample` and `nll`; `record` and `histories` where they keep
+    statistics of training.
+    """
+
+    def __init__(self, H):
+        super().__init__()
+        self.codebook_size = H.codebook_size
+        self.block_size = H.block_size
+
+    @staticmethod
+    def build_transformer(H, vocab_size, causal):
+        return Transformer(
+            vocab_size, H.codebook_size, H.block_size, H.bert_n_emb, H.bert_n_head, H.bert_n_layers, causal,
+            H.embd_pdrop, H.attn_pdrop, H.resid_pdrop,
+        )  # fmt: skip
+
+    def loss(self, ids, rng):
+        """Training loss of ids (B, L) int64 -> SamplerLoss. rng: utils.seed.StepRandom."""
+        raise NotImplementedError
+
+    def record(self, extra):
+        """Take a SamplerLoss's `extra` into the training histories (buffers). Called by training only."""
+
+    def histories(self):
+        """{name: values by time step} to show as bars."""
+        return {}
+
+    def sample(self, uniforms, temp=1.0, progress=None):
+        """Draw one sample for each row of `uniforms`, which `draws_per_sample` shapes.
+
+        All randomness comes in from outside, one row a sample, so that a sample does not depend
+        on the batch that it is drawn in. Returns ids (B, L) int64.
+        """
+        raise NotImplementedError
+
+    def draws_per_sample(self):
+        """Shape of the uniforms in [0, 1) that one sample needs, e.g. (2, L)."""
+        raise NotImplementedError
+
+    def nll(self, ids, **kwargs):
+        """Negative log likelihood, or an upper bound on it: (B,) in nats for a whole sample."""
+        raise NotImplementedError
+
+
+def draw_codes(logits, u, temp=1.0):
+    """Draw from softmax(logits / temp) by inverting its distribution function.
+
+    logits (..., K), u (...) uniform in [0, 1) -> ids (...) int64. In float32 whatever the network's
+    precision: in half precision the probabilities of 1024 codes would not sum to one.
+    """
+    probs = (logits.float() / temp).softmax(-1)
+    return invert_cdf(probs, u)
+
+
+def invert_cdf(probs, u):
+    """The first code whose cumulative probability exceeds u. probs (..., K), u (...) -> ids (...)."""
+    cdf = probs.cumsum(-1)
+    # Scaled by the sum, so that rounding cannot leave u above the last entry.
+    ids = torch.searchsorted(cdf, (u.to(cdf) * cdf[..., -1]).unsqueeze(-1), right=True).squeeze(-1)
+    # u * sum can round up to the sum itself: then the last code of positive probability is meant.
+    return torch.minimum(ids, last_possible(probs))
+
+
+def last_possible(probs):
+    """Index of the last code with positive probability, probs (..., K) -> (...)."""
+    K = probs.shape[-1]
+    return K - 1 - (probs.flip(-1) > 0).to(torch.uint8).argmax(-1)

@@ -1,0 +1,60 @@
+"""What a model is and costs, for --dry_run: parameters and floating-point operations, nothing computed."""
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_flops(function, *shapes_and_types):
+    """FLOPs (2 per multiply-add) of function(*inputs) on the meta device."""
+    inputs = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in shapes_and_types]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        function(*inputs)
+    return counter.get_total_flops()
+
+
+def parameter_lines(model, depth=2):
+    """One line a submodule: name and parameters, down to `depth`."""
+    lines = []
+    for name, module in model.named_modules():
+        count = sum(p.numel() for p in module.parameters())
+        if name and count and name.count(".") < depth and not name.rsplit(".", 1)[-1].isdigit():
+            lines.append(f"  {name:<28}{count:>14,}")
+    return lines
+
+
+def describe_vqgan(H, vqgan):
+    """Summary of stage 1 as text. vqgan: models.vqgan.VQGAN on the meta device."""
+    image = ((1, H.n_channels, H.img_size, H.img_size), torch.float32)
+    z = ((1, H.emb_dim, *H.latent_shape[1:]), torch.float32)
+    encode = count_flops(vqgan.ae.encoder, image)
+    decode = count_flops(vqgan.ae.generator, z)
+    disc = count_flops(vqgan.disc, image)
+    codes = " x ".join(map(str, H.latent_shape[1:]))
+    return "\n".join([
+        f"VQGAN: {sum(p.numel() for p in vqgan.parameters()):,} parameters; "
+        f"{H.img_size} x {H.img_size} pixels -> {codes} codes of {H.codebook_size}",
+        *parameter_lines(vqgan),
+        f"  forward, GFLOPs an image: encoder {encode / 1e9:.3g}, generator {decode / 1e9:.3g}, "
+        f"discriminator {disc / 1e9:.3g}",
+    ])  # fmt: skip
+
+
+def describe_sampler(H, sampler):
+    """Summary of stage 2 as text. sampler: models.samplers.Sampler on the meta device."""
+    net = next(iter(sampler.children()))
+    flops = count_flops(net, ((1, H.block_size), torch.int64))
+    return "\n".join([
+        f"{H.sampler}: {sum(p.numel() for p in sampler.parameters()):,} parameters; {H.block_size} codes of "
+        f"{H.codebook_size}",
+        *parameter_lines(sampler),
+        f"  one network pass, GFLOPs an image: {flops / 1e9:.3g}",
+    ])  # fmt: skip
+
+
+def print_dry_run(H, description):
+    """The resolved configuration, then the model's description."""
+    for name, value in H.to_dict().items():
+        mark = "  (command line)" if name in H.explicit else ""
+        print(f"{name}: {' '.join(map(str, value)) if isinstance(value, list) else value}{mark}")
+    print()
+    print(description)

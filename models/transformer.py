@@ -1,0 +1,144 @@
+"""A pre-norm Transformer over discrete tokens; causal or bidirectional. It knows no task.
+
+Shapes: B sequences, L tokens, D = n_emb, N heads, V vocabulary, K output classes.
+Parameter names are those of the published checkpoints: do not rename.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention. Three projections by name, one matrix product at run time."""
+
+    def __init__(self, n_emb, n_head, block_size, causal, attn_pdrop, resid_pdrop):
+        super().__init__()
+        self.key = nn.Linear(n_emb, n_emb)
+        self.query = nn.Linear(n_emb, n_emb)
+        self.value = nn.Linear(n_emb, n_emb)
+        self.proj = nn.Linear(n_emb, n_emb)
+        self.n_head = n_head
+        self.causal = causal
+        self.attn_pdrop = attn_pdrop
+        self.resid_drop = nn.Dropout(resid_pdrop)
+        if causal:
+            # Never read: attention knows what is causal. The published checkpoints hold it.
+            self.register_buffer("mask", torch.ones(1, 1, block_size, block_size).tril())
+
+    def forward(self, x, cache=None):
+        """x (B, L, D) -> (B, L, D). With a cache, x continues the tokens the cache has seen."""
+        B, L, D = x.shape
+        weight = torch.cat((self.query.weight, self.key.weight, self.value.weight))
+        bias = torch.cat((self.query.bias, self.key.bias, self.value.bias))
+        qkv = F.linear(x, weight, bias).view(B, L, 3, self.n_head, D // self.n_head)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, N, L, D/N)
+        causal = self.causal
+        if cache is not None:
+            k, v = cache.extend(k, v)
+            causal = causal and L > 1
+        dropout = self.attn_pdrop if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
+        return self.resid_drop(self.proj(out.transpose(1, 2).reshape(B, L, D)))
+
+
+class KeyValueCache:
+    """Keys and values of one layer for the tokens seen so far, in buffers of full length."""
+
+    def __init__(self, max_length):
+        self.max_length = max_length
+        self.length = 0
+        self.k = self.v = None
+
+    def extend(self, k, v):
+        """Append k, v (B, N, L, D/N); return all seen so far."""
+        if self.k is None:
+            B, N, _, d = k.shape
+            self.k, self.v = k.new_empty(B, N, self.max_length, d), v.new_empty(B, N, self.max_length, d)
+        start, self.length = self.length, self.length + k.shape[2]
+        self.k[:, :, start : self.length] = k
+        self.v[:, :, start : self.length] = v
+        return self.k[:, :, : self.length], self.v[:, :, : self.length]
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: attention, then a two-layer perceptron of four times the width."""
+
+    def __init__(self, n_emb, n_head, block_size, causal, attn_pdrop, resid_pdrop):
+        super().__init__()
+        self.ln1 = nn.LayerNorm(n_emb)
+        self.ln2 = nn.LayerNorm(n_emb)
+        self.attn = SelfAttention(n_emb, n_head, block_size, causal, attn_pdrop, resid_pdrop)
+        self.mlp = nn.Sequential(
+            nn.Linear(n_emb, 4 * n_emb), nn.GELU(), nn.Linear(4 * n_emb, n_emb), nn.Dropout(resid_pdrop)
+        )
+
+    def forward(self, x, cache=None):
+        x = x + self.attn(self.ln1(x), cache)
+        return x + self.mlp(self.ln2(x))
+
+
+class Transformer(nn.Module):
+    """ids (B, L) -> logits (B, L, K).
+
+    With `causal` a learned start token stands in front and the last id is dropped, so that logits
+    [:, i] depend on ids [:, :i] only. Without it `start_tok` exists (the published checkpoints hold
+    it) but is not used: plain DistributedDataParallel would complain of that.
+    The diffusion's time step is not an input: the number of masked tokens tells it.
+    """
+
+    def __init__(self, vocab_size, n_classes, block_size, n_emb, n_head, n_layers,
+                 causal=False, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0):  # fmt: skip
+        super().__init__()
+        self.block_size = block_size
+        self.causal = causal
+        # PyTorch's default initialisation throughout, zeros for positions: as published.
+        self.pos_emb = nn.Parameter(torch.zeros(1, block_size, n_emb))
+        self.start_tok = nn.Parameter(torch.zeros(1, 1, n_emb))
+        self.tok_emb = nn.Embedding(vocab_size, n_emb)
+        self.drop = nn.Dropout(embd_pdrop)
+        self.blocks = nn.ModuleList(
+            Block(n_emb, n_head, block_size, causal, attn_pdrop, resid_pdrop) for _ in range(n_layers)
+        )
+        self.ln_f = nn.LayerNorm(n_emb)
+        self.head = nn.Linear(n_emb, n_classes, bias=False)
+
+    def forward(self, ids, at=None):
+        """ids (B, L), L <= block_size -> logits (B, L, K).
+
+        at: optional (rows, columns), each (M,): compute the logits of these positions only, (M, K).
+        """
+        x = self.tok_emb(ids)
+        if self.causal:
+            x = torch.cat((self.start_tok.expand(len(x), -1, -1), x[:, :-1]), dim=1)
+        x = self.drop(x + self.pos_emb[:, : x.shape[1]])
+        for block in self.blocks:
+            x = block(x)
+        if at is not None:
+            x = x[at]
+        return self.head(self.ln_f(x))
+
+    def new_cache(self):
+        return [KeyValueCache(self.block_size) for _ in self.blocks]
+
+    def next_logits(self, last_ids, cache, batch_size):
+        """One step of causal decoding: (logits (B, K)) after what the cache has seen and last_ids (B,).
+
+        last_ids is None at the first step, where the start token stands.
+        """
+        position = cache[0].length
+        if last_ids is None:
+            x = self.start_tok.expand(batch_size, -1, -1)
+        else:
+            x = self.tok_emb(last_ids)[:, None]
+        x = x + self.pos_emb[:, position : position + 1]
+        for block, layer_cache in zip(self.blocks, cache, strict=True):
+            x = block(x, layer_cache)
+        return self.head(self.ln_f(x))[:, 0]
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        # The causal masks are constants: a checkpoint may leave them out.
+        for name, buffer in self.named_buffers():
+            if name.endswith("attn.mask"):
+                state_dict.setdefault(prefix + name, buffer)
+        super()._load_from_state_dict(state_dict, prefix, *args)

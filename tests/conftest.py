@@ -1,0 +1,79 @@
+"""Shared by all tests: the repository on the path, golden data, small configurations, tiny images."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+GOLDEN = Path(__file__).parent / "golden"
+
+torch.set_num_threads(1)
+
+
+class Golden:
+    """One golden case: configuration H, arrays as tensors."""
+
+    def __init__(self, name, **defaults):
+        self.arrays = np.load(GOLDEN / f"{name}.npz")
+        self.H = SimpleNamespace(**defaults, **json.loads((GOLDEN / f"{name}.json").read_text()))
+
+    def __getitem__(self, key):
+        return torch.from_numpy(self.arrays[key])
+
+    def state(self, prefix="state/"):
+        keys = [k for k in self.arrays.files if k.startswith(prefix)]
+        return {
+            k.removeprefix(prefix): self[k].float() if self[k].dtype == torch.float16 else self[k] for k in keys
+        }
+
+
+@pytest.fixture
+def golden():
+    return Golden
+
+
+def assert_close(actual, expected, rtol=1e-4):
+    """Largest error within rtol of the largest expected value: the parity that is promised."""
+    actual, expected = (torch.as_tensor(v).detach().double() for v in (actual, expected))
+    assert actual.shape == expected.shape
+    assert torch.equal(actual.isnan(), expected.isnan())
+    error = (actual - expected).nan_to_num().abs().max()
+    assert error <= rtol * expected.nan_to_num().abs().max(), f"error {error}"
+
+
+def draw_shapes(folder, count, size=24, seed=0):
+    """`count` PNG files of random discs and boxes in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(seed)
+    for i in range(count):
+        image = Image.new("RGB", (size, size), tuple(random.integers(150, 256, 3).tolist()))
+        x, y, r = random.integers(4, size - 4, 2).tolist() + [int(random.integers(3, size // 3))]
+        colour = tuple(random.integers(0, 200, 3).tolist())
+        pen = ImageDraw.Draw(image)
+        (pen.ellipse if i % 2 else pen.rectangle)((x - r, y - r, x + r, y + r), fill=colour)
+        image.save(folder / f"{i:04d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """A folder of 40 small pictures."""
+    return draw_shapes(tmp_path_factory.mktemp("shapes"), 40)
+
+
+# Flags of the smallest models that exercise everything: 16 x 16 pixels, 4 x 4 codes.
+TINY_VQGAN = (
+    "--img_size 16 --nf 32 --ch_mult 1 1 1 --res_blocks 1 --emb_dim 8 --codebook_size 16 --batch_size 4 "
+    "--ndf 8 --disc_layers 1 --perceptual_weight 0 --lr 1e-3 --num_workers 0 --no_visdom --device cpu"
+).split()
+TINY_SAMPLER = (
+    "--bert_n_emb 16 --bert_n_head 2 --bert_n_layers 2 --total_steps 16 --sample_steps 16 --batch_size 8 "
+    "--lr 1e-3 --warmup_iters 5 --num_workers 0 --no_visdom --device cpu"
+).split()

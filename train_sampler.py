@@ -1,0 +1,151 @@
+"""Stage 2: train a prior over the codes of a VQGAN (absorbing diffusion, or autoregressive).
+
+The images are encoded once, into a cache under latents/; training reads codes only.
+"""
+
+from hparams import get_hparams
+
+EXAMPLES = """examples:
+  python3 train_sampler.py --sampler absorbing --dataset churches --log_dir absorbing_churches \\
+      --ae_load_dir vqgan_churches --ae_load_step 2200000 --amp --ema
+  python3 train_sampler.py --sampler absorbing --dataset churches --log_dir absorbing_churches \\
+      --ae_load_dir vqgan_churches --ae_load_step 2200000 --resume
+"""
+if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
+    H = get_hparams("sampler", "Stage 2: train a prior over the codes of a VQGAN.", epilog=EXAMPLES)
+
+import torch
+
+from experiments.common import cached_codes, decode_batch
+from models.load import load_autoencoder
+from models.samplers import build_sampler
+from models.summary import describe_sampler, print_dry_run
+from utils import distributed
+from utils.amp import Precision
+from utils.data import batch_positions, local_rows, open_images
+from utils.ema import EMA
+from utils.errors import UserError, run_main
+from utils.meters import Meters
+from utils.run import Run, count_parameters
+from utils.seed import StepRandom, sample_uniforms, seed_everything
+
+N_SHOWN = 16  # samples on a sheet while training
+
+
+def sampler_step(sampler, optimiser, precision, ids, rng):
+    """One update on ids (B, L) -> SamplerLoss."""
+    with precision.autocast():
+        out = sampler.loss(ids, rng)
+    optimiser.zero_grad(set_to_none=True)
+    precision.scale(out.loss).backward()
+    distributed.average_gradients(sampler.parameters())
+    precision.step(optimiser)
+    precision.update()
+    sampler.record({k: distributed.all_gather_rows(v) for k, v in out.extra.items()})
+    return out
+
+
+def warm_up(H, step):
+    """The learning rate at a step: linear from 0 to lr over warmup_iters steps, then constant."""
+    return H.lr * min(1.0, step / H.warmup_iters) if H.warmup_iters else H.lr
+
+
+@torch.no_grad()
+def validate(sampler, ids, H, run, precision):
+    """Mean loss and bits per token over all validation codes ids (N, L), as sums and counts.
+
+    Every evaluation draws the same masks, so that two of them differ by the weights alone. Nothing of
+    the training state is touched.
+    """
+    meters = Meters(run.device)
+    sampler.eval()
+    for number, batch in enumerate(ids.split(H.batch_size)):
+        rng = StepRandom("validation", H.seed, number, device=run.device)
+        with precision.autocast():
+            out = sampler.loss(batch.to(run.device), rng)
+        meters.add(dict(val_loss=out.loss, val_bits=out.bits.mean()), len(batch))
+    return meters.pop_means()
+
+
+def all_codes(H, split, autoencoder, precision, run):
+    """The codes of a split, (N, L); with --horizontal_flip training has those of the mirror images too."""
+    images = open_images(H, split)
+    ids = [cached_codes(H, images, split, autoencoder, precision, run.device, run.say)]
+    if H.horizontal_flip and split == "train":
+        ids.append(cached_codes(H, images, split, autoencoder, precision, run.device, run.say, flip=True))
+    return torch.cat(ids)
+
+
+def code_batches(ids, H, start_step, device):
+    """Endless batches of this process's rows of ids, from start_step on."""
+    rows = local_rows(H.batch_size)
+    step = start_step
+    while True:
+        positions = torch.from_numpy(batch_positions(H.seed, step, H.batch_size, len(ids)))
+        yield ids[positions[rows]].to(device, non_blocking=True)
+        step += 1
+
+
+def check_autoencoder(run, autoencoder, H):
+    """A sampler goes on only with the autoencoder whose codes it has learned."""
+    known = (run.manifest or {}).get("autoencoder")
+    if known and known["hash"] != autoencoder.hash:
+        raise UserError(
+            f"{run.folder} was trained on the codes of {known['path']}, which is not {autoencoder.path}: "
+            "give that autoencoder, or another --log_dir"
+        )
+    run.about["autoencoder"] = dict(path=autoencoder.path, hash=autoencoder.hash)
+
+
+def train(H):
+    with Run(H, H.sampler) as run:
+        device = run.device
+        precision = Precision(H.amp, H.amp_dtype, device)
+        autoencoder = load_autoencoder(H, device)
+        check_autoencoder(run, autoencoder, H)
+        ids = all_codes(H, "train", autoencoder, precision, run)
+        val_ids = all_codes(H, "val", autoencoder, precision, run) if H.steps_per_eval else None
+
+        seed_everything("init", H.seed)
+        sampler = build_sampler(H).to(device)
+        optimiser = torch.optim.Adam(sampler.parameters(), lr=H.lr, fused=device.type == "cuda")
+        ema = EMA(sampler, H.ema_beta) if H.ema else None
+        best = ema.model if ema else sampler
+        files = {H.sampler: sampler, f"{H.sampler}_optim": optimiser}
+        if ema:
+            files[f"{H.sampler}_ema"] = ema
+        run.restore(files, extra=dict(precision=precision))
+        run.introduce(len(ids), count_parameters(sampler), precision.describe(), "code sequences")
+        fixed_draws = sample_uniforms(H.seed, range(N_SHOWN), sampler.draws_per_sample(), device)
+
+        for step, batch in run.steps(lambda start: code_batches(ids, H, start, device)):
+            rng = StepRandom("sampler", H.seed, step, device=device, rank=run.rank, world_size=run.world_size)
+            optimiser.param_groups[0]["lr"] = warm_up(H, step)
+            sampler.train()
+            out = sampler_step(sampler, optimiser, precision, batch, rng)
+            if ema and step % H.steps_per_update_ema == 0:
+                ema.update()
+
+            run.report(loss=out.loss, bits=out.bits.mean(), lr=optimiser.param_groups[0]["lr"])
+            if precision.scaling and run.due(H.steps_per_log):
+                run.record(skipped_updates=float(precision.skipped))
+            if val_ids is not None and run.due(H.steps_per_eval):
+                run.record(**validate(best, val_ids, H, run, precision))
+            if run.due(H.steps_per_display_output) or run.due(H.steps_per_save_output):
+                best.eval()
+                with precision.autocast():
+                    drawn = best.sample(fixed_draws, H.temp)
+                pictures = decode_batch(autoencoder.model, drawn, H, precision)
+                run.show_images("samples", pictures, save=run.due(H.steps_per_save_output))
+                for name, values in sampler.histories().items():
+                    run.dashboard.bars(name, values.cpu().numpy(), xlabel="time step t", ylabel=name)
+
+
+def dry_run(H):
+    with torch.device("meta"):
+        sampler = build_sampler(H)
+    print_dry_run(H, describe_sampler(H, sampler))
+
+
+if __name__ == "__main__":
+    run_main(dry_run if H.dry_run else train, H)

@@ -1,0 +1,211 @@
+"""Stage 1: train a VQGAN, which turns an image into a small grid of discrete codes and back.
+
+The arithmetic of a step is in generator_step and discriminator_step; everything around it (resume,
+logging, checkpoints, signals) is in utils/run.py.
+"""
+
+from hparams import get_hparams
+
+EXAMPLES = """examples:
+  python3 train_vqgan.py --dataset churches --log_dir vqgan_churches --amp --ema --batch_size 4 --diff_aug
+  python3 train_vqgan.py --dataset custom --custom_dataset_path ~/photos --log_dir vqgan_photos --img_size 128
+  python3 train_vqgan.py --dataset churches --log_dir vqgan_churches --resume
+"""
+if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
+    H = get_hparams("vqgan", "Stage 1: train a VQGAN on images.", epilog=EXAMPLES)
+
+import torch
+
+from models.diffaug import diff_augment
+from models.load import load_perceptual
+from models.losses import adaptive_weight, hinge_discriminator_loss, reconstruction_nll
+from models.quantizers import perplexity
+from models.summary import describe_vqgan, print_dry_run
+from models.vqgan import VQGAN
+from utils import distributed
+from utils.amp import Precision
+from utils.checkpoint import Checkpoints
+from utils.data import batch_positions, first_images, one_pass, open_images, to_float, training_batches
+from utils.ema import EMA
+from utils.errors import run_main
+from utils.images import to_uint8
+from utils.meters import CodeUsage, Meters
+from utils.run import Run, count_parameters
+from utils.seed import StepRandom, derive_seed, seed_everything
+
+
+def generator_step(vqgan, optimiser, precision, H, x, step, rng):
+    """One update of the autoencoder on images x (B, C, H, W) in [0, 1].
+
+    Each loss is differentiated once, down to the reconstruction; the last layer's gradients, which
+    the adaptive weight compares, follow from there by a vector-Jacobian product through one
+    convolution, and a single backward pass takes the weighted sum through the autoencoder. So LPIPS
+    and the discriminator are back-propagated once a step, not twice.
+
+    Returns (scalars, x_hat (B, C, H, W) detached, quantizers.Quantized).
+    """
+
+    with precision.autocast():
+        x_hat, quantized = vqgan.ae(x, step=step, rng=rng)
+        x_hat = x_hat.float()
+        recon = x_hat.detach().requires_grad_()
+        nll, l1, perceptual = reconstruction_nll(x, recon, vqgan.perceptual, H.perceptual_weight)
+    (gradient,) = torch.autograd.grad(precision.scale(nll), recon)
+    loss = nll.detach() + quantized.loss.detach()
+    scalars = dict(l1=l1, perceptual=perceptual, nll_loss=nll, codebook_loss=quantized.loss)
+
+    if step >= H.disc_start_step:
+        with precision.autocast():
+            g_loss = -vqgan.disc(diff_augment(recon, rng) if H.diff_aug else recon).float().mean()
+        (g_gradient,) = torch.autograd.grad(precision.scale(g_loss), recon)
+        last_layer = vqgan.ae.generator.last_layer
+        at_last_layer = torch.stack([
+            torch.autograd.grad(x_hat, last_layer, g, retain_graph=True)[0] for g in (gradient, g_gradient)
+        ])  # fmt: skip
+        d_weight = adaptive_weight(
+            *precision.unscaled(distributed.all_reduce_mean(at_last_layer)), maximum=H.disc_weight_max
+        )
+        gradient = gradient + d_weight * g_gradient
+        loss = loss + d_weight * g_loss.detach()
+        scalars.update(g_loss=g_loss, d_weight=d_weight)
+
+    optimiser.zero_grad(set_to_none=True)
+    torch.autograd.backward([x_hat, precision.scale(quantized.loss)], [gradient, None])
+    distributed.average_gradients(vqgan.ae.parameters())
+    precision.step(optimiser)
+    return dict(scalars, loss=loss), x_hat.detach(), quantized
+
+
+def discriminator_step(vqgan, optimiser, precision, H, x, x_hat, rng):
+    """One update of the discriminator on images and the same step's reconstructions -> {'d_loss': ()}."""
+
+    with precision.autocast():
+        real, fake = (diff_augment(x, rng), diff_augment(x_hat, rng)) if H.diff_aug else (x, x_hat)
+        # Two calls, not one on the concatenation: batch norm sees real and fake apart, as published.
+        d_loss = hinge_discriminator_loss(vqgan.disc(real).float(), vqgan.disc(fake).float())
+    optimiser.zero_grad(set_to_none=True)
+    precision.scale(d_loss).backward()
+    distributed.average_gradients(vqgan.disc.parameters())
+    precision.step(optimiser)
+    return dict(d_loss=d_loss)
+
+
+def validate(vqgan, images, H, run, precision, step):
+    """Means over all validation images, with the weights that will be used (EMA where kept)."""
+
+
+    meters, usage = Meters(run.device), CodeUsage(H.codebook_size, run.device)
+    vqgan.eval()
+    with torch.no_grad(), precision.autocast():
+        for batch, _ in one_pass(images, H.batch_size, H.num_workers):
+            x = to_float(batch.to(run.device))
+            x_hat, quantized = vqgan.ae(x, step)
+            nll, l1, perceptual = reconstruction_nll(x, x_hat.float(), vqgan.perceptual, H.perceptual_weight)
+            meters.add(
+                dict(val_nll_loss=nll, val_l1=l1, val_perceptual=perceptual, val_codebook_loss=quantized.loss), len(x)
+            )
+            if quantized.ids is not None:
+                usage.add(quantized.ids)
+    counts = usage.pop_counts()
+    return dict(
+        meters.pop_means(), val_perplexity=float(perplexity(counts)), val_codes_used=int((counts > 0).sum())
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def place_codes(models, images, H, step, device):
+    """--codebook_init kmeans: put the codes of all `models` at the centres of the latents of the coming
+    batches, so that every code starts where there is data."""
+    vectors, wanted, batches = [], 32 * H.codebook_size, training_batches(images, H, step)
+    while sum(map(len, vectors)) < wanted:
+        z = models[0].ae.encoder(to_float(next(batches)[0].to(device))).float()
+        vectors.append(distributed.all_gather_rows(z).permute(0, 2, 3, 1).reshape(-1, H.emb_dim))
+    for model in models:
+        model.ae.quantize.place_codes(torch.cat(vectors), derive_seed("kmeans", H.seed))
+
+
+def memory_format(device):
+    """channels_last is what tensor cores want; on CPUs it measured no faster (0.39 s for 0.35 s a step)."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
+def train(H):
+
+
+    images = open_images(H, "train")
+    validation = open_images(H, "val") if H.steps_per_eval else None
+
+    def name_batch(step):
+        positions = batch_positions(H.seed, step, H.batch_size, len(images))[:4]
+        return "its images begin " + ", ".join(repr(images.source.name(images.indices[i])) for i in positions)
+
+    with Run(H, "vqgan", name_batch) as run:
+        device = run.device
+        seed_everything("init", H.seed)
+        start_from = Checkpoints(f"logs/{H.load_dir if H.load_step else H.log_dir}").path(
+            "vqgan", H.load_step or run.step
+        )
+        perceptual = load_perceptual(H.perceptual_weights, start_from) if H.perceptual_weight > 0 else None
+        vqgan = VQGAN(H, perceptual).to(device, memory_format=memory_format(device))
+        precision = Precision(H.amp, H.amp_dtype, device)
+        fused = device.type == "cuda"
+        ae_optim = torch.optim.Adam(vqgan.ae.parameters(), lr=H.lr, fused=fused)
+        disc_optim = torch.optim.Adam(vqgan.disc.parameters(), lr=H.lr, fused=fused)
+        ema = EMA(vqgan, H.ema_beta, shared=(perceptual,)) if H.ema else None
+        best = ema.model if ema else vqgan
+        usage = CodeUsage(H.codebook_size, device)
+
+        files = dict(vqgan=vqgan, ae_optim=ae_optim, disc_optim=disc_optim)
+        if ema:
+            files["vqgan_ema"] = ema
+        run.restore(files, extra=dict(precision=precision, usage=usage))
+        for optimiser in (ae_optim, disc_optim):
+            optimiser.param_groups[0]["lr"] = H.lr
+        run.introduce(len(images), count_parameters(vqgan.ae), precision.describe())
+        fixed = first_images(validation or images, 16).to(device)
+
+        for step, (batch, _) in run.steps(lambda start: training_batches(images, H, start)):
+            images.check_broken(run.say)
+            x = to_float(batch.to(device, non_blocking=True)).contiguous(memory_format=memory_format(device))
+            rng = StepRandom("vqgan", H.seed, step, device=device, rank=run.rank, world_size=run.world_size)
+            vqgan.train()
+            if H.codebook_init == "kmeans" and step == H.codebook_init_step:
+                place_codes([vqgan, ema.model] if ema else [vqgan], images, H, step, device)
+
+            scalars, x_hat, quantized = generator_step(vqgan, ae_optim, precision, H, x, step, rng)
+            if step > H.disc_start_step:
+                scalars.update(discriminator_step(vqgan, disc_optim, precision, H, x, x_hat, rng))
+            precision.update()
+            if ema and step % H.steps_per_update_ema == 0:
+                ema.update()
+
+            if quantized.ids is not None:
+                usage.add(quantized.ids)
+            run.report(**scalars, mean_distance=quantized.mean_distance)
+            if precision.scaling and run.due(H.steps_per_log):
+                run.record(skipped_updates=float(precision.skipped))
+            if run.ends_epoch(len(images)) and step >= vqgan.ae.quantize.start_step:
+                counts = usage.pop_counts()
+                run.record(perplexity=float(perplexity(counts)), codes_used=int((counts > 0).sum()))
+                run.dashboard.bars("codebook_usage", counts.numpy(), xlabel="code", ylabel="uses this epoch")
+            if validation and run.due(H.steps_per_eval):
+                run.record(**validate(best, validation, H, run, precision, step))
+                validation.check_broken(run.say)
+            if run.due(H.steps_per_display_output) or run.due(H.steps_per_save_output):
+                best.eval()
+                with torch.no_grad(), precision.autocast():
+                    recons = to_uint8(best.ae(to_float(fixed), step)[0])
+                run.show_pairs("reconstructions", fixed, recons, save=run.due(H.steps_per_save_output))
+        images.check_broken(run.say)
+
+
+def dry_run(H):
+
+
+    with torch.device("meta"):
+        vqgan = VQGAN(H)
+    print_dry_run(H, describe_vqgan(H, vqgan))
+
+
+if __name__ == "__main__":
+    run_main(dry_run if H.dry_run else train, H)

@@ -1,0 +1,1 @@
+"""Files, randomness, data, logging: what knows nothing of the models."""

@@ -1,0 +1,68 @@
+"""Automatic mixed precision: one object for float32, bf16 and fp16 (with loss scaling)."""
+
+import torch
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def cpu_has_bf16():
+    """True where the processor multiplies bf16 in hardware; elsewhere it is emulated, and slow."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in checks)
+
+
+def resolve_dtype(amp_dtype, device):
+    """'auto' -> bf16 where the device has it, fp16 on older CUDA devices."""
+    if amp_dtype != "auto":
+        return DTYPES[amp_dtype]
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+class Precision:
+    """`with precision.autocast(): ...` around the forward pass, `precision.step(...)` to update.
+
+    With fp16 the loss is scaled; an update whose gradients overflowed is skipped and counted
+    (`skipped`, a tensor on the device). Otherwise scaling is off and costs nothing.
+    """
+
+    def __init__(self, enabled, amp_dtype, device):
+        self.device = device
+        self.enabled = enabled
+        self.dtype = resolve_dtype(amp_dtype, device) if enabled else torch.float32
+        self.scaling = self.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.scaling)
+        self.skipped = torch.zeros((), device=device)
+
+    def autocast(self):
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.enabled)
+
+    def scale(self, value):
+        """value times the loss scale."""
+        return self.scaler.scale(value)
+
+    def unscaled(self, value):
+        """value divided by the loss scale (one synchronisation with the device under fp16, else none)."""
+        return value / self.scaler.get_scale() if self.scaling else value
+
+    def step(self, optimiser):
+        """Unscale the gradients and update, or skip where they overflowed."""
+        self.scaler.step(optimiser)
+        if self.scaling:
+            self.skipped += sum(f.to(self.device) for f in self.scaler._found_inf_per_device(optimiser).values())
+
+    def update(self):
+        """Adapt the loss scale; once a step, after the last optimiser."""
+        self.scaler.update()
+
+    def describe(self):
+        return {torch.float32: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
+
+    def state_dict(self):
+        return dict(scaler=self.scaler.state_dict(), skipped=self.skipped)
+
+    def load_state_dict(self, state):
+        if self.scaling and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.skipped.copy_(state["skipped"])

@@ -1,0 +1,404 @@
+"""Images from folders and LMDBs, and batches whose order is a function of (seed, step).
+
+An image on its way: file -> uint8 (C, H, W) here -> float in [0, 1] on the device (`to_float`).
+"""
+
+import io
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import functional as TF
+
+from utils import distributed
+from utils.errors import UserError
+from utils.io import hash_json
+from utils.seed import derive_seed, permutation
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+MAX_BROKEN_SHARE = 0.05
+VALIDATION_SHARE = 0.05
+MAX_NAMED = 100  # broken images that are named one by one
+LONG_IMAGE = 8  # aspect ratio from which an image is cropped before it is resized
+# What Pillow and the readers raise for files that are not decodable images.
+UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, TypeError, IndexError, KeyError, MemoryError,
+               OverflowError, AttributeError, RuntimeError, Image.DecompressionBombError, ArithmeticError,
+               AssertionError)  # fmt: skip
+
+
+# ---------------------------------------------------------------------- sources
+
+
+class FolderImages:
+    """The image files under some folders, recursive, sorted by path."""
+
+    def __init__(self, folders):
+        self.files = sorted({f for folder in folders for f in find_images(folder)}, key=os.fsencode)
+
+    def __len__(self):
+        return len(self.files)
+
+    def read(self, i):
+        with open(self.files[i], "rb") as f:
+            return f.read()
+
+    def name(self, i):
+        return self.files[i]
+
+    def identity(self):
+        """What the images are, for the keys of caches: names, sizes and times of all files."""
+        rows = []
+        for f in self.files:
+            stat = os.stat(f)
+            rows.append([f, stat.st_size, stat.st_mtime_ns])
+        return hash_json(rows)
+
+
+def find_images(folder):
+    """Paths of the images under a folder. Links to folders are followed, each real folder once."""
+    seen = set()
+    for root, dirs, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:
+            dirs.clear()  # a loop of links
+            continue
+        seen.add(real)
+        for name in names:
+            path = os.path.join(root, name)
+            if name.lower().endswith(EXTENSIONS) and os.path.isfile(path):
+                yield path
+
+
+class LmdbImages:
+    """The encoded images in LSUN's LMDBs, sorted by key. Opened lazily, once in each process."""
+
+    def __init__(self, paths):
+        self.paths = [str(p) for p in paths]
+        self._open = None
+        keys = []
+        for p, env in enumerate(self._environments()):
+            with env.begin(buffers=False) as txn:
+                keys += [(p, key) for key in txn.cursor().iternext(values=False)]
+        self.keys = keys
+
+    def _environments(self):
+        import lmdb
+
+        # A forked worker must not use its parent's environment.
+        if self._open is None or self._open[0] != os.getpid():
+            try:
+                envs = [lmdb.open(p, readonly=True, lock=False, readahead=False, meminit=False) for p in self.paths]
+            except lmdb.Error as error:
+                raise UserError(f"{', '.join(self.paths)}: not a readable LMDB ({error})") from None
+            self._open = (os.getpid(), envs)
+        return self._open[1]
+
+    def __getstate__(self):
+        return {**self.__dict__, "_open": None}
+
+    def __len__(self):
+        return len(self.keys)
+
+    def read(self, i):
+        p, key = self.keys[i]
+        with self._environments()[p].begin() as txn:
+            return txn.get(key)
+
+    def name(self, i):
+        p, key = self.keys[i]
+        return f"{self.paths[p]}:{key.decode(errors='replace')}"
+
+    def identity(self):
+        stats = [os.stat(os.path.join(p, "data.mdb")) for p in self.paths]
+        return hash_json([[p, s.st_size, s.st_mtime_ns] for p, s in zip(self.paths, stats, strict=True)])
+
+
+def is_lmdb(path):
+    return os.path.isfile(os.path.join(path, "data.mdb"))
+
+
+def open_source(entry, split):
+    """The images of a datasets.yaml entry for 'train', or its own validation images for 'val'.
+
+    Returns None for 'val' where the set brings none. Raises UserError, naming what to edit, where
+    there is nothing to read.
+    """
+    paths = [os.path.expanduser(p) for p in entry["paths"]]
+    for path in paths:
+        if not os.path.isdir(path):
+            raise UserError(f"{entry['origin']}: the folder '{path}' does not exist: {_remedy(entry)}")
+    pattern = f"{entry.get('category', '*')}_{split}_lmdb"
+    by_split = [q for p in paths for q in sorted(Path(p).glob(pattern)) if is_lmdb(q)]
+    if by_split:
+        return LmdbImages(by_split)
+    if split == "val":
+        return None
+    if all(is_lmdb(p) for p in paths):
+        source = LmdbImages(paths)
+    elif "category" in entry:
+        raise UserError(f"{entry['origin']}: no '{pattern}' with a data.mdb in {', '.join(paths)}: {_remedy(entry)}")
+    else:
+        source = FolderImages(paths)
+    if len(source) == 0:
+        kinds = " ".join(e[1:] for e in EXTENSIONS)
+        raise UserError(f"{entry['origin']}: no images ({kinds}) under {', '.join(paths)}: {_remedy(entry)}")
+    return source
+
+
+def _remedy(entry):
+    if entry["name"] == "custom":
+        return "give the folder of your images with --custom_dataset_path"
+    if entry["name"] == "demo":
+        return "draw the images with `make demo`, or edit 'paths' there"
+    return f"edit 'paths' of '{entry['name']}' in datasets.yaml"
+
+
+# ---------------------------------------------------------------------- images
+
+
+def decode(data, size, n_channels=3):
+    """Encoded bytes -> uint8 (C, size, size): short side resized to `size`, then the centre cut out.
+
+    Any size and mode: transparency is put on white, 16-bit greys are scaled, EXIF rotation applied;
+    of an animation the first frame. Raises one of UNDECODABLE for what is not an image.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    image = to_rgb(ImageOps.exif_transpose(image))
+    if n_channels == 1:
+        image = image.convert("L")
+    w, h = image.size
+    if max(w, h) > LONG_IMAGE * min(w, h):
+        # Resizing all of a 1 x 5000 strip only to cut a square out of it would fill the memory.
+        left, top, side = (w - min(w, h)) / 2, (h - min(w, h)) / 2, min(w, h)
+        image = image.resize((size, size), Image.BILINEAR, box=(left, top, left + side, top + side))
+    else:
+        image = TF.center_crop(TF.resize(image, size), [size, size])
+    array = np.array(image, dtype=np.uint8).reshape(size, size, n_channels)
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+def to_rgb(image):
+    """Any Pillow mode -> RGB."""
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        values = np.asarray(image, dtype=np.float64)
+        scale = 257.0 if values.max(initial=0) > 255 else 1.0
+        image = Image.fromarray((values / scale).clip(0, 255).round().astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def to_float(x):
+    """uint8 -> float32 in [0, 1]."""
+    return x.float() / 255
+
+
+class ImageSet(Dataset):
+    """Some images of a source, decoded to img_size; shared by all workers.
+
+    Broken images are marked in `broken` (shared memory) by whichever process meets them; in training
+    the next good image takes the place of a broken one, so that batches stay full.
+    """
+
+    def __init__(self, source, indices, img_size, n_channels=3):
+        self.source, self.indices = source, np.asarray(indices)
+        self.img_size, self.n_channels = img_size, n_channels
+        self.broken = torch.zeros(len(self.indices), dtype=torch.uint8).share_memory_()
+        self._reported = set()
+
+    def __len__(self):
+        return len(self.indices)
+
+    def load(self, i):
+        """Image i, uint8 (C, H, W); None where it cannot be decoded."""
+        try:
+            return decode(self.source.read(self.indices[i]), self.img_size, self.n_channels)
+        except UserError:
+            raise  # the source itself cannot be read
+        except UNDECODABLE:
+            self.broken[i] = 1
+            return None
+
+    def __getitem__(self, key):
+        """key (i, flip) -> (image, i) with a replacement for a broken image; key i -> (image or None, i)."""
+        if not isinstance(key, tuple):
+            return self.load(key), key
+        i, flip = key
+        for offset in range(len(self)):
+            j = (i + offset) % len(self)
+            image = None if self.broken[j] else self.load(j)
+            if image is not None:
+                return (image.flip(-1) if flip else image), j
+        raise UserError(f"none of the {len(self)} images can be decoded")
+
+    def check_broken(self, say):
+        """Name newly found broken images through `say`; UserError when there are more than 5%."""
+        count = int(self.broken.sum())
+        if count == len(self._reported):
+            return
+        found = self.broken.nonzero().squeeze(1).tolist()
+        for i in found:
+            if i not in self._reported and len(self._reported) < MAX_NAMED:
+                say(f"skipped: {self.source.name(self.indices[i])!r} cannot be decoded")
+            self._reported.add(i)
+        if count > MAX_BROKEN_SHARE * len(self):
+            raise UserError(
+                f"{count} of {len(self)} images cannot be decoded, {self.source.name(self.indices[found[0]])!r} "
+                "among them; more than 5% is more than an accident: remove or repair them"
+            )
+
+    def identity(self):
+        """What these images are, for the keys of caches."""
+        return dict(
+            source=self.source.identity(), count=len(self), first=int(self.indices[0]), last=int(self.indices[-1]),
+            img_size=self.img_size, n_channels=self.n_channels, resize="short side, bilinear, centre crop",
+        )  # fmt: skip
+
+
+def split_sizes(n):
+    """How many of n images train and validate: the last 5% validate, at least one."""
+    n_val = max(round(n * VALIDATION_SHARE), 1)
+    return n - n_val, n_val
+
+
+def open_images(H, split):
+    """The ImageSet of H.dataset's split ('train' or 'val').
+
+    A set that brings validation images keeps to them. Otherwise the first 95% (sorted by path) train
+    and the last 5% validate, but that all train when --steps_per_eval is 0.
+    """
+    source = open_source(H.data_entry, "train")
+    own_validation = open_source(H.data_entry, "val")
+    indices = np.arange(len(source))
+    if split == "val" and own_validation is not None:
+        source, indices = own_validation, np.arange(len(own_validation))
+    elif split == "val":
+        indices = indices[split_sizes(len(source))[0] :]
+    elif own_validation is None and H.steps_per_eval:
+        indices = indices[: split_sizes(len(source))[0]]
+    if len(indices) == 0:
+        raise UserError(
+            f"{H.data_entry['origin']}: {len(source)} image(s) leave none for '{split}': add images, "
+            "or train without validation (--steps_per_eval 0)"
+        )
+    return ImageSet(source, indices, H.img_size, H.n_channels)
+
+
+# ---------------------------------------------------------------------- batches
+
+
+def batch_positions(seed, step, batch_size, n):
+    """Which items form the global batch of a step: int64 (batch_size,) in [0, n).
+
+    Item p of the endless stream belongs to epoch p // n, which has an order of its own; step 1 takes
+    the first batch_size of the stream. Nothing but (seed, step) is needed to go on anywhere.
+    """
+    stream = np.arange((step - 1) * batch_size, step * batch_size)
+    epochs, offsets = stream // n, stream % n
+    result = np.empty(batch_size, dtype=np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        result[here] = _order(seed, int(epoch), n)[offsets[here]]
+    return result
+
+
+_ORDERS = {}
+
+
+def _order(seed, epoch, n):
+    """permutation(seed, epoch, n), the last two kept."""
+    key = (seed, epoch, n)
+    if key not in _ORDERS:
+        while len(_ORDERS) > 1:
+            _ORDERS.pop(next(iter(_ORDERS)))
+        _ORDERS[key] = permutation(seed, epoch, n)
+    return _ORDERS[key]
+
+
+def local_rows(batch_size):
+    """The slice of a global batch that belongs to this process."""
+    world = distributed.world_size()
+    if batch_size % world:
+        raise UserError(f"--batch_size {batch_size} (of all processes together) is not divisible by {world} processes")
+    own = batch_size // world
+    return slice(distributed.rank() * own, (distributed.rank() + 1) * own)
+
+
+class StepBatches:
+    """An endless batch sampler: (index, flip) pairs of this process's share of steps start, start+1, ..."""
+
+    def __init__(self, n, batch_size, seed, start, flip):
+        self.n, self.batch_size, self.seed, self.start, self.flip = n, batch_size, seed, start, flip
+        self.rows = local_rows(batch_size)
+
+    def __iter__(self):
+        step = self.start
+        while True:
+            indices = batch_positions(self.seed, step, self.batch_size, self.n)
+            flips = np.zeros(self.batch_size, dtype=bool)
+            if self.flip:
+                flips = np.random.default_rng(derive_seed("flip", self.seed, step)).random(self.batch_size) < 0.5
+            yield list(zip(indices[self.rows].tolist(), flips[self.rows].tolist(), strict=True))
+            step += 1
+
+
+def training_batches(images, H, start_step):
+    """Endless (uint8 (B, C, H, W), indices (B,)) of this process, from start_step on."""
+    sampler = StepBatches(len(images), H.batch_size, H.seed, start_step, H.horizontal_flip)
+    loader = DataLoader(
+        images, batch_sampler=sampler, num_workers=H.num_workers, pin_memory=torch.cuda.is_available(),
+        worker_init_fn=ignore_signals, persistent_workers=H.num_workers > 0,
+    )  # fmt: skip
+    return iter(loader)
+
+
+def one_pass(images, batch_size, num_workers, flip=False):
+    """Every decodable image once, in order, the last partial batch included.
+
+    Yields (uint8 (B, C, H, W), indices (B,)); broken images are left out.
+    """
+    loader = DataLoader(
+        images, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate_good,
+        pin_memory=torch.cuda.is_available(), worker_init_fn=ignore_signals,
+    )  # fmt: skip
+    for x, indices in loader:
+        if len(indices):
+            yield (x.flip(-1) if flip else x), indices
+
+
+def first_images(images, count):
+    """The first decodable images, uint8 (n, C, H, W): the same ones whenever pictures are drawn."""
+    found = []
+    for i in range(len(images)):
+        image = images.load(i)
+        if image is not None:
+            found.append(image)
+        if len(found) == count:
+            break
+    if not found:
+        raise UserError(f"none of the {len(images)} images can be decoded")
+    return torch.stack(found)
+
+
+def _collate_good(items):
+    good = [(image, i) for image, i in items if image is not None]
+    x = torch.stack([image for image, _ in good]) if good else torch.empty(0)
+    return x, torch.tensor([i for _, i in good], dtype=torch.int64)
+
+
+def ignore_signals(_worker):
+    """A signal to the whole process group is the main process's to handle: it stops the workers."""
+    import signal
+
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+

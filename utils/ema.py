@@ -1,0 +1,32 @@
+"""Exponential moving average of a model's parameters."""
+
+import copy
+
+import torch
+
+
+class EMA:
+    """Keeps `model`, a copy whose parameters move towards the source's: m <- beta m + (1 - beta) p.
+
+    Parameters only, as in the published models: buffers (batch-norm statistics, loss histories) stay
+    what they were at the start. shared: submodules that never train (LPIPS) and need no second copy.
+    """
+
+    def __init__(self, source, beta, shared=()):
+        self.beta = beta
+        self.model = copy.deepcopy(source, {id(m): m for m in shared if m is not None})
+        self.model.eval().requires_grad_(False)
+        pairs = zip(self.model.parameters(), source.parameters(), strict=True)
+        self.pairs = [(m, p) for m, p in pairs if m is not p]
+
+    @torch.no_grad()
+    def update(self):
+        """One step towards the source, in one kernel launch for all parameters."""
+        averaged, current = zip(*self.pairs, strict=True)
+        torch._foreach_lerp_(averaged, current, 1.0 - self.beta)
+
+    def state_dict(self):
+        return self.model.state_dict()
+
+    def load_state_dict(self, state, strict=True):
+        return self.model.load_state_dict(state, strict=strict)

@@ -1,0 +1,63 @@
+"""Errors that are the user's to mend: one clear line, never a traceback. Standard library only."""
+
+import sys
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+
+
+class UserError(ValueError):
+    """Something the user can mend; the message says what is wrong and how. Exit code 1."""
+
+    exit_code = EXIT_FAILURE
+
+
+class UsageError(UserError):
+    """The command line or the configuration is wrong. Exit code 2."""
+
+    exit_code = EXIT_USAGE
+
+
+class DamagedFile(UserError):
+    """A file is there but does not hold what it must (truncated, altered, of another kind)."""
+
+
+def fail(message, exit_code=EXIT_FAILURE):
+    """Print one line to stderr and exit."""
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(exit_code)
+
+
+def run_main(main, *args):
+    """Call main(*args) and turn the errors that a user can mend into one line and an exit code."""
+    try:
+        main(*args)
+    except UserError as error:
+        fail(error, error.exit_code)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        place = f": {error.filename}" if error.filename else ""
+        fail(f"{error.strerror}{place}{_disk_hint(error)}")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        fail(
+            f"the device's memory is full ({str(error).splitlines()[0]}); lower --batch_size, or use --amp, "
+            "a smaller --nf or --bert_n_emb, or another --device"
+        )
+
+
+def _disk_hint(error):
+    import errno
+
+    hints = {
+        errno.ENOSPC: " (free some space; the last complete checkpoint is intact: --resume continues it)",
+        errno.EFBIG: " (a file-size limit was hit; the last complete checkpoint is intact)",
+        errno.EROFS: " (the file system is read-only: choose another place for logs/ and latents/)",
+        errno.EACCES: " (no permission: choose another place, or mend the folder's permissions)",
+    }
+    return hints.get(error.errno, "")

@@ -1,0 +1,49 @@
+"""From tensors to pictures: one rounding rule, sheets, PNG files."""
+
+import math
+
+import torch
+from PIL import Image
+from torchvision.utils import make_grid
+
+from utils.io import atomic_write
+
+
+def to_uint8(x):
+    """Floats in [0, 1] (clamped) -> uint8, rounding half up: the one rule by which images become bytes."""
+    return (x.float().clamp(0, 1) * 255 + 0.5).to(torch.uint8)
+
+
+def sheet(images, n_columns=None, padding=2):
+    """uint8 (N, C, H, W) -> one picture uint8 (3, h, w): rows of n_columns, white between."""
+    n_columns = n_columns or math.ceil(math.sqrt(len(images)))
+    return make_grid(images.cpu(), nrow=n_columns, padding=padding, pad_value=255)
+
+
+def pairs(left, right, n_columns=4, padding=2):
+    """Originals beside their reconstructions: (N, C, H, W) twice -> a sheet of n_columns pairs a row."""
+    both = torch.stack((left.cpu(), right.cpu()), dim=1).flatten(0, 1)
+    return sheet(both, 2 * n_columns, padding)
+
+
+def save_png(path, image, min_side=0):
+    """uint8 (C, H, W) -> a PNG file, complete or absent; small pictures enlarged by whole factors."""
+    array = image.cpu().permute(1, 2, 0).numpy()
+    picture = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
+    factor = max(1, math.ceil(min_side / min(picture.size)))
+    if factor > 1:
+        picture = picture.resize((picture.width * factor, picture.height * factor), Image.NEAREST)
+    write_png(path, picture)
+
+
+def write_png(path, picture):
+    """A Pillow image -> a PNG file, complete or absent."""
+    with atomic_write(path) as f:
+        picture.save(_WriteOnly(f), format="PNG")
+
+
+class _WriteOnly:
+    """Pillow asks for flush and fileno; it is only to write."""
+
+    def __init__(self, file):
+        self.write, self.flush = file.write, file.flush

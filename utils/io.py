@@ -1,0 +1,131 @@
+"""Files that are complete or absent, and reading that never executes anything."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+
+from utils.errors import DamagedFile, UserError
+
+
+def fsync_folder(folder):
+    """Make a rename in this folder durable (a no-op where the system cannot)."""
+    with contextlib.suppress(OSError):
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+class _HashingFile:
+    """Passes bytes on to a file and hashes them on the way."""
+
+    def __init__(self, file):
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, data):
+        self.sha256.update(data)
+        return self.file.write(data)
+
+    def flush(self):
+        self.file.flush()
+
+
+@contextlib.contextmanager
+def atomic_write(path):
+    """Open a temporary file beside `path` for binary writing; on success it is flushed to the disk and
+    renamed to `path`, on any error removed. The file object hashes what it is given (`.sha256`)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(fd, "wb") as file:
+            yield _HashingFile(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            # torch's zip writer wraps the disk's error; the user needs the disk's own words.
+            raise error.__context__ from None
+        raise
+    fsync_folder(path.parent)
+
+
+def write_json(path, value):
+    """Write JSON atomically, readable by people."""
+    with atomic_write(path) as f:
+        f.write((json.dumps(value, indent=1, sort_keys=False) + "\n").encode())
+
+
+def read_json(path):
+    """Read a JSON file. Raises DamagedFile where it is not JSON."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            return json.load(f)
+    except ValueError as error:
+        raise DamagedFile(f"{path} is damaged: not readable as JSON ({error})") from None
+
+
+def save_tensors(path, value):
+    """torch.save, atomically. Returns dict(bytes, sha256) for a manifest."""
+    with atomic_write(path) as f:
+        torch.save(value, f)
+        digest = f.sha256.hexdigest()
+    return dict(bytes=os.path.getsize(path), sha256=digest)
+
+
+def load_tensors(path, map_location="cpu"):
+    """torch.load of tensors and plain values only: a file cannot run code.
+
+    Raises UserError where the file is missing, DamagedFile where it cannot be read.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"{path} does not exist")
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise DamagedFile(
+            f"{path} is refused: damaged, or holds more than tensors ({_first_line(error)})"
+        ) from None
+    except (RuntimeError, EOFError, zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError,
+            IndexError, UnicodeDecodeError, OSError, AssertionError, OverflowError) as error:  # fmt: skip
+        raise DamagedFile(f"{path} is damaged and cannot be read ({_first_line(error)})") from None
+
+
+def _first_line(error):
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+def sha256_file(path):
+    """Hex digest of a file's contents, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while piece := f.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def hash_json(value):
+    """A short hex digest of any JSON value, for names of cache files."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def hash_tensors(state_dict):
+    """Hex digest of a state dict: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        tensor = state_dict[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()

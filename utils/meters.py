@@ -1,0 +1,57 @@
+"""Means that stay on the device until somebody looks."""
+
+import torch
+
+from utils import distributed
+
+
+class Meters:
+    """Sums and counts of named scalars; reading them is the only synchronisation with the device."""
+
+    def __init__(self, device):
+        self.device = device
+        self.sums = {}
+
+    def add(self, values, count=1):
+        """values: {name: number or () tensor}, each weighted with count."""
+        for name, value in values.items():
+            value = torch.as_tensor(value, dtype=torch.float32, device=self.device).detach()
+            pair = torch.stack((value * count, torch.full_like(value, count)))
+            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+
+    def pop_means(self):
+        """{name: mean over the steps and processes since the last call}; starts again from nothing."""
+        means = {}
+        if self.sums:
+            table = distributed.all_reduce_sum(torch.stack(list(self.sums.values()))).cpu().double()
+            means = {name: float(total / count) for name, (total, count) in zip(self.sums, table, strict=True)}
+        self.sums = {}
+        return means
+
+    def state_dict(self):
+        return {name: pair.cpu() for name, pair in self.sums.items()}
+
+    def load_state_dict(self, state):
+        self.sums = {name: pair.to(self.device) for name, pair in state.items()}
+
+
+class CodeUsage:
+    """How often each code was used since the last reset: counts (K,) on the device."""
+
+    def __init__(self, codebook_size, device):
+        self.counts = torch.zeros(codebook_size, dtype=torch.int64, device=device)
+
+    def add(self, ids):
+        self.counts += torch.bincount(ids.flatten(), minlength=len(self.counts))
+
+    def pop_counts(self):
+        """Counts (K,) int64 on the CPU, summed over the processes; starts again from zero."""
+        counts = distributed.all_reduce_sum(self.counts.clone()).cpu()
+        self.counts.zero_()
+        return counts
+
+    def state_dict(self):
+        return dict(counts=self.counts.cpu())
+
+    def load_state_dict(self, state):
+        self.counts.copy_(state["counts"])

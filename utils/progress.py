@@ -1,0 +1,75 @@
+"""Progress on the terminal: a bar with ETA; plain lines where there is no terminal."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+PLAIN_INTERVAL = 15.0  # seconds between lines without a terminal
+
+
+def say(message):
+    """Print a line without breaking a bar."""
+    tqdm.write(str(message), file=sys.stdout)
+    sys.stdout.flush()
+
+
+class Progress:
+    """A count towards a total. `update(n, **shown)`; use as a context manager."""
+
+    def __init__(self, total, description, unit="it", initial=0, enabled=True):
+        self.total, self.description, self.unit = total, description, unit
+        self.done, self.initial = initial, initial
+        self.start = self.last_line = time.monotonic()
+        self.plain = enabled and not sys.stderr.isatty()
+        self.bar = None
+        if enabled and not self.plain:
+            self.bar = tqdm(total=total, desc=description, unit=unit, initial=initial, dynamic_ncols=True,
+                            smoothing=0.05, mininterval=0.2)  # fmt: skip
+
+    def update(self, n=1, shown=None):
+        """Advance by n; shown: {name: value} to stand beside the count."""
+        self.done += n
+        if self.bar is not None:
+            if shown:
+                self.bar.set_postfix_str(_shown_text(shown), refresh=False)
+            self.bar.update(n)
+        elif self.plain:
+            self.last_shown = shown or getattr(self, "last_shown", None)
+            if time.monotonic() - self.last_line >= PLAIN_INTERVAL:
+                self.last_line = time.monotonic()
+                say(self.line())
+
+    def rate(self):
+        """Units a second since the start."""
+        return (self.done - self.initial) / max(time.monotonic() - self.start, 1e-9)
+
+    def line(self):
+        left = (self.total - self.done) / max(self.rate(), 1e-9)
+        shown = _shown_text(getattr(self, "last_shown", None) or {})
+        return (
+            f"{self.description}: {self.done}/{self.total} ({100 * self.done / max(self.total, 1):.0f}%), "
+            f"{self.rate():.2f} {self.unit}/s, {tqdm.format_interval(left)} left {shown}".rstrip()
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if self.bar is not None:
+            self.bar.close()
+        elif self.plain and kind is None and time.monotonic() - self.start > PLAIN_INTERVAL:
+            say(self.line())
+
+
+def _shown_text(shown):
+    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+
+
+def track(iterable, description, total=None, unit="it"):
+    """Iterate with a progress bar."""
+    total = len(iterable) if total is None else total
+    with Progress(total, description, unit) as progress:
+        for item in iterable:
+            yield item
+            progress.update()

@@ -1,0 +1,358 @@
+"""A training run: where it writes, how it resumes, when it logs, how it ends.
+
+The script owns the arithmetic; the run owns the events:
+
+    with Run(H, "vqgan") as run:
+        ... build models, optimisers ...
+        run.restore(files=dict(vqgan=vqgan, ae_optim=optimiser), extra=dict(precision=precision))
+        for step, batch in run.steps(make_batches):
+            ... forward, backward, update ...
+            run.report(loss=loss)
+            if run.due(H.steps_per_eval): ...
+
+Randomness and data order are functions of (seed, step), so that what is saved is only what was learned;
+a resumed run equals the uninterrupted one bit for bit on the CPU.
+"""
+
+import json
+import os
+import sys
+import time
+
+import torch
+
+from utils import distributed
+from utils.checkpoint import Checkpoints, load_into
+from utils.dashboard import Dashboard
+from utils.errors import DamagedFile, UserError
+from utils.images import pairs, save_png, sheet
+from utils.io import write_json
+from utils.meters import Meters
+from utils.progress import Progress, say
+from utils.seed import seed_everything
+from utils.signals import StopRequest
+
+LOGS = "logs"
+
+
+def pick_device(name):
+    """'auto', 'cpu', 'cuda' or 'mps' -> torch.device. Raises UserError where the device is not there."""
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto")
+    if name == "mps" and not mps:
+        raise UserError("--device mps: PyTorch finds no Apple GPU here; use --device cpu or auto")
+    if name == "cuda":
+        torch.cuda.set_device(distributed.local_rank())
+        return torch.device("cuda", distributed.local_rank())
+    return torch.device(name)
+
+
+def count_parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+class Run:
+    """One training run in logs/<log_dir>; see the module's docstring."""
+
+    def __init__(self, H, name, name_batch=None):
+        self.H, self.name = H, name
+        self.name_batch = name_batch or (lambda step: "")
+        self.device = pick_device(H.device)
+        distributed.setup(self.device)
+        self.rank, self.world_size = distributed.rank(), distributed.world_size()
+        self.folder = os.path.join(LOGS, H.log_dir)
+        self.store = Checkpoints(self.folder)
+        self.step = 0
+        self.meters = Meters(self.device)
+        self.first_bad = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.dashboard = None
+        self.about = {}  # JSON values for the manifests: what the weights depend on
+        self.manifest = None  # of the checkpoint that is resumed
+        self._saved_step = None
+        self._log = self._stats = self._speed = None
+        self._choose_start()
+
+    # ------------------------------------------------------------------ start
+
+    def _choose_start(self):
+        """Find out what to continue; refuse to write over another run's checkpoints."""
+        H = self.H
+        if H.resume:
+            step, self.manifest = self.store.newest_good(lambda m: self._say_early(f"warning: {m}"))
+            if step is None and self.store.steps():
+                raise UserError(f"no checkpoint in {self.folder} is whole: start afresh in another --log_dir")
+            if step is None:
+                self._say_early(f"nothing to resume in {self.folder}: starting afresh")
+            self.step, self._saved_step = step or 0, step
+            return
+        existing = sorted({*self.store.steps(), *self.store.steps_with(self.name)})
+        self.step = H.load_step
+        if not existing:
+            return
+        if H.load_step and H.load_dir == H.log_dir and H.load_step == existing[-1]:
+            if H.load_step in self.store.steps():
+                self.manifest = self.store.verify(H.load_step)
+            return
+        raise UserError(
+            f"{self.folder} already holds checkpoints (newest: step {existing[-1]}): "
+            "--resume continues it, another --log_dir starts afresh"
+        )
+
+    @staticmethod
+    def _say_early(message):
+        if distributed.is_main():
+            say(message)
+
+    def __enter__(self):
+        H = self.H
+        if distributed.is_main():
+            os.makedirs(self.folder, exist_ok=True)
+            write_json(
+                os.path.join(self.folder, "config.json"), dict(format=1, script=H.script, hparams=H.to_dict())
+            )
+            self._log = open(os.path.join(self.folder, "log.txt"), "a", encoding="utf-8")
+            self._stats = self._open_stats()
+            self._speed = open(os.path.join(self.folder, "speed.jsonl"), "a", encoding="utf-8")
+        self.dashboard = Dashboard(
+            H.visdom_server, H.visdom_port, H.log_dir, enabled=not H.no_visdom and distributed.is_main(), warn=self.say
+        )
+        self.dashboard.properties(H.to_dict())
+        return self
+
+    def _open_stats(self):
+        """stats.jsonl, cut back to what the checkpoint knew: later lines will be written again."""
+        path = os.path.join(self.folder, "stats.jsonl")
+        keep = self.manifest.get("stats_bytes", 0) if self.manifest else 0
+        size = os.path.getsize(path) if os.path.exists(path) else 0
+        if size < keep:
+            self._say_early(f"warning: {path} has lost lines; the curves before step {self.step} are incomplete")
+        file = open(path, "ab")  # noqa: SIM115 (closed by __exit__)
+        file.truncate(min(keep, size))
+        return file
+
+    def history(self):
+        """The rows of stats.jsonl so far."""
+        rows = []
+        with open(os.path.join(self.folder, "stats.jsonl"), encoding="utf-8", errors="replace") as f:
+            for line in f:
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(row, dict) and isinstance(row.get("step"), int):
+                    rows.append(row)
+        return rows
+
+    def restore(self, files, extra):
+        """Say what a checkpoint holds, and load what this run starts from.
+
+        files: {file name: object with state_dict and load_state_dict}, each its own .th file;
+        extra: likewise, kept together in stats_<step>.
+        """
+        self.files, self.extra = files, dict(extra, meters=self.meters)
+        H = self.H
+        if H.resume and self.step:
+            for name, item in files.items():
+                load_into(item, self.store.load(name, self.step), f"{self.store.path(name, self.step)}")
+            self._load_extra()
+            self.say(f"resumed {self.folder} after step {self.step}")
+            if distributed.is_main():
+                self.dashboard.history(self.history())
+        elif H.load_step:
+            self._load_weights()
+
+    def _load_extra(self):
+        state = self.store.load_stats(self.step)
+        try:
+            for name, item in self.extra.items():
+                item.load_state_dict(state[name])
+        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+            raise DamagedFile(f"{self.store.stats_path(self.step)} does not fit this run: {error!r}") from None
+
+    def _load_weights(self):
+        """--load_dir, --load_step: weights, and with --load_optim the optimisers."""
+        H = self.H
+        source = Checkpoints(os.path.join(LOGS, H.load_dir))
+        main_state = source.load(self.name, H.load_step)
+        for name, item in self.files.items():
+            if name.endswith("_optim") and not H.load_optim:
+                continue
+            path = source.path(name, H.load_step)
+            if name == f"{self.name}_ema" and not path.is_file():
+                state = main_state  # a run without averages: they start at the weights
+            else:
+                state = main_state if name == self.name else source.load(name, H.load_step)
+            load_into(item, state, str(path))
+        self.say(f"loaded step {H.load_step} of {LOGS}/{H.load_dir}" + (" with optimisers" if H.load_optim else ""))
+
+    def introduce(self, n_items, n_parameters, precision, items="images"):
+        """The first lines: what trains, on what, where it is written."""
+        H = self.H
+        device = torch.cuda.get_device_name() if self.device.type == "cuda" else self.device.type
+        self.say(
+            f"{self.name}: {n_parameters / 1e6:.1f}M parameters, {n_items} {items} of '{H.dataset}', "
+            f"batch {H.batch_size}, {precision} on {device}"
+        )
+        board = "off" if H.no_visdom else f"{H.visdom_server or 'http://localhost'}:{H.visdom_port}"
+        self.say(f"writing to {self.folder}; dashboard: {board}")
+
+    # ------------------------------------------------------------------ the loop
+
+    def steps(self, make_batches):
+        """Yield (step, batch) from where the run stands up to train_steps, and do what is due between.
+
+        make_batches(start_step) -> an endless iterator whose first item belongs to start_step.
+        """
+        H = self.H
+        if self.step >= H.train_steps:
+            self.say(f"{self.folder} is at step {self.step} already: nothing to do up to --train_steps {H.train_steps}")
+            return
+        batches = make_batches(self.step + 1)
+        self._clock = (time.monotonic(), self.step)
+        with StopRequest() as stop, Progress(
+            H.train_steps, H.log_dir, "step", self.step, distributed.is_main()
+        ) as self.progress:
+            while self.step < H.train_steps:
+                step = self.step + 1
+                seed_everything("step", H.seed, step, distributed.rank())
+                batch = next(batches)
+                self.current = step
+                yield step, batch
+                self.step = step
+                self._after_step()
+                signalled = distributed.any_rank(stop.number, self.device)
+                if signalled:
+                    self.save_checkpoint()
+                    self.say(f"stopped by a signal after step {step}; continue with --resume")
+                    raise SystemExit(128 + signalled)
+        self.save_checkpoint()
+
+    def due(self, every):
+        """True where the current step is a multiple of `every` (0: never), and at the last step."""
+        return every > 0 and (self.current % every == 0 or self.current == self.H.train_steps)
+
+    def ends_epoch(self, n):
+        """True where the current step is the first to complete a pass over n items."""
+        done = self.current * self.H.batch_size
+        return done // n > (done - self.H.batch_size) // n
+
+    def report(self, **scalars):
+        """Take numbers or () tensors into the means of stats.jsonl. `loss` must stay finite."""
+        self.meters.add(scalars)
+        if "loss" in scalars:
+            bad = ~torch.isfinite(scalars["loss"].detach())
+            self.first_bad = torch.where((self.first_bad == 0) & bad, self.current, self.first_bad)
+
+    def _after_step(self):
+        H, step = self.H, self.step
+        log = step % H.steps_per_log == 0 or step == H.train_steps
+        checkpoint = H.steps_per_checkpoint > 0 and step % H.steps_per_checkpoint == 0
+        if log or checkpoint or self.device.type == "cpu":
+            self._check_finite()
+        shown = self._write_log() if log else None
+        if distributed.is_main():
+            self.progress.update(1, shown)
+        if checkpoint:
+            self.save_checkpoint()
+
+    def _check_finite(self):
+        bad = distributed.any_rank(int(self.first_bad), self.device)
+        if bad:
+            steps = self.store.steps()
+            kept = f"the newest checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
+            raise UserError(
+                f"the loss is not finite at step {bad} ({self.name_batch(bad)}); {kept}. "
+                "Lower --lr, train in float32 (--no_amp), or look at these images"
+            )
+
+    def _write_log(self):
+        H = self.H
+        means = self.meters.pop_means()
+        now = time.monotonic()
+        since, step_then = self._clock
+        rate = (self.step - step_then) * H.batch_size / max(now - since, 1e-9)
+        self._clock = (now, self.step)
+        self.record(images=self.step * H.batch_size, **means)
+        speed = dict(step=self.step, images_per_second=rate)
+        if self.device.type == "cuda":
+            speed["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self._append(self._speed, speed)
+        self.dashboard.scalars(self.step, dict(images_per_second=rate))
+        shown = {k: means[k] for k in ("loss",) if k in means}
+        return dict(shown, **{"img/s": round(rate, 1)})
+
+    def record(self, **values):
+        """Write one line of stats.jsonl for the current step, and its curves."""
+        row = dict(step=self.current, **values)
+        self._append(self._stats, row)
+        curves = {k: v for k, v in values.items() if isinstance(v, (int, float)) and k != "images"}
+        self.dashboard.scalars(self.current, curves)
+
+    @staticmethod
+    def _append(file, row):
+        if file is None:
+            return
+        line = json.dumps(row) + "\n"
+        file.write(line if "b" not in file.mode else line.encode())
+        file.flush()
+
+    # ------------------------------------------------------------------ what is written
+
+    def save_checkpoint(self):
+        """Write the checkpoint of the current step, unless it is there and whole."""
+        self._check_finite()
+        if distributed.is_main() and self._saved_step != self.step:
+            self._stats.flush()
+            os.fsync(self._stats.fileno())
+            self.store.save(
+                self.step,
+                {name: item.state_dict() for name, item in self.files.items()},
+                {name: item.state_dict() for name, item in self.extra.items()},
+                dict(stats_bytes=self._stats.tell(), run=self.name, **self.about),
+            )
+            self._saved_step = self.step
+        distributed.barrier()
+
+    def show_images(self, name, images, save, n_columns=None):
+        """uint8 (N, C, H, W) to the dashboard and, with save, to logs/<log_dir>/images."""
+        self._show(name, images, sheet(images, n_columns), save)
+
+    def show_pairs(self, name, left, right, save):
+        """Originals beside reconstructions, uint8 (N, C, H, W) each, as one picture."""
+        self._show(name, right, pairs(left, right), save)
+
+    def _show(self, name, images, picture, save):
+        if not distributed.is_main():
+            return
+        self.dashboard.image(name, picture.numpy(), f"{name}, step {self.current}")
+        if not save:
+            return
+        folder = os.path.join(self.folder, "images")
+        save_png(os.path.join(folder, f"{name}_{self.current}.png"), picture, min_side=256)
+        if self.H.save_individually:
+            for i, image in enumerate(images):
+                save_png(os.path.join(folder, f"{name}_{self.current}_{i}.png"), image)
+
+    def say(self, message):
+        """One line on the terminal and in log.txt (rank 0 only)."""
+        if not distributed.is_main():
+            return
+        say(message)
+        if self._log is not None:
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+            self._log.flush()
+
+    def __exit__(self, kind, error, _traceback):
+        if isinstance(error, UserError) and self._log is not None:
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {error}\n")
+        self.dashboard.close()
+        for file in (self._log, self._stats, self._speed):
+            if file is not None:
+                file.close()
+        if kind is None:
+            distributed.cleanup()
+        sys.stdout.flush()
+        return False

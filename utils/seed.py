@@ -1,0 +1,60 @@
+"""Randomness as a function of (seed, what for, step, sample): nothing to save, nothing to restore.
+
+A resumed run draws what the uninterrupted one would have drawn, and N processes together draw what
+one process draws.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+
+
+def derive_seed(*words):
+    """A 63-bit seed from any words (int or str); different words, unrelated seeds."""
+    text = "\x1f".join(str(w) for w in words).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
+def seed_everything(*words):
+    """Seed torch's and numpy's global generators (dropout, initialisation)."""
+    value = derive_seed(*words)
+    torch.manual_seed(value)
+    np.random.seed(value % 2**32)
+
+
+class StepRandom:
+    """Random numbers for the samples of one step's global batch.
+
+    Every rank draws the rows of all ranks and keeps its own, so that a sample's numbers do not depend
+    on how many processes share the batch. Draws come in the order of the calls.
+    """
+
+    def __init__(self, *words, device="cpu", rank=0, world_size=1):
+        self.generator = torch.Generator(device=device).manual_seed(derive_seed(*words))
+        self.rank, self.world_size = rank, world_size
+
+    def rand(self, n, *shape):
+        """Uniform on [0, 1): this rank's n rows, (n, *shape) float32."""
+        u = torch.rand(
+            n * self.world_size, *shape, generator=self.generator, device=self.generator.device
+        )
+        return u[self.rank * n : (self.rank + 1) * n]
+
+
+def sample_uniforms(seed, indices, shape, device="cpu"):
+    """Uniforms on [0, 1) that belong to single samples: row i is a function of (seed, indices[i]).
+
+    Returns (len(indices), *shape) float32. Drawn on the CPU, so that a sample is the same on every
+    device and in every batch.
+    """
+    rows = [
+        torch.rand(shape, generator=torch.Generator().manual_seed(derive_seed("sample", seed, int(i))))
+        for i in indices
+    ]
+    return torch.stack(rows).to(device)
+
+
+def permutation(seed, epoch, n):
+    """The order of epoch `epoch` over n items, int64 numpy array."""
+    return np.random.default_rng(derive_seed("epoch", seed, epoch)).permutation(n)

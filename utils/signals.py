@@ -1,0 +1,35 @@
+"""SIGTERM, SIGINT, SIGUSR1: the first asks a run to stop after its step, the second ends it at once."""
+
+import os
+import signal
+
+
+class StopRequest:
+    """Context manager. `number` is the signal that came, 0 while none did."""
+
+    SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
+
+    def __init__(self):
+        self.number = 0
+        self._previous = {}
+
+    def __enter__(self):
+        for name in self.SIGNALS:
+            number = getattr(signal, name, None)
+            if number is not None:
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, _frame):
+        if self.number:
+            os._exit(128 + number)
+        self.number = number
+        os.write(2, b"\nstopping after this step; once more ends the run at once\n")
+
+    @property
+    def exit_code(self):
+        return 128 + self.number
