@@ -1,12 +1,53 @@
 """What the scripts share: codes of images, samples of codes, pictures of codes; all of it batched."""
 
+from dataclasses import dataclass
+
 import torch
 
+from models.load import Loaded, load_autoencoder, load_sampler
 from utils import codes, distributed
+from utils.amp import Precision
+from utils.checkpoint import Checkpoints
 from utils.data import one_pass, to_float
+from utils.errors import UserError
 from utils.images import to_uint8
+from utils.io import read_json
 from utils.progress import Progress
+from utils.run import pick_device
 from utils.seed import sample_uniforms
+
+
+@dataclass
+class Models:
+    """What the experiments work with: device, precision, autoencoder and sampler."""
+
+    device: torch.device
+    precision: Precision
+    autoencoder: Loaded
+    sampler: Loaded
+
+
+def load_models(H):
+    """Both models of a command line that names --ae_load_dir and --load_dir."""
+    device = pick_device(H.device)
+    if not H.load_step:
+        raise UserError("--load_dir and --load_step must name a trained sampler")
+    autoencoder, sampler = load_autoencoder(H, device), load_sampler(H, device)
+    check_pair(H, autoencoder)
+    return Models(device, Precision(H.amp, H.amp_dtype, device), autoencoder, sampler)
+
+
+def check_pair(H, autoencoder):
+    """Refuse a sampler that was trained on another autoencoder's codes (where the run recorded it)."""
+    path = Checkpoints(f"logs/{H.load_dir}").manifest_path(H.load_step)
+    if not path.is_file():
+        return  # a published checkpoint
+    known = read_json(path).get("autoencoder")
+    if known and known.get("hash") != autoencoder.hash:
+        raise UserError(
+            f"the sampler logs/{H.load_dir} (step {H.load_step}) was trained on the codes of "
+            f"{known.get('path')}, which is not {autoencoder.path}: give that autoencoder"
+        )
 
 
 def cached_codes(H, images, split, autoencoder, precision, device, say, flip=False):

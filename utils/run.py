@@ -54,6 +54,14 @@ def count_parameters(module):
     return sum(p.numel() for p in module.parameters())
 
 
+def curves_of(row):
+    """A row of stats.jsonl -> the dashboard's curves; training and validation share a window."""
+    numbers = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k not in ("step", "images")}
+    return {
+        f"{k.removeprefix('val_')}/{'validation' if k.startswith('val_') else 'train'}": v for k, v in numbers.items()
+    }
+
+
 class Run:
     """One training run in logs/<log_dir>; see the module's docstring."""
 
@@ -160,7 +168,7 @@ class Run:
             self._load_extra()
             self.say(f"resumed {self.folder} after step {self.step}")
             if distributed.is_main():
-                self.dashboard.history(self.history())
+                self.dashboard.history([dict(step=row["step"], **curves_of(row)) for row in self.history()])
         elif H.load_step:
             self._load_weights()
 
@@ -288,8 +296,7 @@ class Run:
         """Write one line of stats.jsonl for the current step, and its curves."""
         row = dict(step=self.current, **values)
         self._append(self._stats, row)
-        curves = {k: v for k, v in values.items() if isinstance(v, (int, float)) and k != "images"}
-        self.dashboard.scalars(self.current, curves)
+        self.dashboard.scalars(self.current, curves_of(values))
 
     @staticmethod
     def _append(file, row):

@@ -47,8 +47,8 @@ class NearestQuantizer(nn.Module):
     @staticmethod
     def pass_through(z):
         """Before the codebook has its place (--codebook_init kmeans): a plain autoencoder."""
-        zero = z.new_zeros(())
-        return Quantized(z, zero, None, zero)
+        zero = 0.0 * z.sum()  # with a gradient, like every loss
+        return Quantized(z, zero, None, zero.detach())
 
     def place_codes(self, vectors, seed):
         """Set the codebook to the k-means centres of latents `vectors` (n, E), n > K."""

@@ -1,0 +1,30 @@
+# Everything a fresh machine needs: python3 (3.11-3.13), git, make.
+PYTHON ?= python3
+UV = 0.13.9
+RUN = .venv/bin/python
+
+.PHONY: demo test test-all lint clean-demo
+
+# One environment, made once and again whenever the pins change.
+.venv/.ready: requirements.txt build-constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(not (3, 11) <= v <= (3, 13) and \
+	  f"error: Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet uv==$(UV)
+	.venv/bin/uv pip install --python $(RUN) --requirement requirements.txt --build-constraints build-constraints.txt
+	@touch $@
+
+demo: .venv/.ready  ## train both stages on emoji, draw samples (about 12 minutes on two cores)
+	$(RUN) experiments/demo.py
+
+test: .venv/.ready  ## all tests but the slow ones
+	$(RUN) -m pytest -m "not slow" tests
+
+test-all: .venv/.ready  ## all tests
+	$(RUN) -m pytest tests
+
+lint: .venv/.ready
+	$(RUN) -m ruff check .
+
+clean-demo:  ## forget the demo's runs, so that `make demo` starts afresh
+	rm -rf logs/demo_vqgan logs/demo_absorbing logs/demo_samples

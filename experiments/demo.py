@@ -1,0 +1,100 @@
+"""`make demo`: both training stages on emoji, on two CPU cores, and a sheet of samples at the end.
+
+Calls the scripts that a user calls. Whatever is finished is not done again; what was interrupted goes on.
+"""
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from utils.errors import UserError, run_main
+
+VQGAN_STEPS = 1100
+SAMPLER_STEPS = 2200
+STAGE_1, STAGE_2, SAMPLES = "demo_vqgan", "demo_absorbing", "demo_samples"
+
+
+def call(*words):
+    """Run one of the scripts as a user would, showing its output."""
+    words = [str(w) for w in words]
+    print(f"\n$ python {shlex.join(words)}", flush=True)
+    code = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
+    if code < 0 or code > 128:
+        sys.exit(code if code > 0 else 128 - code)
+    if code:
+        raise UserError(f"{words[0]} failed (see above); what was done is kept: `make demo` goes on from there")
+
+
+def dashboard_flags():
+    """The demo needs no dashboard, but uses one that is there."""
+    with socket.socket() as s:
+        s.settimeout(0.5)
+        return [] if s.connect_ex(("127.0.0.1", 8097)) == 0 else ["--no_visdom"]
+
+
+def finished(log_dir, step):
+    return (ROOT / "logs" / log_dir / "saved_models" / f"manifest_{step}.json").is_file()
+
+
+def final(log_dir, name):
+    """The last value of a curve in a run's stats.jsonl."""
+    rows = [json.loads(line) for line in (ROOT / "logs" / log_dir / "stats.jsonl").read_text().splitlines()]
+    return next((row[name] for row in reversed(rows) if name in row), float("nan"))
+
+
+def summary(seconds):
+    images = {name: sorted((ROOT / "logs" / name / "images").glob("*.png"), key=os.path.getmtime)
+              for name in (STAGE_1, SAMPLES)}  # fmt: skip
+    print(f"""
+The demo is complete{f' ({seconds / 60:.1f} minutes)' if seconds > 60 else ''}. Look at:
+  originals beside reconstructions   {images[STAGE_1][-1].relative_to(ROOT)}
+  samples                            {images[SAMPLES][-1].relative_to(ROOT)}
+Stage 1: mean absolute error {final(STAGE_1, 'l1'):.4f}, {final(STAGE_1, 'codes_used')} codes in use, \
+perplexity {final(STAGE_1, 'perplexity'):.1f}
+Stage 2: loss {final(STAGE_2, 'loss'):.4f}, validation bound {final(STAGE_2, 'val_bits'):.3f} bits per code
+
+Next:
+  more samples      .venv/bin/python experiments/get_samples.py {shlex.join(map(str, model_flags()))} \
+--log_dir more --n_sheets 4 --first_sample 1000
+  train for longer  .venv/bin/python train_sampler.py {shlex.join(map(str, stage_2_flags()))} --resume \
+--train_steps {4 * SAMPLER_STEPS}
+  your own images   .venv/bin/python train_vqgan.py --dataset custom --custom_dataset_path DIR --img_size 64 \
+--log_dir my_vqgan --perceptual_weight 0
+  start afresh      make clean-demo demo
+
+The emoji are OpenMoji's (openmoji.org), CC BY-SA 4.0; so are pictures made of them.""")
+
+
+def stage_2_flags():
+    return ["--sampler", "absorbing", "--dataset", "demo", "--log_dir", STAGE_2, "--ae_load_dir", STAGE_1,
+            "--ae_load_step", VQGAN_STEPS]  # fmt: skip
+
+
+def model_flags():
+    return ["--sampler", "absorbing", "--dataset", "demo", "--ae_load_dir", STAGE_1, "--ae_load_step", VQGAN_STEPS,
+            "--load_dir", STAGE_2, "--load_step", SAMPLER_STEPS]  # fmt: skip
+
+
+def main():
+    start = time.monotonic()
+    call("experiments/draw_openmoji.py")
+    if not finished(STAGE_1, VQGAN_STEPS):
+        call("train_vqgan.py", "--dataset", "demo", "--log_dir", STAGE_1, "--train_steps", VQGAN_STEPS,
+             "--resume", *dashboard_flags())  # fmt: skip
+    if not finished(STAGE_2, SAMPLER_STEPS):
+        call("train_sampler.py", *stage_2_flags(), "--train_steps", SAMPLER_STEPS, "--resume", *dashboard_flags())
+    if not list((ROOT / "logs" / SAMPLES / "images").glob("samples_*.png")):
+        call("experiments/get_samples.py", *model_flags(), "--log_dir", SAMPLES, "--n_sheets", 1)
+    summary(time.monotonic() - start)
+
+
+if __name__ == "__main__":
+    run_main(main)

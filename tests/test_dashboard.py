@@ -1,0 +1,656 @@
+"""The dashboard against a server that answers, refuses, hangs, vanishes and returns; and the real one."""
+
+import base64
+import contextlib
+import hashlib
+import io
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils import dashboard as module
+from utils.dashboard import Dashboard, env_name, server_address
+from utils.errors import UsageError
+
+# visdom's own client calls logger.warn
+pytestmark = pytest.mark.filterwarnings("ignore:The 'warn' method:DeprecationWarning")
+FAST = dict(interval=0.02, backoff=(0.02, 0.1), timeouts=(1.0, 5.0))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported():
+    import visdom  # noqa: F401  takes seconds, which no test below wants to measure
+
+
+def refuse_constant(text):
+    raise AssertionError(f"{text} was sent: not JSON for a browser")
+
+
+def points(trace):
+    return list(zip(trace["x"], trace["y"], strict=True))
+
+
+class FakeVisdom:
+    """Answers as visdom 0.2.4 does to the requests that matter, and records them."""
+
+    def __init__(self):
+        self.mode, self.requests, self.failures, self.released = "ok", [], [], threading.Event()
+        self.start(0)
+
+    def start(self, port=None):
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if fake.mode == "hang":
+                    fake.released.wait(30)
+                    return
+                failing = {"500": [self.path], "500 later": ["/events", "/update"]}.get(fake.mode, [])
+                status, text = (500, "oops") if self.path in failing else (200, fake.answer(self.path, body))
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *args):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", self.port if port is None else port), Handler)
+        self.port = self.server.server_address[1]
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def stop(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+    def answer(self, path, body):
+        try:
+            message = json.loads(body, parse_constant=refuse_constant)
+        except AssertionError as error:
+            self.failures.append(error)
+            raise
+        known = [m for p, m in self.requests if p == "/events"]
+        self.requests.append((path, message))
+        if path == "/env_state":
+            return json.dumps(["main", *{m["eid"] for m in known}])
+        if path == "/win_exists":
+            return json.dumps(message["win"] in [m["win"] for m in known])
+        return message.get("win", "")
+
+    def empty(self):
+        """As if restarted in between."""
+        self.requests.clear()
+
+    def sent(self, path, win=None):
+        return [m for p, m in list(self.requests) if p == path and win in (None, m["win"])]
+
+    def windows(self):
+        return {message["win"] for message in self.sent("/events")}
+
+    def curves(self):
+        """{window: {trace: [(x, y), ...]}} as a browser would see them."""
+        windows = {}
+        for path, message in list(self.requests):
+            if path == "/events" and message["data"][0]["type"] == "scatter":
+                windows[message["win"]] = [(trace["name"], points(trace)) for trace in message["data"]]
+            if path == "/update":
+                assert message["append"] is True
+                for (name, shown), trace in zip(windows[message["win"]], message["data"], strict=True):
+                    assert name == trace["name"]
+                    shown += points(trace)
+        return {win.removeprefix("curves-"): dict(traces) for win, traces in windows.items()}
+
+
+@pytest.fixture
+def fake():
+    server = FakeVisdom()
+    yield server
+    server.released.set()
+    with contextlib.suppress(OSError):
+        server.stop()
+    assert not server.failures
+
+
+@pytest.fixture
+def make():
+    made = []
+
+    def make(server, **options):
+        lines = []
+        port = server if isinstance(server, int) else server.port
+        made.append(Dashboard("127.0.0.1", port, "logs/run_1", warn=lines.append, **{**FAST, **options}))
+        made[-1].lines = lines
+        return made[-1]
+
+    yield make
+    for dashboard in made:
+        dashboard.close(0.5)
+
+
+def until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.005)
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def curve(steps, f=math.sqrt):
+    return [(step, f(step)) for step in steps]
+
+
+def put(dashboard, points, name="loss"):
+    for step, value in points:
+        dashboard.scalars(step, {name: value})
+
+
+@pytest.mark.parametrize(
+    "log_dir, name",
+    [
+        ("logs/vqgan_ffhq", "logs-vqgan-ffhq"),
+        ("/home/me/run.2/", "home-me-run.2"),
+        ("../a  b+c", "a-b-c"),
+        ("a__/_b", "a-b"),
+        ("..", "main"),
+        ("x" * 300, "x" * 100),
+    ],
+)
+def test_env_name(log_dir, name):
+    assert env_name(log_dir) == name
+    assert not set(name) & set("/_+%?# ")
+
+
+def test_server_address():
+    assert server_address(None, 8097) == ("http://localhost", 8097, "")
+    assert server_address("box", 1) == ("http://box", 1, "")
+    assert server_address("box:9000", 1) == ("http://box", 9000, "")
+    assert server_address("https://u:pw@box:9000/vis/", 1) == ("https://box", 9000, "/vis")
+    assert server_address("http://[::1]", 1) == ("http://[::1]", 1, "")
+    for wrong in ("ftp://box", "http://", "box:port", "box:99999"):
+        with pytest.raises(UsageError, match="host name or an http"):
+            server_address(wrong, 1)
+
+
+def test_module_imports_neither_torch_nor_visdom():
+    code = "import sys, utils.dashboard; assert not {'torch', 'visdom', 'requests'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+def test_points_arrive_once_and_together(fake, make):
+    dashboard = make(fake)
+    put(dashboard, curve(range(40)))
+    until(lambda: fake.curves().get("loss") == {"loss": curve(range(40))})
+    earlier = len(fake.sent("/update"))
+    with dashboard._lock:  # so that they are all new at one send
+        for step in range(40, 60):
+            dashboard._windows["loss"].add("loss", step, math.sqrt(step))
+    until(lambda: fake.curves()["loss"]["loss"] == curve(range(60)))
+    assert [len(m["data"][0]["x"]) for m in fake.sent("/update")[earlier:]] == [20]
+    assert all(m["eid"] == "logs-run-1" for _, m in fake.requests)
+    (layout,) = {json.dumps(m["layout"], sort_keys=True) for m in fake.sent("/events")}
+    assert json.loads(layout)["xaxis"] == {"title": "step"} and json.loads(layout)["showlegend"] is False
+    assert dashboard.lines == []
+
+
+def test_traces_share_a_window(fake, make):
+    dashboard = make(fake)
+    dashboard.scalars(1, {"loss/train": 5.0, "loss/validation": 6, "rate": 0.25})
+    dashboard.scalars(1, {"disk": 7.0, "gpu": 8.0}, group="memory")
+    expected = {
+        "loss": {"train": [(1, 5.0)], "validation": [(1, 6.0)]},
+        "rate": {"rate": [(1, 0.25)]},
+        "memory": {"disk": [(1, 7.0)], "gpu": [(1, 8.0)]},
+    }
+    until(lambda: fake.curves() == expected)
+    assert fake.sent("/events", "curves-loss")[-1]["layout"]["showlegend"] is True
+    fake_updates = len(fake.sent("/update"))
+    dashboard.scalars(2, {"loss/train": np.float32(0.5)})  # the other trace has no news
+    expected["loss"]["train"].append((2, 0.5))
+    until(lambda: fake.curves() == expected)
+    assert len(fake.sent("/update")) == fake_updates + 1
+    dashboard.scalars(3, {"loss/test": 9.0})  # a trace that the server does not know yet
+    expected["loss"]["test"] = [(3, 9.0)]
+    until(lambda: fake.curves() == expected)
+
+
+def test_non_finite_values_are_not_sent(fake, make):
+    dashboard = make(fake)
+    values = [1.0, math.nan, math.inf, -math.inf, np.float32("nan"), None, 2.0]
+    for step, value in enumerate(values):
+        dashboard.scalars(step, {"loss": value, "never": math.nan})
+    dashboard.bars("use", [1.0, math.nan, 3.0, math.inf])
+    until(lambda: fake.sent("/events", "bars-use"))
+    until(lambda: fake.curves() == {"loss": {"loss": [(0, 1.0), (6, 2.0)]}})
+    data = fake.sent("/events", "bars-use")[-1]["data"]
+    assert data == [dict(x=[0, 2], y=[1.0, 3.0], type="bar")]
+
+
+def test_hanging_server_delays_nobody(fake, make):
+    fake.mode = "hang"
+    dashboard = make(fake, timeouts=(5.0, 30.0))
+    time.sleep(0.2)  # the thread is within a request by now
+    image = np.zeros((3, 64, 64), np.uint8)
+    start = time.perf_counter()
+    for step in range(1000):
+        dashboard.scalars(step, {"loss/train": 1.0, "loss/validation": 2.0, "rate": 3.0})
+        dashboard.image("samples", image)
+        dashboard.bars("use", image[0, 0])
+    assert time.perf_counter() - start < 1.0
+    start = time.perf_counter()
+    dashboard.close(timeout=0.3)
+    assert time.perf_counter() - start < 0.6
+    assert dashboard.lines == []
+    start = time.perf_counter()
+    dashboard.close()
+    assert time.perf_counter() - start < 0.1
+
+
+def test_one_warning_for_a_hanging_server_and_complete_afterwards(fake, make):
+    fake.mode = "hang"
+    dashboard = make(fake, timeouts=(0.3, 0.2))
+    put(dashboard, curve(range(30)))
+    time.sleep(1.0)  # several attempts
+    assert len(dashboard.lines) == 1
+    fake.mode = "ok"
+    until(lambda: fake.curves() == {"loss": {"loss": curve(range(30))}})
+    until(lambda: len(dashboard.lines) == 2)
+
+
+def test_absent_server_one_warning_then_everything(fake, make, capfd, caplog):
+    port = fake.port
+    fake.stop()
+    dashboard = make(port)
+    until(lambda: dashboard.lines)
+    put(dashboard, curve(range(100)))
+    dashboard.bars("use", [1, 2])
+    dashboard.image("samples", np.zeros((3, 4, 4), np.uint8))
+    dashboard.properties({"lr": 1})
+    time.sleep(0.5)  # many attempts
+    (line,) = dashboard.lines
+    assert f"127.0.0.1:{port}" in line and f"visdom -port {port}" in line and "--no_visdom" in line
+    assert "\n" not in line
+    fake.start()
+    until(lambda: fake.curves() == {"loss": {"loss": curve(range(100))}} and len(dashboard.lines) == 2)
+    assert fake.windows() == {"curves-loss", "bars-use", "image-samples", "properties"}
+    assert "answers" in dashboard.lines[1]
+    time.sleep(0.1)
+    assert len(dashboard.lines) == 2
+    assert capfd.readouterr() == ("", "") and not caplog.records  # visdom itself says nothing
+
+
+@pytest.mark.parametrize("failure", ["500", "500 later", "stop"])
+def test_curves_are_complete_after_an_outage(fake, make, failure):
+    dashboard = make(fake)
+    dashboard.properties({"lr": 1})
+    put(dashboard, curve(range(50)))
+    until(lambda: fake.curves() == {"loss": {"loss": curve(range(50))}})
+    fake.stop() if failure == "stop" else setattr(fake, "mode", failure)
+    put(dashboard, curve(range(50, 300)))
+    until(lambda: dashboard.lines)
+    put(dashboard, curve(range(300, 400)))
+    time.sleep(0.3)
+    assert len(dashboard.lines) == 1 and ("500" in dashboard.lines[0]) == (failure != "stop")
+    if failure == "stop":
+        fake.empty()
+        fake.start()
+    fake.mode = "ok"
+    put(dashboard, curve(range(400, 450)))
+    until(lambda: fake.curves().get("loss") == {"loss": curve(range(450))} and len(dashboard.lines) == 2)
+    assert fake.sent("/events", "properties")
+    put(dashboard, curve(range(450, 460)))
+    until(lambda: fake.curves()["loss"]["loss"] == curve(range(460)))
+    assert fake.sent("/update")  # appends again
+    assert len(dashboard.lines) == 2
+
+
+def test_server_restarted_empty_without_a_failed_request(fake, make):
+    dashboard = make(fake)
+    dashboard.properties({"lr": 1})
+    dashboard.bars("use", [1, 2])
+    put(dashboard, curve(range(50)))
+    until(lambda: len(fake.windows()) == 3 and fake.curves()["loss"]["loss"] == curve(range(50)))
+    fake.empty()
+    until(lambda: len(fake.windows()) == 3)  # with nothing new to send
+    assert fake.curves() == {"loss": {"loss": curve(range(50))}}
+    assert dashboard.lines == []
+
+
+def test_window_closed_in_the_browser_returns_whole(fake, make):
+    dashboard = make(fake)
+    dashboard.properties({"lr": 1})
+    put(dashboard, curve(range(50)))
+    until(lambda: len(fake.windows()) == 2 and fake.curves()["loss"]["loss"] == curve(range(50)))
+    fake.requests[:] = [r for r in fake.requests if r[1].get("win") != "curves-loss"]
+    put(dashboard, curve(range(50, 60)))
+    until(lambda: fake.curves() == {"loss": {"loss": curve(range(60))}})
+    assert dashboard.lines == []
+
+
+def test_login_and_proxy(fake, make, monkeypatch):
+    monkeypatch.setenv("VISDOM_USERNAME", "me")
+    monkeypatch.setenv("VISDOM_PASSWORD", "secret")
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    dashboard = make(fake)
+    put(dashboard, curve(range(3)))
+    until(lambda: fake.curves() == {"loss": {"loss": curve(range(3))}})
+    path, message = fake.requests[0]
+    assert path in ("", "/")
+    assert message == dict(username="me", password=hashlib.sha256(b"secret").hexdigest())
+
+
+def test_another_program_on_the_port(fake, make):
+    fake.answer = lambda path, body: "<html>"
+    dashboard = make(fake)
+    put(dashboard, curve(range(3)))
+    time.sleep(0.5)
+    (line,) = dashboard.lines
+    assert "another program" in line
+
+
+def test_what_cannot_be_shown_is_skipped(fake, make):
+    dashboard = make(fake)
+    for i in range(5):
+        dashboard._put(f"broken-{i}", lambda viewer: 1 / 0)
+    dashboard.properties({"lr": 1})
+    put(dashboard, curve(range(10)))
+    until(lambda: len(fake.windows()) == 2 and fake.curves() == {"loss": {"loss": curve(range(10))}})
+    (line,) = dashboard.lines
+    assert "ZeroDivisionError" in line
+
+
+def test_missing_visdom_is_one_line(fake, make, monkeypatch):
+    monkeypatch.setitem(sys.modules, "visdom", None)
+    dashboard = make(fake)
+    until(lambda: dashboard.lines)
+    put(dashboard, curve(range(10)))
+    assert len(dashboard.lines) == 1 and "cannot be imported" in dashboard.lines[0]
+    assert fake.requests == []
+
+
+def test_a_warn_that_raises_does_no_harm(fake):
+    def warn(text):
+        raise BrokenPipeError(text)
+
+    fake.mode = "500"
+    dashboard = Dashboard("127.0.0.1", fake.port, "run", warn=warn, **FAST)
+    put(dashboard, curve(range(10)))
+    time.sleep(0.2)
+    fake.mode = "ok"
+    until(lambda: fake.curves() == {"loss": {"loss": curve(range(10))}})
+    dashboard.close()
+
+
+@pytest.mark.parametrize("limit", [2, 3, 10, 11])
+def test_thinning(limit):
+    c = module._Curve(limit)
+    for n in range(1, 500):
+        c.add(10 * n, n)
+        xs, ys = c.take(whole=True, final=False)
+        assert len(xs) <= limit and xs[-1] == 10 * n and xs[0] == 10
+        assert xs == [10 * y for y in ys]
+        gaps = {b - a for a, b in zip(xs[:-1], xs[1:-1], strict=False)}
+        assert len(gaps) <= 1  # even, but for the newest
+        assert n < limit or len(xs) >= limit // 2
+
+
+def test_a_point_left_out_by_thinning_is_sent_once_and_late():
+    c = module._Curve(4)
+    for x in range(6):  # keeps 0, 2, 4
+        c.add(x, x)
+    assert c.take(whole=False, final=False)[0] == [0, 2, 4]
+    assert c.take(whole=False, final=True)[0] == [5]
+    assert c.take(whole=False, final=True)[0] == []
+    assert c.take(whole=True, final=False)[0] == [0, 2, 4, 5]
+    assert c.take(whole=False, final=True)[0] == []
+
+
+def test_appended_points_stay_bounded_on_the_server(fake, make):
+    dashboard = make(fake, max_points=50)
+    for start in range(0, 2000, 20):
+        put(dashboard, curve(range(start, start + 20)))
+        time.sleep(0.003)
+    dashboard.close()
+    points = fake.curves()["loss"]["loss"]
+    assert points[-1] == (1999, math.sqrt(1999)) and points[0] == (0, 0.0)
+    assert len(points) <= 2 * 50
+    assert points == curve(x for x, _ in points)
+    assert [x for x, _ in points] == sorted({x for x, _ in points})
+
+
+def test_a_step_back_replaces(fake, make):
+    dashboard = make(fake)
+    put(dashboard, curve(range(20)))
+    until(lambda: fake.curves() == {"loss": {"loss": curve(range(20))}})
+    put(dashboard, [(15, 7.0), (15, 8.0), (16, 9.0)])
+    until(lambda: fake.curves() == {"loss": {"loss": [*curve(range(15)), (15, 8.0), (16, 9.0)]}})
+
+
+def test_history_then_new_points(fake, make):
+    dashboard = make(fake)
+    rows = [{"step": s, "loss": math.sqrt(s), "note": "x", "flag": True, "lr/a": 0.5, "bad": math.nan}
+            for s in range(200)]  # fmt: skip
+    dashboard.history([{"loss": 3.0}, {"step": None, "loss": 3.0}, *rows])
+    put(dashboard, curve(range(200, 230)))
+    expected = {"loss": {"loss": curve(range(230))}, "lr": {"a": [(s, 0.5) for s in range(200)]}}
+    until(lambda: fake.curves() == expected)
+
+
+def test_bars_images_and_properties(fake, make):
+    dashboard = make(fake)
+    dashboard.bars("use", np.arange(3), x=["a", "b", "c"], xlabel="code", ylabel="count")
+    dashboard.bars("one", [5])
+    dashboard.properties({"<b>name": "a & <script>", "lr": 1e-4})
+    image = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)
+    dashboard.image("samples", image, caption="step 7")
+    shown = image.copy()
+    image[:] = 0  # the caller's buffer is its own
+    dashboard.image("floats", np.full((3, 2, 2), 300.0) * [[[1, -1], [0.001, np.nan]]])
+    until(lambda: len(fake.windows()) == 5)
+    (use,), (one,) = fake.sent("/events", "bars-use"), fake.sent("/events", "bars-one")
+    assert use["data"] == [dict(x=["a", "b", "c"], y=[0, 1, 2], type="bar")] and one["data"][0]["y"] == [5]
+    assert use["layout"]["xaxis"]["title"] == "code" and use["layout"]["yaxis"]["title"] == "count"
+    html = fake.sent("/events", "properties")[-1]["data"][0]["content"]
+    assert "&lt;b&gt;name" in html and "a &amp; &lt;script&gt;" in html and "<script" not in html
+
+    def pixels(name):
+        content = fake.sent("/events", f"image-{name}")[-1]["data"][0]["content"]
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(content["src"].split(",")[1])))), content
+
+    assert np.array_equal(pixels("samples")[0], shown.transpose(1, 2, 0))
+    assert pixels("samples")[1]["caption"] == "step 7"
+    assert pixels("floats")[0].tolist() == [[[255] * 3, [0] * 3], [[0] * 3, [0] * 3]]
+
+
+def test_only_the_latest_image_is_sent(fake, make):
+    fake.mode = "500"
+    dashboard = make(fake)
+    for value in range(50):
+        dashboard.image("samples", np.full((3, 2, 2), value, np.uint8), caption=str(value))
+    until(lambda: dashboard.lines)
+    fake.mode = "ok"
+    until(lambda: fake.sent("/events"))
+    (message,) = fake.sent("/events", "image-samples")
+    assert message["data"][0]["content"]["caption"] == "49"
+
+
+def test_wrong_shapes(fake, make):
+    dashboard = make(fake)
+    for shape in ((4, 4), (4, 4, 3), (1, 4, 4), (3, 0, 4)):
+        with pytest.raises(ValueError, match=r"instead of \(3, H, W\)"):
+            dashboard.image("samples", np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match="bars"):
+        dashboard.bars("use", np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="bars"):
+        dashboard.bars("use", [1, 2], x=[1])
+    with pytest.raises(TypeError):
+        dashboard.scalars(1, {"loss": "low"})
+
+
+def test_close_sends_what_is_left_and_ends(fake, make):
+    dashboard = make(fake, interval=60.0)
+    thread = dashboard._thread
+    time.sleep(0.2)
+    put(dashboard, curve(range(10)))
+    dashboard.close()
+    assert fake.curves() == {"loss": {"loss": curve(range(10))}}
+    assert not thread.is_alive()
+    count = len(fake.requests)
+    put(dashboard, curve(range(10, 20)))
+    dashboard.close()
+    assert len(fake.requests) == count
+
+
+def test_close_without_a_server_is_quick(make):
+    dashboard = make(free_port(), backoff=(60.0, 60.0))
+    until(lambda: dashboard.lines)
+    start = time.perf_counter()
+    dashboard.close()
+    assert time.perf_counter() - start < 1.0
+    assert len(dashboard.lines) == 1
+
+
+def test_disabled_does_nothing():
+    before = threading.active_count()
+    dashboard = Dashboard("ftp://nonsense", "no port", "run", enabled=False, warn=pytest.fail)
+    assert threading.active_count() == before
+    dashboard.scalars("no step", {"loss": "x"})
+    dashboard.history([{"step": 1, "loss": 2.0}])
+    dashboard.bars("use", "nothing")
+    dashboard.image("samples", None)
+    dashboard.properties(None)
+    dashboard.close()
+    assert not dashboard._windows and not dashboard._panes
+
+
+def test_threads_lose_nothing(fake, make):
+    dashboard = make(fake)
+    threads = [threading.Thread(target=put, args=(dashboard, curve(range(1000)), f"w/{i}")) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    dashboard.close()
+    assert fake.curves() == {"w": {f"{i}": curve(range(1000)) for i in range(4)}}
+
+
+# The real server.
+
+SERVE = "import sys; sys.modules['torch'] = None\nfrom visdom.server.run_server import main; main()"
+# main() does not download scripts, unlike the command `visdom`; torch would take seconds.
+
+
+class RealServer:
+    def __init__(self, folder, *options):
+        self.folder, self.options, self.port, self.starts = folder, options, free_port(), 0
+        (folder / ".visdom").mkdir()
+
+    def start(self):
+        self.starts += 1
+        arguments = ["-port", str(self.port), "-bind_local", "-env_path", f"{self.folder}/env{self.starts}"]
+        login = dict(VISDOM_USE_ENV_CREDENTIALS="1", VISDOM_COOKIE="c", HOME=str(self.folder))
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, *arguments, *self.options],
+            env={**os.environ, **login}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        for _ in range(200):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+                return self
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.1)
+        self.stop()
+        pytest.skip("the visdom server does not start here")
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+    def window(self, win, **login):
+        import visdom
+
+        viewer = visdom.Visdom(
+            "http://127.0.0.1", port=self.port, env="logs-run-1",
+            use_incoming_socket=False, raise_exceptions=True, **login,
+        )  # fmt: skip
+        try:
+            return json.loads(viewer.get_window_data(win))
+        except ValueError:
+            return None
+
+    def curves(self, win, **login):
+        window = self.window(win, **login)
+        return window and {trace["name"]: points(trace) for trace in window["content"]["data"]}
+
+
+@pytest.fixture
+def real(tmp_path):
+    server = RealServer(tmp_path).start()
+    yield server
+    server.stop()
+
+
+def test_real_server(real, make):
+    dashboard = make(real)
+    put(dashboard, curve(range(10)), "loss/train")
+    put(dashboard, curve(range(5), math.exp), "loss/validation")
+    dashboard.image("samples", np.zeros((3, 8, 8), np.uint8), caption="c")
+    dashboard.bars("use", [1, 2])
+    dashboard.properties({"a": "<b>"})
+    until(lambda: real.window("properties"))
+    put(dashboard, curve(range(10, 20)), "loss/train")
+    expected = {"train": curve(range(20)), "validation": curve(range(5), math.exp)}
+    until(lambda: real.curves("curves-loss") == expected)
+    assert real.window("image-samples")["type"] == "image"
+    assert real.window("image-samples")["content"]["caption"] == "c"
+    assert real.window("bars-use")["content"]["data"] == [dict(x=[0, 1], y=[1.0, 2.0], type="bar")]
+    assert "&lt;b&gt;" in real.window("properties")["content"]
+    assert real.window("curves-loss")["title"] == "loss"
+
+    dashboard._viewer.close("curves-loss")  # the user closes the window: it returns whole
+    put(dashboard, curve(range(20, 150)), "loss/train")
+    expected["train"] = curve(range(150))
+    until(lambda: real.curves("curves-loss") == expected)
+    assert dashboard.lines == []
+
+    real.stop()
+    put(dashboard, curve(range(150, 200)), "loss/train")
+    until(lambda: dashboard.lines)
+    real.start()  # with another folder: it knows nothing
+    put(dashboard, curve(range(200, 210)), "loss/train")
+    expected["train"] = curve(range(210))
+    until(lambda: real.curves("curves-loss") == expected and real.window("properties"))
+    until(lambda: len(dashboard.lines) == 2)
+
+
+def test_real_server_with_login(tmp_path, make, monkeypatch):
+    monkeypatch.setenv("VISDOM_USERNAME", "me")
+    monkeypatch.setenv("VISDOM_PASSWORD", "secret")
+    server = RealServer(tmp_path, "-enable_login").start()
+    try:
+        dashboard = make(server)
+        put(dashboard, curve(range(10)))
+        login = dict(username="me", password="secret")
+        until(lambda: server.curves("curves-loss", **login) == {"loss": curve(range(10))})
+        assert dashboard.lines == []
+        monkeypatch.setenv("VISDOM_PASSWORD", "wrong")
+        refused = make(server)
+        until(lambda: refused.lines)
+        assert "VISDOM_PASSWORD" in refused.lines[0]
+    finally:
+        server.stop()
