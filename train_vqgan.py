@@ -124,6 +124,16 @@ def place_codes(models, images, H, step, device):
         model.ae.quantize.place_codes(torch.cat(vectors), derive_seed("kmeans", H.seed))
 
 
+@torch.no_grad()
+def restart_codes(models, usage, x, H, rng):
+    """--codebook_restart_steps: move the codes that nothing used since the last time onto latents of x."""
+    unused = usage.pop_counts().to(x.device) == 0
+    z = distributed.all_gather_rows(models[0].ae.encoder(x).float())
+    codebook = models[0].ae.quantize.restart_codes(unused, z, rng)
+    for model in models[1:]:
+        model.ae.quantize.embedding.weight.data[unused] = codebook[unused]
+
+
 def memory_format(device):
     """channels_last is what tensor cores want; on CPUs it measured no faster (0.39 s for 0.35 s a step)."""
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
@@ -153,12 +163,13 @@ def train(H):
         disc_optim = torch.optim.Adam(vqgan.disc.parameters(), lr=H.lr, fused=fused)
         ema = EMA(vqgan, H.ema_beta, shared=(perceptual,)) if H.ema else None
         best = ema.model if ema else vqgan
-        usage = CodeUsage(H.codebook_size, device)
+        models = [vqgan, ema.model] if ema else [vqgan]
+        usage, recent_usage = CodeUsage(H.codebook_size, device), CodeUsage(H.codebook_size, device)
 
         files = dict(vqgan=vqgan, ae_optim=ae_optim, disc_optim=disc_optim)
         if ema:
             files["vqgan_ema"] = ema
-        run.restore(files, extra=dict(precision=precision, usage=usage))
+        run.restore(files, extra=dict(precision=precision, usage=usage, recent_usage=recent_usage))
         for optimiser in (ae_optim, disc_optim):
             optimiser.param_groups[0]["lr"] = H.lr
         run.introduce(len(images), count_parameters(vqgan.ae), precision.describe())
@@ -170,7 +181,7 @@ def train(H):
             rng = StepRandom("vqgan", H.seed, step, device=device, rank=run.rank, world_size=run.world_size)
             vqgan.train()
             if H.codebook_init == "kmeans" and step == H.codebook_init_step:
-                place_codes([vqgan, ema.model] if ema else [vqgan], images, H, step, device)
+                place_codes(models, images, H, step, device)
 
             scalars, x_hat, quantized = generator_step(vqgan, ae_optim, precision, H, x, step, rng)
             if step > H.disc_start_step:
@@ -181,6 +192,9 @@ def train(H):
 
             if quantized.ids is not None:
                 usage.add(quantized.ids)
+                recent_usage.add(quantized.ids)
+            if H.codebook_restart_steps and step % H.codebook_restart_steps == 0 and quantized.ids is not None:
+                restart_codes(models, recent_usage, x, H, rng)
             run.report(**scalars, mean_distance=quantized.mean_distance)
             if precision.scaling and run.due(H.steps_per_log):
                 run.record(skipped_updates=float(precision.skipped))

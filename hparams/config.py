@@ -3,15 +3,26 @@
 A default of None means: derived (see hparams/resolve.py) or not used; the help says which.
 """
 
+import re
 from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+MODELS = Path(__file__).resolve().parents[1] / "models"
 
 
 def opt(default, help, **kw):
-    """A flag. kw: min and max (inclusive), above (exclusive minimum), choices, required, metavar."""
+    """A flag. kw: min and max (inclusive), above (exclusive minimum), choices, required, metavar, and
+    needs=(other flag, its value, or True for any but 0): without that this flag does nothing, and says so."""
     kw["help"] = help
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=kw)
     return field(default=default, metadata=kw)
+
+
+def registered(folder):
+    """The names that files of models/<folder> register, read from their text: to import them takes torch."""
+    texts = (path.read_text(encoding="utf-8") for path in sorted((MODELS / folder).glob("*.py")))
+    return [name for text in texts for name in re.findall(r'^@register\("(\w+)"\)', text, re.MULTILINE)]
 
 
 @dataclass
@@ -21,11 +32,12 @@ class RunConfig:
     dataset: str = opt(None, "data set: an entry of datasets.yaml, or 'custom'", required=True)
     custom_dataset_path: str = opt(None, "folder of images (or LMDB) for --dataset custom", metavar="DIR")
     log_dir: str = opt("test", "the run's folder under logs/", metavar="NAME")
-    load_dir: str = opt("test", "folder under logs/ to load a model from (see --load_step)", metavar="NAME")
+    load_dir: str = opt("test", "folder under logs/ to load a model from (see --load_step)", metavar="NAME",
+                        needs=("load_step", True))  # fmt: skip
     load_step: int = opt(0, "start from the weights of this step of --load_dir; 0: start afresh", min=0)
-    load_optim: bool = opt(False, "with --load_step, load the optimisers' state too")
+    load_optim: bool = opt(False, "with --load_step, load the optimisers' state too", needs=("load_step", True))
     resume: bool = opt(False, "continue --log_dir from its newest complete checkpoint, exactly where it was")
-    seed: int = opt(0, "seed of everything random", min=0)
+    seed: int = opt(0, "seed of everything random", min=0, max=2**63 - 1)
     device: str = opt("auto", "where to compute", choices=["auto", "cpu", "cuda", "mps"])
     num_workers: int = opt(None, "processes that decode images (default: one a core, at most 8)", min=0)
     dry_run: bool = opt(False, "print the resolved configuration and the model's size and cost, then stop")
@@ -38,14 +50,15 @@ class TrainConfig:
     train_steps: int = opt(100_000_000, "train up to and including this step", min=1)
     batch_size: int = opt(None, "images (or code sequences) a step (default: 3 for the VQGAN, 20 for samplers)",
                           min=1)  # fmt: skip
-    lr: float = opt(None, "learning rate (default: base_lr x batch_size for the VQGAN, by data set for samplers)",
+    lr: float = opt(None, "learning rate (default: base_lr x batch_size for the VQGAN; samplers 2e-4, ffhq 1e-4)",
                     above=0.0)  # fmt: skip
     amp: bool = opt(False, "mixed precision")
     amp_dtype: str = opt("auto", "number format of --amp; auto: bf16 where the device has it, else fp16",
-                         choices=["auto", "bf16", "fp16"])  # fmt: skip
+                         choices=["auto", "bf16", "fp16"], needs=("amp", True))  # fmt: skip
     ema: bool = opt(False, "keep an exponential moving average of the weights (and prefer it when loading)")
-    ema_beta: float = opt(0.995, "decay of the moving average at each of its updates", min=0.0, max=1.0)
-    steps_per_update_ema: int = opt(10, "steps between updates of the moving average", min=1)
+    ema_beta: float = opt(0.995, "decay of the moving average at each of its updates", min=0.0, max=1.0,
+                          needs=("ema", True))  # fmt: skip
+    steps_per_update_ema: int = opt(10, "steps between updates of the moving average", min=1, needs=("ema", True))
 
 
 @dataclass
@@ -71,26 +84,28 @@ class VQGANConfig:
     img_size: int = opt(256, "side of the square training images in pixels", min=4, max=8192)
     n_channels: int = opt(3, "image channels: 3 (colour) or 1 (grey)", choices=[1, 3])
     nf: int = opt(128, "width of the first level; a multiple of 32", min=32)
-    ch_mult: list[int] = opt([1, 1, 2, 2, 4], "width of each level as a multiple of nf; halves the image between levels",
-                             min=1)  # fmt: skip
+    ch_mult: list[int] = opt([1, 1, 2, 2, 4], "width of each level as a multiple of nf; the image is halved "
+                             "between levels", min=1)  # fmt: skip
     res_blocks: int = opt(2, "residual blocks a level", min=1)
     attn_resolutions: list[int] = opt(None, "resolutions with attention (default: the latents' side)", min=1)
     latent_shape: list[int] = opt(None, "1, height and width of the codes (default: from img_size and ch_mult)",
                                   min=1)  # fmt: skip
     emb_dim: int = opt(256, "length of a codebook vector", min=1)
     codebook_size: int = opt(1024, "number of codes", min=1, max=32767)
-    quantizer: str = opt("nearest", "how latents become codes", choices=["nearest", "gumbel"])
-    codebook_init: str = opt("uniform", "start of the codebook; kmeans: train without quantizing up to codebook_init_step, "
-                             "then put the codes where the latents are (nearest only)",
+    quantizer: str = opt("nearest", "how latents become codes", choices=registered("quantizers"))
+    codebook_init: str = opt("uniform", "start of the codebook; kmeans: train without quantizing up to "
+                             "codebook_init_step, then put the codes where the latents are (nearest only)",
                              choices=["uniform", "kmeans"])  # fmt: skip
-    codebook_init_step: int = opt(500, "step of --codebook_init kmeans", min=1)
+    codebook_restart_steps: int = opt(0, "steps between moves of unused codes onto present latents; 0: never "
+                                      "(nearest only)", min=0)  # fmt: skip
+    codebook_init_step: int = opt(500, "step of --codebook_init kmeans", min=1, needs=("codebook_init", "kmeans"))
     beta: float = opt(0.25, "weight of the codebook term (nearest)", min=0.0)
-    gumbel_kl_weight: float = opt(1e-8, "weight of the KL to uniform (gumbel)", min=0.0)
-    gumbel_straight_through: bool = opt(False, "one-hot codes in training too (gumbel)")
+    gumbel_kl_weight: float = opt(1e-8, "weight of the KL to uniform (gumbel)", min=0.0, needs=("quantizer", "gumbel"))
+    gumbel_straight_through: bool = opt(False, "one-hot codes in training too (gumbel)", needs=("quantizer", "gumbel"))
     base_lr: float = opt(4.5e-6, "learning rate an image of the batch, unless --lr", above=0.0)
     perceptual_weight: float = opt(1.0, "weight of LPIPS; 0: no VGG weights needed", min=0.0)
     perceptual_weights: str = opt(None, "file with the VGG16 weights for LPIPS (default: torchvision's place)",
-                                  metavar="PATH")  # fmt: skip
+                                  metavar="PATH", needs=("perceptual_weight", True))  # fmt: skip
     ndf: int = opt(64, "width of the discriminator's first layer", min=1)
     disc_layers: int = opt(3, "layers of the discriminator", min=1)
     disc_start_step: int = opt(30_001, "step at which the discriminator joins", min=0)
@@ -111,7 +126,7 @@ class AutoencoderLoadConfig:
 class SamplerConfig:
     """sampler"""
 
-    sampler: str = opt(None, "prior over the codes", required=True, choices=["absorbing", "autoregressive"])
+    sampler: str = opt(None, "prior over the codes", required=True, choices=registered("samplers"))
     bert_n_emb: int = opt(512, "width of the Transformer", min=1)
     bert_n_head: int = opt(8, "attention heads; must divide bert_n_emb", min=1)
     bert_n_layers: int = opt(24, "layers of the Transformer", min=1)
@@ -126,7 +141,7 @@ class SamplerConfig:
     sample_steps: int = opt(256, "S, time steps when sampling (absorbing)", min=1)
     sample_type: str = opt("diffusion", "how to sample (absorbing)", choices=["diffusion", "mlm"])
     temp: float = opt(1.0, "temperature of the codes' distribution when sampling", above=0.0)
-    warmup_iters: int = opt(10_000, "steps over which the learning rate rises linearly to lr", min=0)
+    warmup_iters: int = opt(10_000, "steps over which the learning rate rises linearly to lr (ffhq: 30000)", min=0)
     greedy_epochs: int = opt(None, "accepted for old command lines, without effect", min=0)
     greedy: bool = opt(False, "accepted for old command lines, without effect")
     sample_block_size: int = opt(None, "accepted for old command lines, without effect", min=0)
@@ -144,6 +159,16 @@ SAMPLER_KEYS = (
     "sampler", "bert_n_emb", "bert_n_head", "bert_n_layers", "block_size", "codebook_size", "latent_shape",
     "total_steps",
 )  # fmt: skip
+
+
+def vqgan_family():
+    """The flags of scripts that train or load a VQGAN."""
+    return RunConfig, TrainConfig, OutputConfig, VQGANConfig
+
+
+def sampler_family():
+    """The flags of scripts that train or load a sampler."""
+    return RunConfig, AutoencoderLoadConfig, SamplerConfig, TrainConfig, OutputConfig, VQGANConfig
 
 
 @dataclass(frozen=True)

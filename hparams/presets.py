@@ -17,7 +17,8 @@ PRESETS = {
     "demo": dict(
         vqgan=dict(
             img_size=32, nf=32, ch_mult=[1, 1, 2], res_blocks=1, emb_dim=64, codebook_size=256,
-            codebook_init="kmeans", codebook_init_step=150, perceptual_weight=0.0, batch_size=32, lr=1e-3, ema_beta=0.95,
+            codebook_init="kmeans", codebook_init_step=150, codebook_restart_steps=25,
+            perceptual_weight=0.0, batch_size=32, lr=1e-3, ema_beta=0.95,
             ndf=32, disc_layers=2, disc_start_step=10**9, horizontal_flip=True, ema=True,
         ),
         sampler=dict(

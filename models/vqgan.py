@@ -25,3 +25,11 @@ class VQGAN(nn.Module):
         if self.perceptual is not None:
             self.perceptual.eval()  # its dropout must never run
         return self
+
+    def load_state_dict(self, state_dict, strict=True, assign=False):
+        """As nn.Module's, but that `perceptual.*` may be present or absent, whatever this model holds."""
+        kept = {k: v for k, v in state_dict.items() if not k.startswith("perceptual.")}
+        for name, value in self.state_dict().items():
+            if name.startswith("perceptual."):
+                kept[name] = state_dict.get(name, value)
+        return super().load_state_dict(kept, strict, assign)

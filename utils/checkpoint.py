@@ -2,8 +2,8 @@
 
 logs/<log_dir>/saved_models/<name>_<step>.th     plain state dicts, as the original program writes them
 logs/<log_dir>/saved_stats/stats_<step>          what else a resume needs (meters, loss scale, counts)
-logs/<log_dir>/saved_models/manifest_<step>.json sizes and hashes of these; written last: a step without
-                                                 a manifest that holds is not a checkpoint
+logs/<log_dir>/saved_models/manifest_<step>.json sizes and hashes of these and its own; written last: a step
+                                                 without a manifest that holds is not a checkpoint
 """
 
 import os
@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from utils.errors import DamagedFile, UserError
-from utils.io import load_tensors, read_json, save_tensors, sha256_file, write_json
+from utils.io import hash_json, load_tensors, read_json, save_tensors, sha256_file, write_json
 
 FORMAT = 1
 
@@ -52,13 +52,21 @@ class Checkpoints:
     def save(self, step, state_dicts, extra, about):
         """Write one checkpoint: state_dicts {name: state dict}, extra (tensors and plain values), about
         (JSON values for the manifest). Nothing counts until the manifest is there."""
+        self._sweep()
         files = {}
         for name, state in state_dicts.items():
             path = self.path(name, step)
             files[str(path.relative_to(self.folder))] = save_tensors(path, state)
         path = self.stats_path(step)
         files[str(path.relative_to(self.folder))] = save_tensors(path, extra)
-        write_json(self.manifest_path(step), dict(format=FORMAT, step=step, **about, files=files))
+        manifest = dict(format=FORMAT, step=step, **about, files=files)
+        write_json(self.manifest_path(step), dict(manifest, digest=hash_json(manifest)))
+
+    def _sweep(self):
+        """Remove the temporary files of a process that was killed while writing: they can be large."""
+        for folder in (self.models, self.stats):
+            for leftover in folder.glob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
 
     # ------------------------------------------------------------------ reading
 
@@ -67,15 +75,15 @@ class Checkpoints:
         path = self.manifest_path(step)
         manifest = read_json(path)
         try:
-            files = dict(manifest["files"])
-            if manifest["step"] != step:
-                raise KeyError("step")
+            files, digest = dict(manifest["files"]), manifest.pop("digest", None)
+            if manifest["step"] != step or digest not in (None, hash_json(manifest)):  # None: before there were any
+                raise KeyError("its contents are not what was written")
             for name, expected in files.items():
                 self._verify_file(self.folder / name, expected["bytes"], expected["sha256"])
-        except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, DamagedFile):
-                raise
-            raise DamagedFile(f"{path} is damaged: not a manifest") from None
+        except DamagedFile:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise DamagedFile(f"{path} is damaged: not the manifest that was written") from None
         return manifest
 
     @staticmethod
@@ -91,7 +99,7 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 return step, self.verify(step)
-            except DamagedFile as error:
+            except (DamagedFile, OSError) as error:  # OSError: a disk that cannot read them back
                 warn(f"checkpoint {step} is passed over: {error}")
         return None, None
 

@@ -35,7 +35,7 @@ def read(header):
     value = load_tensors(path)
     try:
         ids, found, digest = value["ids"], value["header"], value["sha256"]
-        if found != header or ids.ndim != 2 or ids_hash(ids) != digest:
+        if value["format"] != FORMAT or found != header or ids.ndim != 2 or ids_hash(ids) != digest:
             raise DamagedFile(f"{path} does not hold what its name says")
     except (KeyError, TypeError, AttributeError, RuntimeError):
         raise DamagedFile(f"{path} is damaged: not a cache of codes") from None

@@ -3,9 +3,14 @@
 An image on its way: file -> uint8 (C, H, W) here -> float in [0, 1] on the device (`to_float`).
 """
 
+import bisect
+import hashlib
 import io
+import itertools
 import os
+import signal
 import warnings
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -18,26 +23,47 @@ from utils import distributed
 from utils.errors import UserError
 from utils.io import hash_json
 from utils.seed import derive_seed, permutation
+from utils.signals import StopRequest
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+# Whatever a file is called, it is read as one of these: Pillow's other readers (EPS runs Ghostscript)
+# are not for files from anywhere.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 MAX_BROKEN_SHARE = 0.05
 VALIDATION_SHARE = 0.05
 MAX_NAMED = 100  # broken images that are named one by one
 LONG_IMAGE = 8  # aspect ratio from which an image is cropped before it is resized
-# What Pillow and the readers raise for files that are not decodable images.
-UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, TypeError, IndexError, KeyError, MemoryError,
-               OverflowError, AttributeError, RuntimeError, Image.DecompressionBombError, ArithmeticError,
-               AssertionError)  # fmt: skip
+LMDB_SLACK = 1 << 20  # bytes that a whole LMDB file may be shorter than its page count says
 
 
 # ---------------------------------------------------------------------- sources
+
+
+class Packed:
+    """A list of byte strings in two flat buffers.
+
+    Millions of Python objects would take three times the memory, and once in every worker: counting
+    references writes to the pages that a forked process shares with its parent.
+    """
+
+    def __init__(self, items):
+        self.data, self.ends = bytearray(), array("q", [0])
+        for item in items:
+            self.data += item
+            self.ends.append(len(self.data))
+
+    def __len__(self):
+        return len(self.ends) - 1
+
+    def __getitem__(self, i):
+        return bytes(self.data[self.ends[i] : self.ends[i + 1]])
 
 
 class FolderImages:
     """The image files under some folders, recursive, sorted by path."""
 
     def __init__(self, folders):
-        self.files = sorted({f for folder in folders for f in find_images(folder)}, key=os.fsencode)
+        self.files = Packed(sorted({os.fsencode(f) for folder in folders for f in find_images(folder)}))
 
     def __len__(self):
         return len(self.files)
@@ -47,21 +73,22 @@ class FolderImages:
             return f.read()
 
     def name(self, i):
-        return self.files[i]
+        return os.fsdecode(self.files[i])
 
     def identity(self):
         """What the images are, for the keys of caches: names, sizes and times of all files."""
-        rows = []
-        for f in self.files:
-            stat = os.stat(f)
-            rows.append([f, stat.st_size, stat.st_mtime_ns])
-        return hash_json(rows)
+        digest = hashlib.sha256()
+        for i in range(len(self)):
+            stat = os.stat(self.files[i])
+            digest.update(f"{self.name(i)!a} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        return digest.hexdigest()[:16]
 
 
 def find_images(folder):
     """Paths of the images under a folder. Links to folders are followed, each real folder once."""
     seen = set()
     for root, dirs, names in os.walk(folder, followlinks=True):
+        dirs.sort()  # of two ways to one folder, the same one is taken everywhere
         real = os.path.realpath(root)
         if real in seen:
             dirs.clear()  # a loop of links
@@ -69,52 +96,72 @@ def find_images(folder):
         seen.add(real)
         for name in names:
             path = os.path.join(root, name)
-            if name.lower().endswith(EXTENSIONS) and os.path.isfile(path):
+            # "._x.png" is what macOS leaves beside x.png on foreign disks: not an image.
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("._") and os.path.isfile(path):
                 yield path
 
 
 class LmdbImages:
-    """The encoded images in LSUN's LMDBs, sorted by key. Opened lazily, once in each process."""
+    """The encoded images in LSUN's LMDBs, sorted by key."""
 
     def __init__(self, paths):
         self.paths = [str(p) for p in paths]
-        self._open = None
-        keys = []
-        for p, env in enumerate(self._environments()):
-            with env.begin(buffers=False) as txn:
-                keys += [(p, key) for key in txn.cursor().iternext(values=False)]
-        self.keys = keys
+        self.starts = []  # number of the first image of each LMDB
+        self.keys = Packed(self._list_keys())
 
-    def _environments(self):
+    def _list_keys(self):
         import lmdb
 
-        # A forked worker must not use its parent's environment.
-        if self._open is None or self._open[0] != os.getpid():
+        count = 0
+        for path in self.paths:
+            self.starts.append(count)
             try:
-                envs = [lmdb.open(p, readonly=True, lock=False, readahead=False, meminit=False) for p in self.paths]
+                with open_lmdb(path).begin() as txn:
+                    for key in txn.cursor().iternext(values=False):
+                        yield key
+                        count += 1
             except lmdb.Error as error:
-                raise UserError(f"{', '.join(self.paths)}: not a readable LMDB ({error})") from None
-            self._open = (os.getpid(), envs)
-        return self._open[1]
+                raise UserError(f"{path}: not a readable LMDB ({error})") from None
 
-    def __getstate__(self):
-        return {**self.__dict__, "_open": None}
+    def _place(self, i):
+        """(path, key) of image i."""
+        return self.paths[bisect.bisect_right(self.starts, i) - 1], self.keys[i]
 
     def __len__(self):
         return len(self.keys)
 
     def read(self, i):
-        p, key = self.keys[i]
-        with self._environments()[p].begin() as txn:
+        path, key = self._place(i)
+        with open_lmdb(path).begin() as txn:
             return txn.get(key)
 
     def name(self, i):
-        p, key = self.keys[i]
-        return f"{self.paths[p]}:{key.decode(errors='replace')}"
+        path, key = self._place(i)
+        return f"{path}:{key.decode(errors='replace')}"
 
     def identity(self):
         stats = [os.stat(os.path.join(p, "data.mdb")) for p in self.paths]
         return hash_json([[p, s.st_size, s.st_mtime_ns] for p, s in zip(self.paths, stats, strict=True)])
+
+
+_OPEN_LMDBS = {}
+
+
+def open_lmdb(path):
+    """The environment of an LMDB, opened once in each process: a forked worker must not use its parent's."""
+    import lmdb
+
+    key = os.getpid(), path
+    if key not in _OPEN_LMDBS:
+        env = lmdb.open(path, readonly=True, create=False, lock=False, readahead=False, meminit=False)
+        # Reading past the end of the mapped file would kill the process without a word.
+        expected = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+        size = os.path.getsize(os.path.join(path, "data.mdb"))
+        if size + LMDB_SLACK < expected:
+            env.close()
+            raise UserError(f"{path}: data.mdb is truncated ({size} of {expected} bytes): copy or unpack it again")
+        _OPEN_LMDBS[key] = env
+    return _OPEN_LMDBS[key]
 
 
 def is_lmdb(path):
@@ -137,8 +184,11 @@ def open_source(entry, split):
         return LmdbImages(by_split)
     if split == "val":
         return None
-    if all(is_lmdb(p) for p in paths):
+    lmdbs = [p for p in paths if is_lmdb(p)]
+    if len(lmdbs) == len(paths):
         source = LmdbImages(paths)
+    elif lmdbs:
+        raise UserError(f"{entry['origin']}: 'paths' mixes LMDBs ({lmdbs[0]}) and other folders: give one kind")
     elif "category" in entry:
         raise UserError(f"{entry['origin']}: no '{pattern}' with a data.mdb in {', '.join(paths)}: {_remedy(entry)}")
     else:
@@ -164,37 +214,50 @@ def decode(data, size, n_channels=3):
     """Encoded bytes -> uint8 (C, size, size): short side resized to `size`, then the centre cut out.
 
     Any size and mode: transparency is put on white, 16-bit greys are scaled, EXIF rotation applied;
-    of an animation the first frame. Raises one of UNDECODABLE for what is not an image.
+    of an animation the first frame. Raises some Exception for what is not an image.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
         image.load()
-    image = to_rgb(ImageOps.exif_transpose(image))
+        image = to_rgb(upright(image))
     if n_channels == 1:
         image = image.convert("L")
-    w, h = image.size
-    if max(w, h) > LONG_IMAGE * min(w, h):
-        # Resizing all of a 1 x 5000 strip only to cut a square out of it would fill the memory.
-        left, top, side = (w - min(w, h)) / 2, (h - min(w, h)) / 2, min(w, h)
-        image = image.resize((size, size), Image.BILINEAR, box=(left, top, left + side, top + side))
-    else:
-        image = TF.center_crop(TF.resize(image, size), [size, size])
+    image = resize_and_crop(image, size)
     array = np.array(image, dtype=np.uint8).reshape(size, size, n_channels)
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
+def upright(image):
+    """The image as its EXIF data says it was taken; as it is where these cannot be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # whatever: the pixels are good
+        return image
+
+
 def to_rgb(image):
     """Any Pillow mode -> RGB."""
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image, dtype=np.float64)
-        scale = 257.0 if values.max(initial=0) > 255 else 1.0
-        image = Image.fromarray((values / scale).clip(0, 255).round().astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips at 255
+        image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).round().astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+def resize_and_crop(image, size):
+    """Resize(size) and CenterCrop(size) of torchvision, pixel for pixel; of long strips to within rounding."""
+    w, h = image.size
+    short = min(w, h)
+    if max(w, h) <= LONG_IMAGE * short:
+        return TF.center_crop(TF.resize(image, size), [size, size])
+    # Resizing all of a 1 x 5000 strip only to cut a square out of it would fill the memory.
+    new_w, new_h = size * w // short, size * h // short
+    left, top = round((new_w - size) / 2), round((new_h - size) / 2)
+    box = (left * w / new_w, top * h / new_h, (left + size) * w / new_w, (top + size) * h / new_h)
+    return image.resize((size, size), Image.BILINEAR, box=box)
 
 
 def to_float(x):
@@ -212,7 +275,7 @@ class ImageSet(Dataset):
     def __init__(self, source, indices, img_size, n_channels=3):
         self.source, self.indices = source, np.asarray(indices)
         self.img_size, self.n_channels = img_size, n_channels
-        self.broken = torch.zeros(len(self.indices), dtype=torch.uint8).share_memory_()
+        self.broken = torch.zeros(len(self.indices), dtype=torch.bool).share_memory_()
         self._reported = set()
 
     def __len__(self):
@@ -224,8 +287,8 @@ class ImageSet(Dataset):
             return decode(self.source.read(self.indices[i]), self.img_size, self.n_channels)
         except UserError:
             raise  # the source itself cannot be read
-        except UNDECODABLE:
-            self.broken[i] = 1
+        except Exception:  # Pillow's readers raise nearly everything, and one bad file must not end a run
+            self.broken[i] = True
             return None
 
     def __getitem__(self, key):
@@ -233,16 +296,26 @@ class ImageSet(Dataset):
         if not isinstance(key, tuple):
             return self.load(key), key
         i, flip = key
-        for offset in range(len(self)):
+        for offset in range(self._most_broken() + 1):
             j = (i + offset) % len(self)
             image = None if self.broken[j] else self.load(j)
             if image is not None:
                 return (image.flip(-1) if flip else image), j
-        raise UserError(f"none of the {len(self)} images can be decoded")
+        raise UserError(self._too_many(i))
+
+    def _most_broken(self):
+        return int(MAX_BROKEN_SHARE * len(self))
+
+    def _too_many(self, i):
+        return (
+            f"{int(self.broken.sum())} of {len(self)} images cannot be decoded, "
+            f"{self.source.name(self.indices[i])!r} among them; more than 5% is more than an accident: "
+            "remove or repair them"
+        )
 
     def check_broken(self, say):
         """Name newly found broken images through `say`; UserError when there are more than 5%."""
-        count = int(self.broken.sum())
+        count = np.count_nonzero(self.broken.numpy())  # at every step: 0.2 ms for 3 million, torch's sum 4 ms
         if count == len(self._reported):
             return
         found = self.broken.nonzero().squeeze(1).tolist()
@@ -250,11 +323,8 @@ class ImageSet(Dataset):
             if i not in self._reported and len(self._reported) < MAX_NAMED:
                 say(f"skipped: {self.source.name(self.indices[i])!r} cannot be decoded")
             self._reported.add(i)
-        if count > MAX_BROKEN_SHARE * len(self):
-            raise UserError(
-                f"{count} of {len(self)} images cannot be decoded, {self.source.name(self.indices[found[0]])!r} "
-                "among them; more than 5% is more than an accident: remove or repair them"
-            )
+        if count > self._most_broken():
+            raise UserError(self._too_many(found[0]))
 
     def identity(self):
         """What these images are, for the keys of caches."""
@@ -276,15 +346,17 @@ def open_images(H, split):
     A set that brings validation images keeps to them. Otherwise the first 95% (sorted by path) train
     and the last 5% validate, but that all train when --steps_per_eval is 0.
     """
-    source = open_source(H.data_entry, "train")
     own_validation = open_source(H.data_entry, "val")
-    indices = np.arange(len(source))
     if split == "val" and own_validation is not None:
-        source, indices = own_validation, np.arange(len(own_validation))
-    elif split == "val":
-        indices = indices[split_sizes(len(source))[0] :]
-    elif own_validation is None and H.steps_per_eval:
-        indices = indices[: split_sizes(len(source))[0]]
+        source, chosen = own_validation, slice(None)
+    else:
+        source, chosen = open_source(H.data_entry, "train"), slice(None)
+        n_train = split_sizes(len(source))[0]
+        if split == "val":
+            chosen = slice(n_train, None)
+        elif own_validation is None and H.steps_per_eval:
+            chosen = slice(n_train)
+    indices = np.arange(len(source))[chosen]
     if len(indices) == 0:
         raise UserError(
             f"{H.data_entry['origin']}: {len(source)} image(s) leave none for '{split}': add images, "
@@ -356,9 +428,9 @@ def training_batches(images, H, start_step):
     sampler = StepBatches(len(images), H.batch_size, H.seed, start_step, H.horizontal_flip)
     loader = DataLoader(
         images, batch_sampler=sampler, num_workers=H.num_workers, pin_memory=torch.cuda.is_available(),
-        worker_init_fn=ignore_signals, persistent_workers=H.num_workers > 0,
+        worker_init_fn=ignore_signals,
     )  # fmt: skip
-    return iter(loader)
+    return worker_errors_in_words(iter(loader))
 
 
 def one_pass(images, batch_size, num_workers, flip=False):
@@ -370,20 +442,30 @@ def one_pass(images, batch_size, num_workers, flip=False):
         images, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate_good,
         pin_memory=torch.cuda.is_available(), worker_init_fn=ignore_signals,
     )  # fmt: skip
-    for x, indices in loader:
+    for x, indices in worker_errors_in_words(iter(loader)):
         if len(indices):
             yield (x.flip(-1) if flip else x), indices
 
 
+def worker_errors_in_words(batches):
+    """The batches; what goes wrong in a worker comes as the UserError it was, without the worker's traceback."""
+    try:
+        yield from batches
+    except UserError as error:
+        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a process that decodes images died ({' '.join(str(error).split())[:200]}); most likely memory, or the "
+            "shared memory /dev/shm, is full: give fewer --num_workers, or --num_workers 0"
+        ) from None
+
+
 def first_images(images, count):
     """The first decodable images, uint8 (n, C, H, W): the same ones whenever pictures are drawn."""
-    found = []
-    for i in range(len(images)):
-        image = images.load(i)
-        if image is not None:
-            found.append(image)
-        if len(found) == count:
-            break
+    decodable = (image for image in map(images.load, range(len(images))) if image is not None)
+    found = list(itertools.islice(decodable, count))
     if not found:
         raise UserError(f"none of the {len(images)} images can be decoded")
     return torch.stack(found)
@@ -397,8 +479,7 @@ def _collate_good(items):
 
 def ignore_signals(_worker):
     """A signal to the whole process group is the main process's to handle: it stops the workers."""
-    import signal
-
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for name in StopRequest.SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 

@@ -1,5 +1,6 @@
 """Errors that are the user's to mend: one clear line, never a traceback. Standard library only."""
 
+import os
 import sys
 
 EXIT_FAILURE = 1
@@ -24,8 +25,11 @@ class DamagedFile(UserError):
 
 def fail(message, exit_code=EXIT_FAILURE):
     """Print one line to stderr and exit."""
-    sys.stdout.flush()
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    try:
+        sys.stdout.flush()
+    except OSError:  # nobody reads it any more, or the disk is full: Python would try again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(f"error: {' '.join(str(message).splitlines())}", file=sys.stderr, flush=True)
     sys.exit(exit_code)
 
 
@@ -42,13 +46,23 @@ def run_main(main, *args):
             raise
         place = f": {error.filename}" if error.filename else ""
         fail(f"{error.strerror}{place}{_disk_hint(error)}")
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
             raise
         fail(
-            f"the device's memory is full ({str(error).splitlines()[0]}); lower --batch_size, or use --amp, "
-            "a smaller --nf or --bert_n_emb, or another --device"
+            f"the memory is full ({(str(error).splitlines() or ['no detail'])[0]}); lower --batch_size, or use "
+            "--amp, a smaller --nf or --bert_n_emb, or another --device"
         )
+
+
+def _is_out_of_memory(error):
+    """PyTorch has an exception of its own for CUDA only; elsewhere its words must tell."""
+    words = ("out of memory", "can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(w in str(error) for w in words)
+    )
 
 
 def _disk_hint(error):

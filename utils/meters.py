@@ -9,13 +9,15 @@ class Meters:
     """Sums and counts of named scalars; reading them is the only synchronisation with the device."""
 
     def __init__(self, device):
-        self.device = device
+        self.device = torch.device(device)
+        # Over a long validation, float32 sums lose digits; Apple's GPUs have nothing wider.
+        self.dtype = torch.float32 if self.device.type == "mps" else torch.float64
         self.sums = {}
 
     def add(self, values, count=1):
         """values: {name: number or () tensor}, each weighted with count."""
         for name, value in values.items():
-            value = torch.as_tensor(value, dtype=torch.float32, device=self.device).detach()
+            value = torch.as_tensor(value, dtype=self.dtype, device=self.device).detach()
             pair = torch.stack((value * count, torch.full_like(value, count)))
             self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
@@ -23,7 +25,7 @@ class Meters:
         """{name: mean over the steps and processes since the last call}; starts again from nothing."""
         means = {}
         if self.sums:
-            table = distributed.all_reduce_sum(torch.stack(list(self.sums.values()))).cpu().double()
+            table = distributed.all_reduce_sum(torch.stack(list(self.sums.values()))).cpu()
             means = {name: float(total / count) for name, (total, count) in zip(self.sums, table, strict=True)}
         self.sums = {}
         return means
@@ -32,7 +34,7 @@ class Meters:
         return {name: pair.cpu() for name, pair in self.sums.items()}
 
     def load_state_dict(self, state):
-        self.sums = {name: pair.to(self.device) for name, pair in state.items()}
+        self.sums = {name: pair.to(self.device, self.dtype) for name, pair in state.items()}
 
 
 class CodeUsage:
@@ -42,7 +44,9 @@ class CodeUsage:
         self.counts = torch.zeros(codebook_size, dtype=torch.int64, device=device)
 
     def add(self, ids):
-        self.counts += torch.bincount(ids.flatten(), minlength=len(self.counts))
+        """ids: any shape, values in [0, K). (torch.bincount would wait for the device: it looks for the largest.)"""
+        ids = ids.flatten().long()
+        self.counts.scatter_add_(0, ids, torch.ones_like(ids))
 
     def pop_counts(self):
         """Counts (K,) int64 on the CPU, summed over the processes; starts again from zero."""

@@ -9,8 +9,9 @@ PLAIN_INTERVAL = 15.0  # seconds between lines without a terminal
 
 
 def say(message):
-    """Print a line without breaking a bar."""
-    tqdm.write(str(message), file=sys.stdout)
+    """Print a line without breaking a bar; what the terminal's encoding lacks (file names!) is escaped."""
+    encoding = sys.stdout.encoding or "utf-8"
+    tqdm.write(str(message).encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
     sys.stdout.flush()
 
 
@@ -22,7 +23,7 @@ class Progress:
         self.done, self.initial = initial, initial
         self.start = self.last_line = time.monotonic()
         self.plain = enabled and not sys.stderr.isatty()
-        self.bar = None
+        self.bar = self.last_shown = None
         if enabled and not self.plain:
             self.bar = tqdm(total=total, desc=description, unit=unit, initial=initial, dynamic_ncols=True,
                             smoothing=0.05, mininterval=0.2)  # fmt: skip
@@ -35,7 +36,7 @@ class Progress:
                 self.bar.set_postfix_str(_shown_text(shown), refresh=False)
             self.bar.update(n)
         elif self.plain:
-            self.last_shown = shown or getattr(self, "last_shown", None)
+            self.last_shown = shown or self.last_shown
             if time.monotonic() - self.last_line >= PLAIN_INTERVAL:
                 self.last_line = time.monotonic()
                 say(self.line())
@@ -46,7 +47,7 @@ class Progress:
 
     def line(self):
         left = (self.total - self.done) / max(self.rate(), 1e-9)
-        shown = _shown_text(getattr(self, "last_shown", None) or {})
+        shown = _shown_text(self.last_shown or {})
         return (
             f"{self.description}: {self.done}/{self.total} ({100 * self.done / max(self.total, 1):.0f}%), "
             f"{self.rate():.2f} {self.unit}/s, {tqdm.format_interval(left)} left {shown}".rstrip()

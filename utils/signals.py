@@ -1,5 +1,6 @@
 """SIGTERM, SIGINT, SIGUSR1: the first asks a run to stop after its step, the second ends it at once."""
 
+import contextlib
 import os
 import signal
 
@@ -22,13 +23,15 @@ class StopRequest:
 
     def __exit__(self, *_):
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # None: a handler that was not set from Python, and cannot be.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number, _frame):
         if self.number:
             os._exit(128 + number)
         self.number = number
-        os.write(2, b"\nstopping after this step; once more ends the run at once\n")
+        with contextlib.suppress(OSError):  # the terminal may be gone; the step must not fail for it
+            os.write(2, b"\nstopping after this step; once more ends the run at once\n")
 
     @property
     def exit_code(self):

@@ -44,7 +44,7 @@ class GumbelQuantizer(nn.Module):
         if rng is None:
             return F.gumbel_softmax(logits, tau=tau, dim=1, hard=self.straight_through)
         B, K, h, w = logits.shape
-        exponential = -torch.log1p(-rng.rand(B, K, h, w)).clamp(min=1e-30)
+        exponential = (-torch.log1p(-rng.rand(B, K, h, w))).clamp(min=1e-30)
         soft = ((logits - exponential.log()) / tau).softmax(1)
         if not self.straight_through:
             return soft

@@ -55,6 +55,15 @@ class NearestQuantizer(nn.Module):
         centres, _ = kmeans2(vectors.cpu().double().numpy(), len(self.embedding.weight), minit="++", rng=seed)
         self.embedding.weight.data.copy_(torch.from_numpy(centres))
 
+    @torch.no_grad()
+    def restart_codes(self, unused, z, rng):
+        """Move the codes `unused` (K,) bool onto random latents of z (B, E, h, w): a code that nothing is
+        near has no gradient, and would stay dead (Dhariwal et al. 2020, Jukebox). Returns the codebook."""
+        vectors = z.float().permute(0, 2, 3, 1).reshape(-1, z.shape[1])
+        chosen = (rng.rand(len(unused)) * len(vectors)).long().clamp(max=len(vectors) - 1)
+        self.embedding.weight.data[unused] = vectors[chosen][unused].to(self.embedding.weight)
+        return self.embedding.weight.data
+
     def encode(self, z):
         """(B, E, h, w) -> ids (B, h, w)."""
         return self.distances(z).argmin(1).reshape(z.shape[0], *z.shape[2:])

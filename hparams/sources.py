@@ -1,0 +1,189 @@
+"""Where values come from besides the command line: datasets.yaml, presets, runs under logs/. All of it
+is written by people or by other programs, so that every value is checked like one of the command line."""
+
+import contextlib
+import difflib
+import json
+import math
+import os
+from pathlib import Path
+
+from hparams import config
+from hparams.presets import PRESETS
+from utils.errors import UsageError
+
+LOGS = Path("logs")
+DATASETS = "datasets.yaml"
+ENTRY_KEYS = ("paths", "category", "preset", "hparams")
+STAGES = ("vqgan", "sampler")
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_LARGEST_INT = 10**12  # of what has no bound of its own: beyond, arithmetic overflows somewhere
+
+
+# ---------------------------------------------------------------------- one value
+
+
+def checked(flag, value, where=""):
+    """The value in the flag's type. UsageError, naming `where` and the flag, for a wrong type or range."""
+    name = f"{where}--{flag.name}"
+    if not flag.is_list:
+        return _checked_one(flag, value, name)
+    if not isinstance(value, list) or not value:
+        raise UsageError(f"{name} {value!r} must be a list of whole numbers")
+    return [_checked_one(flag, v, name) for v in value]
+
+
+def _checked_one(flag, value, name):
+    if flag.type is float and type(value) in (int, str):  # YAML reads 1e-3 as text
+        with contextlib.suppress(ValueError, OverflowError):
+            value = float(value)
+    if type(value) is not flag.type:
+        raise UsageError(f"{name} {value!r} must be {_KINDS[flag.type]}")
+    _check_range(flag.meta, value, name, largest=_LARGEST_INT if flag.type is int else math.inf)
+    return value
+
+
+def _check_range(meta, value, name, largest):
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{name} {value} is not a finite number")
+    if "min" in meta and value < meta["min"]:
+        raise UsageError(f"{name} {value} is too small: the least is {meta['min']}")
+    if "above" in meta and value <= meta["above"]:
+        raise UsageError(f"{name} {value} is too small: it must be above {meta['above']:g}")
+    if not isinstance(value, str) and value > meta.get("max", largest):
+        raise UsageError(f"{name} {value} is too large: the most is {meta.get('max', largest)}")
+    if "choices" in meta and value not in meta["choices"]:
+        raise UsageError(f"{name} {value} is unknown: {', '.join(map(str, meta['choices']))}")
+
+
+def nearest(word, words, otherwise):
+    """'did you mean X?' for the word that is nearest, or `otherwise`."""
+    near = difflib.get_close_matches(word, list(words), n=1)
+    return f"did you mean {near[0]}?" if near else otherwise
+
+
+# ---------------------------------------------------------------------- data sets
+
+
+def dataset_entry(name, custom_path):
+    """The data set's entry as a dict with `name` and `paths` (a list), from datasets.yaml or 'custom'."""
+    if name == "custom":
+        if not custom_path:
+            raise UsageError("--dataset custom needs --custom_dataset_path DIR")
+        return dict(name="custom", paths=[custom_path], preset="custom", origin="--custom_dataset_path")
+    if custom_path:
+        raise UsageError(f"--custom_dataset_path goes with --dataset custom, not with --dataset {name}")
+    entries = _read_datasets()
+    if name not in entries:
+        names = [*entries, "custom"]
+        raise UsageError(
+            f"--dataset {name} has no entry in {DATASETS}: {nearest(name, names, f'there are: {_listed(names)}')}"
+        )
+    where = f"{DATASETS}, '{name}'"
+    entry = entries[name]
+    if not isinstance(entry, dict) or not entry.get("paths"):
+        raise UsageError(f"{where}: needs an attribute 'paths' (a folder, or a list of folders)")
+    for key in entry:
+        if key not in ENTRY_KEYS:
+            hint = nearest(str(key), ENTRY_KEYS, f"there are: {_listed(ENTRY_KEYS)}")
+            raise UsageError(f"{where}: unknown attribute '{key}': {hint}")
+    paths = entry["paths"] if isinstance(entry["paths"], list) else [entry["paths"]]
+    if not all(isinstance(p, str) and p for p in paths):
+        raise UsageError(f"{where}: 'paths' must be a folder or a list of folders")
+    if not isinstance(entry.get("category", ""), str):
+        raise UsageError(f"{where}: 'category' must be text")
+    return dict(entry, name=name, paths=paths, origin=f"the entry '{name}' of {DATASETS}")
+
+
+def _read_datasets():
+    import yaml  # here, so that --help does not wait for it
+
+    try:
+        with open(DATASETS, encoding="utf-8") as f:
+            entries = yaml.safe_load(f)
+    except FileNotFoundError:
+        raise UsageError(f"{DATASETS} is not in this folder: run from the repository's root") from None
+    except OSError as error:
+        raise UsageError(f"{DATASETS} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{DATASETS} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(entries, dict):
+        raise UsageError(f"{DATASETS} must hold one entry a data set ('name:' with 'paths:' under it)")
+    return {str(k): v for k, v in entries.items()}
+
+
+def preset_of(entry, family, flags):
+    """The defaults that go with a data set: its preset's, then those of its own `hparams`.
+
+    A sampler takes the autoencoder's shape from the stage 1 preset, not how it was trained.
+    flags: {name: Flag} of the script.
+    """
+    where = f"{DATASETS}, '{entry['name']}': "
+    name = entry.get("preset", entry["name"] if entry["name"] in PRESETS else "custom")
+    if name not in list(PRESETS):
+        raise UsageError(f"{where}preset '{name}' is unknown: {nearest(str(name), PRESETS, _listed(PRESETS))}")
+    preset = PRESETS[name]["vqgan"]
+    if family == "sampler":
+        preset = {k: v for k, v in preset.items() if k in config.AUTOENCODER_KEYS}
+        preset = {**preset, **PRESETS[name]["sampler"]}
+    return {**preset, **_own_hparams(entry.get("hparams"), family, flags, where)}
+
+
+def _own_hparams(own, family, flags, where):
+    """`hparams` of an entry: values by flag name; under `vqgan` or `sampler`, of that stage alone."""
+    own = {} if own is None else own
+    if not isinstance(own, dict) or not all(isinstance(own.get(s) or {}, dict) for s in STAGES):
+        raise UsageError(f"{where}'hparams' must hold values by flag name, such as {{img_size: 128}}")
+    own = {**{k: v for k, v in own.items() if k not in STAGES}, **(own.get(family) or {})}
+    known = {f.name: f for f in config.flags_of(config.vqgan_family() + config.sampler_family())}
+    known = {k: f for k, f in {**known, **flags}.items() if not f.meta.get("required")}
+    for key in own:
+        if key not in known:
+            raise UsageError(f"{where}'hparams' has no such flag: {key}: {nearest(str(key), known, 'see --help')}")
+    own = {k: checked(known[k], v, where) for k, v in own.items()}
+    return {k: v for k, v in own.items() if k in flags}
+
+
+# ---------------------------------------------------------------------- saved configurations
+
+
+def run_folder(name):
+    """logs/<name>, refusing names that lead out of logs/."""
+    parts = Path(name).parts
+    if os.path.isabs(name) or ".." in parts or not parts:
+        raise UsageError(f"'{name}' is not a name under {LOGS}/: no absolute paths, no '..'")
+    return LOGS / name
+
+
+def require_folder(option, name):
+    """UsageError that names what there is, where logs/<name> does not exist."""
+    folder = run_folder(name)
+    if os.path.isdir(folder):
+        return
+    there = sorted(os.listdir(LOGS)) if os.path.isdir(LOGS) else []
+    hint = nearest(name.removeprefix(f"{LOGS}/"), there, f"{LOGS}/ holds {_listed(there) or 'nothing'}")
+    raise UsageError(f"--{option} {name}: there is no folder {folder}: {hint}")
+
+
+def saved_config(name, flags):
+    """The hparams that a run saved in logs/<name>/config.json; None where there is no such file (a
+    published checkpoint). flags: {name: Flag} of this script; of its flags the values are checked."""
+    path = run_folder(name) / "config.json"
+    try:
+        with open(path, encoding="utf-8") as f:
+            saved = json.load(f)["hparams"].items()
+        return {k: checked(flags[k], v) if k in flags else v for k, v in saved if v is not None}
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f" ({error})" if isinstance(error, UsageError) else ""
+        raise UsageError(
+            f"{path} is damaged{reason}: restore it, or remove it and give the model's flags"
+        ) from None
+
+
+def _listed(words):
+    return ", ".join(map(str, words))

@@ -1,0 +1,216 @@
+"""The scripts as a user meets them: help, mistakes, dry runs, in a folder of their own."""
+
+import errno
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, TINY_SAMPLER, TINY_VQGAN
+
+from hparams import config
+from utils.errors import DamagedFile, UsageError, UserError, run_main
+
+EXPERIMENTS = sorted(p for p in (ROOT / "experiments").glob("*.py") if "get_hparams(" in p.read_text())
+SCRIPTS = ["train_vqgan.py", "train_sampler.py", *(f"experiments/{p.name}" for p in EXPERIMENTS)]
+AE = "--sampler absorbing --ae_load_dir ae --ae_load_step 15"
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    shutil.copy(ROOT / "datasets.yaml", tmp_path)
+    return tmp_path
+
+
+def call(script, words, cwd, python=()):
+    """Run a script; returns (exit code, stdout, stderr)."""
+    env = dict(os.environ, OMP_NUM_THREADS="1", COLUMNS="100", TORCH_HOME=str(cwd / "torch_home"))
+    words = words.split() if isinstance(words, str) else words
+    done = subprocess.run([sys.executable, *python, str(ROOT / script), *words], cwd=cwd, env=env,
+                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def refused(script, words, cwd):
+    """The one line on stderr of a call that is refused."""
+    code, _, err = call(script, words, cwd)
+    assert code == 2, err
+    (line,) = err.splitlines()
+    return line
+
+
+# ---------------------------------------------------------------------- answered at once
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_lists_every_flag_without_waiting_for_torch(script, workplace):
+    code, out, err = call(script, "--help", workplace, python=("-X", "importtime"))
+    assert code == 0
+    imported = {line.rsplit("|", 1)[1].strip() for line in err.splitlines() if line.startswith("import time:")}
+    assert {"argparse", "hparams"} <= imported
+    assert not {"torch", "numpy", "PIL", "yaml"} & imported
+    family = config.sampler_family() if "--sampler " in out else config.vqgan_family()
+    for flag in config.flags_of(family):
+        assert re.search(rf"^  --{flag.name}[ ,\n]", out, re.MULTILINE), flag.name
+    if script == "train_vqgan.py":
+        assert "--sampler " not in out
+    assert "examples:" in out or "example:" in out
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "named"),
+    [
+        ("train_vqgan.py", "--dataset churches --batchsize 4", ["unknown flag --batchsize", "--batch_size?"]),
+        ("train_vqgan.py", "--datset churches", ["unknown flag --datset", "did you mean --dataset?"]),
+        ("train_vqgan.py", "--dataset churches --log-dir x", ["unknown flag --log-dir", "--log_dir?"]),
+        ("train_sampler.py", f"{AE} --dataset churches --ema load_dir X", ["'load_dir'", "did you mean --load_dir?"]),
+        ("train_sampler.py", "--dataset churches --sampler absorbing ae_load_dir X", ["did you mean --ae_load_dir?"]),
+        ("train_vqgan.py", "--dataset churchs", ["--dataset churchs", "did you mean churches?"]),
+        ("train_vqgan.py", "", ["required: --dataset"]),
+        ("train_sampler.py", "--dataset churches", ["--ae_load_dir", "--ae_load_step", "--sampler"]),
+        ("train_vqgan.py", "--dataset churches --quantizer magic", ["--quantizer", "magic", "gumbel", "nearest"]),
+    ],
+)
+def test_mistakes(script, words, named, workplace):
+    line = refused(script, words, workplace)
+    for part in [f"{script}: error: ", *named]:
+        assert part in line
+
+
+def test_outside_the_repository(tmp_path):
+    assert "datasets.yaml is not in this folder" in refused("train_vqgan.py", "--dataset churches", tmp_path)
+
+
+# ---------------------------------------------------------------------- with torch
+
+# In a process of its own each of these would wait for torch, so that all but one run in this process.
+
+
+@pytest.fixture
+def here(workplace, monkeypatch, capsys):
+    """A function that runs a script as __main__ in this process; returns (exit code, stdout, stderr)."""
+
+    def run(script, words):
+        monkeypatch.chdir(workplace)
+        monkeypatch.setenv("TORCH_HOME", str(workplace / "torch_home"))
+        monkeypatch.setattr(sys, "argv", [script, *words])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return run
+
+
+def failed(result):
+    code, _, err = result
+    (line,) = err.splitlines()
+    assert code == 1
+    return line
+
+
+def test_dry_run_of_stage_1(workplace):
+    code, out, err = call("train_vqgan.py", "--dataset churches --batch_size 4 --dry_run", workplace)
+    assert (code, err) == (0, "")
+    assert "batch_size: 4  (command line)" in out and "ch_mult: 1 1 2 2 4\n" in out and "latent_shape: 1 16 16\n" in out
+    assert re.search(r"VQGAN: [\d,]{9,} parameters; 256 x 256 pixels -> 16 x 16 codes of 1024", out)
+    assert re.search(r"GFLOPs an image: encoder [\d.]+, generator [\d.]+, discriminator [\d.]+", out)
+    assert os.listdir(workplace) == ["datasets.yaml"]
+
+
+def test_dry_run_of_stage_2(workplace, here):
+    code, out, err = here("train_sampler.py", f"{AE} --dataset churches --dry_run".split())
+    assert (code, err) == (0, "")
+    assert "block_size: 256\n" in out and "sampler: absorbing  (command line)\n" in out
+    assert re.search(r"absorbing: [\d,]{9,} parameters; 256 codes of 1024", out)
+    assert re.search(r"one network pass, GFLOPs an image: [\d.]+", out)
+    assert os.listdir(workplace) == ["datasets.yaml"]
+
+
+def test_missing_data_folder_names_the_entry(here):
+    line = failed(here("train_vqgan.py", ["--dataset", "churches", "--perceptual_weight", "0", "--no_visdom"]))
+    assert "'churches' of datasets.yaml" in line and "data/lsun" in line and "'paths'" in line
+
+
+def test_missing_autoencoder_checkpoint_lists_those_there_are(workplace, here, shapes):
+    models = workplace / "logs" / "ae" / "saved_models"
+    models.mkdir(parents=True)
+    for name in ("vqgan_10.th", "vqgan_ema_10.th", "vqgan_200.th", "ae_optim_30.th"):
+        (models / name).write_bytes(b"")
+    words = [*TINY_SAMPLER, *AE.split(), "--dataset", "custom", "--custom_dataset_path", str(shapes)]
+    line = failed(here("train_sampler.py", words))
+    assert "logs/ae/saved_models/vqgan_15.th does not exist" in line and line.endswith("10, 200")
+
+
+def test_missing_lpips_weights_have_three_remedies(workplace, here, shapes):
+    words = [*TINY_VQGAN, "--perceptual_weight", "1", "--dataset", "custom", "--custom_dataset_path", str(shapes)]
+    line = failed(here("train_vqgan.py", words))
+    assert str(workplace / "torch_home" / "hub" / "checkpoints" / "vgg16-397923af.pth") in line
+    assert "--perceptual_weights PATH" in line and "--perceptual_weight 0" in line
+
+
+# ---------------------------------------------------------------------- utils.errors
+
+
+def ends(error, capsys):
+    """(exit code, the one line) of a script whose main raises this."""
+
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run_main(main)
+    (line,) = capsys.readouterr().err.splitlines()
+    return stop.value.code, line
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "named"),
+    [
+        (UserError("two\nlines"), 1, "error: two lines"),
+        (DamagedFile("x is damaged"), 1, "x is damaged"),
+        (UsageError("--x"), 2, "--x"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.txt"), 1, "No such file or directory: a.txt"),
+        (OSError(errno.ENOSPC, "No space left on device", "a.th"), 1, "a.th (free some space"),
+        (PermissionError(errno.EACCES, "Permission denied", "logs"), 1, "no permission"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), 1, "--batch_size"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 1, "--batch_size"),
+        (MemoryError(), 1, "--batch_size"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(error, code, named, capsys):
+    got, line = ends(error, capsys)
+    assert got == code and named in line
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes differ"), ValueError("ours"), OSError("no number")])
+def test_what_only_we_can_mend_keeps_its_traceback(error):
+    def main():
+        raise error
+
+    with pytest.raises(type(error)):
+        run_main(main)
+
+
+def test_a_reader_that_has_gone_leaves_one_line(workplace):
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from utils.errors import run_main\n"
+        "def main():\n"
+        "    for _ in range(100000): print('x' * 100)\n"
+        "run_main(main)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(ROOT)], cwd=workplace, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read().splitlines() == ["error: Broken pipe"]
+    assert process.wait(60) == 1
