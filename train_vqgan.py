@@ -25,7 +25,7 @@ from models.vqgan import VQGAN
 from utils import distributed
 from utils.amp import Precision
 from utils.checkpoint import Checkpoints
-from utils.data import batch_positions, first_images, one_pass, open_images, to_float, training_batches
+from utils.data import batch_positions, fixed_images, one_pass, open_images, to_float, training_batches
 from utils.ema import EMA
 from utils.errors import run_main
 from utils.images import to_uint8
@@ -125,8 +125,10 @@ def place_codes(models, images, H, step, device):
 
 
 @torch.no_grad()
-def restart_codes(models, usage, x, H, rng):
-    """--codebook_restart_steps: move the codes that nothing used since the last time onto latents of x."""
+def restart_codes(models, usage, x, H, step):
+    """--codebook_restart_steps: move the codes that nothing used since the last time onto latents of x,
+    the same ones in every process."""
+    rng = StepRandom("restart", H.seed, step, device=x.device)
     unused = usage.pop_counts().to(x.device) == 0
     z = distributed.all_gather_rows(models[0].ae.encoder(x).float())
     codebook = models[0].ae.quantize.restart_codes(unused, z, rng)
@@ -173,7 +175,7 @@ def train(H):
         for optimiser in (ae_optim, disc_optim):
             optimiser.param_groups[0]["lr"] = H.lr
         run.introduce(len(images), count_parameters(vqgan.ae), precision.describe())
-        fixed = first_images(validation or images, 16).to(device)
+        fixed = fixed_images(validation or images, 16).to(device)
 
         for step, (batch, _) in run.steps(lambda start: training_batches(images, H, start)):
             images.check_broken(run.say)
@@ -194,7 +196,7 @@ def train(H):
                 usage.add(quantized.ids)
                 recent_usage.add(quantized.ids)
             if H.codebook_restart_steps and step % H.codebook_restart_steps == 0 and quantized.ids is not None:
-                restart_codes(models, recent_usage, x, H, rng)
+                restart_codes(models, recent_usage, x, H, step)
             run.report(**scalars, mean_distance=quantized.mean_distance)
             if precision.scaling and run.due(H.steps_per_log):
                 run.record(skipped_updates=float(precision.skipped))

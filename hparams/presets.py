@@ -16,14 +16,16 @@ PRESETS = {
     # Small enough for minutes on two CPU cores: 32 x 32 pixels, 8 x 8 codes, no VGG weights.
     "demo": dict(
         vqgan=dict(
-            img_size=32, nf=32, ch_mult=[1, 1, 2], res_blocks=1, emb_dim=64, codebook_size=256,
-            codebook_init="kmeans", codebook_init_step=150, codebook_restart_steps=25,
-            perceptual_weight=0.0, batch_size=32, lr=1e-3, ema_beta=0.95,
-            ndf=32, disc_layers=2, disc_start_step=10**9, horizontal_flip=True, ema=True,
+            img_size=32, nf=32, ch_mult=[1, 1, 2], res_blocks=1, emb_dim=32, codebook_size=256,
+            codebook_init="kmeans", codebook_init_step=150, codebook_restart_steps=25, perceptual_weight=0.0,
+            ndf=32, disc_layers=2, disc_start_step=10**9, horizontal_flip=True, batch_size=16, lr=1e-3,
+            ema=True, ema_beta=0.95, steps_per_update_ema=5, steps_per_eval=250, steps_per_checkpoint=250,
+            steps_per_display_output=250, steps_per_save_output=500,
         ),
         sampler=dict(
-            bert_n_emb=192, bert_n_head=6, bert_n_layers=6, total_steps=64, sample_steps=64,
-            batch_size=64, lr=1e-3, warmup_iters=200, ema=True, ema_beta=0.95, horizontal_flip=True,
+            bert_n_emb=192, bert_n_head=6, bert_n_layers=6, total_steps=64, sample_steps=64, horizontal_flip=True,
+            batch_size=32, lr=1e-3, warmup_iters=100, ema=True, ema_beta=0.95, steps_per_update_ema=5,
+            steps_per_eval=250, steps_per_checkpoint=250, steps_per_display_output=250, steps_per_save_output=500,
         ),
     ),
 }  # fmt: skip

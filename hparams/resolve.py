@@ -192,6 +192,11 @@ def _check_together(H, family):
                 raise UsageError(
                     f"--{name} {getattr(H, name)} contradicts --quantizer {H.quantizer}: it is for nearest only"
                 )
+        if H.codebook_init == "kmeans" and H.train_steps < H.codebook_init_step:
+            raise UsageError(
+                f"--train_steps {H.train_steps} ends before --codebook_init_step {H.codebook_init_step} "
+                "puts the codes in place"
+            )
         if H.img_size >> H.disc_layers < 3:  # two more convolutions take a pixel each
             raise UsageError(f"--disc_layers {H.disc_layers} is too many for --img_size {H.img_size}")
         return

@@ -30,7 +30,7 @@ def sample_canvas(sampler, uniforms, window, temp=0.8, max_batch=256, progress=N
     """
     B, H, W = uniforms.shape
     h, w = window
-    if H < h or W < w:
+    if h > H or w > W:
         raise ValueError(f"a canvas of {H} x {W} codes is smaller than the {h} x {w} of training")
     ids = torch.full((B, H, W), sampler.mask_id, dtype=torch.int64, device=uniforms.device)
     for cell in (progress or iter)(range(H * W)):

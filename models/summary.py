@@ -1,11 +1,12 @@
 """What a model is and costs, for --dry_run: parameters and floating-point operations, nothing computed."""
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_flops(function, *shapes_and_types):
     """FLOPs (2 per multiply-add) of function(*inputs) on the meta device."""
+    from torch.utils.flop_counter import FlopCounterMode  # here: training need not wait for it
+
     inputs = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in shapes_and_types]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         function(*inputs)

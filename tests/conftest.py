@@ -17,6 +17,11 @@ GOLDEN = Path(__file__).parent / "golden"
 torch.set_num_threads(1)
 
 
+def words(text):
+    """Flags as one string, or as a sequence of anything -> list of str."""
+    return text.split() if isinstance(text, str) else [str(w) for w in text]
+
+
 class Golden:
     """One golden case: configuration H, arrays as tensors."""
 
@@ -69,11 +74,11 @@ def shapes(tmp_path_factory):
 
 
 # Flags of the smallest models that exercise everything: 16 x 16 pixels, 4 x 4 codes.
-TINY_VQGAN = (
+TINY_VQGAN = words(
     "--img_size 16 --nf 32 --ch_mult 1 1 1 --res_blocks 1 --emb_dim 8 --codebook_size 16 --batch_size 4 "
     "--ndf 8 --disc_layers 1 --perceptual_weight 0 --lr 1e-3 --num_workers 0 --no_visdom --device cpu"
-).split()
-TINY_SAMPLER = (
+)
+TINY_SAMPLER = words(
     "--bert_n_emb 16 --bert_n_head 2 --bert_n_layers 2 --total_steps 16 --sample_steps 16 --batch_size 8 "
     "--lr 1e-3 --warmup_iters 5 --num_workers 0 --no_visdom --device cpu"
-).split()
+)

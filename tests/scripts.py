@@ -5,14 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from conftest import ROOT, TINY_SAMPLER, TINY_VQGAN, words
+
 import train_sampler
 import train_vqgan
-from conftest import ROOT, TINY_SAMPLER, TINY_VQGAN
 from hparams import get_hparams
-
-
-def words(text):
-    return text.split() if isinstance(text, str) else [str(w) for w in text]
 
 
 def vqgan_flags(images, log_dir, more=""):

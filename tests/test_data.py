@@ -5,6 +5,8 @@ import os
 import pickle
 import signal
 import struct
+import subprocess
+import sys
 import zlib
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from torchvision import transforms
 
@@ -25,7 +28,7 @@ from utils.data import (
     batch_positions,
     decode,
     find_images,
-    first_images,
+    fixed_images,
     one_pass,
     open_images,
     split_sizes,
@@ -474,8 +477,8 @@ def test_nothing_but_broken_images(tmp_path, workers):
     assert "\n" not in str(caught.value), "no traceback of a worker"
     assert int(images.broken.sum()) < 20, "it does not read them all before it says so"
     assert list(one_pass(images, 8, workers)) == []
-    with pytest.raises(UserError, match="none of the 100"):
-        first_images(images, 3)
+    with pytest.raises(UserError, match="of 100 images cannot be decoded"):
+        fixed_images(images, 3)
 
 
 def test_many_broken_images_are_not_all_named(tmp_path, monkeypatch):
@@ -488,10 +491,10 @@ def test_many_broken_images_are_not_all_named(tmp_path, monkeypatch):
     assert len(said) == 2 and int(images.broken.sum()) == 5
 
 
-def test_first_images_leaves_broken_ones_out(tmp_path):
-    images = folder_set(tmp_path, 10, broken=(0, 2))
-    assert colour(first_images(images, 3)) == [1, 3, 4]
-    assert len(first_images(images, 50)) == 8
+def test_fixed_images_are_spread_over_the_set(tmp_path):
+    images = folder_set(tmp_path, 40, broken=(0, 20))
+    assert colour(fixed_images(images, 4)) == [1, 10, 21, 30]
+    assert len(fixed_images(images, 50)) == 40
 
 
 def test_a_worker_that_dies_is_told_in_words(tmp_path):
@@ -503,6 +506,20 @@ def test_a_worker_that_dies_is_told_in_words(tmp_path):
     images.source.read = die
     with pytest.raises(UserError, match="--num_workers 0"):
         next(training_batches(images, configuration(tmp_path, num_workers=1), 1))
+
+
+def test_the_program_ends_though_batches_are_left(tmp_path):
+    """As after an error, whose traceback keeps them alive."""
+    write_folder(tmp_path, 20)
+    program = f"""
+from utils.data import FolderImages, ImageSet, one_pass
+images = ImageSet(FolderImages([{str(tmp_path)!r}]), range(20), {SIZE})
+batches = one_pass(images, 2, 1)
+print(len(next(batches)[0]))
+raise SystemExit(3)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("2\n", "", 3)
 
 
 def test_workers_leave_signals_to_the_main_process(tmp_path):

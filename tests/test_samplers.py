@@ -45,7 +45,7 @@ class Oracle(torch.nn.Module):
     def forward(self, ids, at):
         fits = ((ids[:, None] == STATES) | (ids[:, None] == K)).all(-1)  # (B, 81)
         weight = fits * self.p
-        marginals = torch.stack([(weight[:, :, None] * (STATES == v)).sum(1) for v in range(K)], -1)  # (B, L, K)
+        marginals = torch.stack([(weight[:, :, None] * (v == STATES)).sum(1) for v in range(K)], -1)  # (B, L, K)
         return (marginals / marginals.sum(-1, keepdim=True)).log()[at]
 
 

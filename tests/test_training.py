@@ -6,8 +6,8 @@ from pathlib import Path
 import lmdb
 import pytest
 import torch
-from PIL import Image
 from conftest import draw_shapes
+from PIL import Image
 from scripts import run, sampler_flags, train_stage_1, train_stage_2, vqgan_flags
 
 import train_sampler
@@ -51,13 +51,14 @@ def write_lmdb(path, images):
 
 
 def test_both_stages_learn_and_sample(here, shapes):
-    train_stage_1(shapes, "ae", "--train_steps 60 --steps_per_eval 30 --steps_per_save_output 30 --ema --steps_per_log 5")
+    events = "--train_steps 60 --steps_per_eval 30 --steps_per_save_output 30 --ema --steps_per_log 5"
+    train_stage_1(shapes, "ae", events)
     loss = curve("ae", "loss")
     assert len(loss) == 12
     assert loss[-1] < 0.6 * loss[0]
     assert len(curve("ae", "val_l1")) == 2
     assert 1 <= curve("ae", "perplexity")[-1] <= 16
-    train_stage_2(shapes, "prior", "ae", 60, "--train_steps 60 --steps_per_eval 30 --steps_per_save_output 30 --ema")
+    train_stage_2(shapes, "prior", "ae", 60, events)
     bits = curve("prior", "bits")
     assert bits[-1] < bits[0]
     assert len(curve("prior", "val_bits")) == 2

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
-from torchvision.utils import save_image
+from torchvision.utils import make_grid, save_image
 
 from utils import distributed, progress
 from utils.amp import Precision, resolve_dtype
@@ -27,11 +27,11 @@ from utils.signals import StopRequest
 
 
 def test_different_words_have_different_seeds():
-    words = [("a",), ("b",), ("a", "b"), ("ab",), ("b", "a"), ("a", 1), ("a", 11), ("a", 1, 1), (1, "a"), ("",), ()]
+    words = [("a",), ("b",), ("a", "b"), ("ab",), ("b", "a"), ("a", 1), ("a", 11), ("a", 1, 1), (1, "a"), ("",)]
     words += [("step", seed, step) for seed in range(20) for step in range(50)]
     seeds = [derive_seed(*w) for w in words]
     assert len(set(seeds)) == len(words) and all(0 <= s < 2**63 for s in seeds)
-    assert derive_seed("step", 0, 1) == 7440213404741340389, "seeds are part of what a resumed run must find again"
+    assert derive_seed("step", 0, 1) == 4586561882217313810, "seeds are part of what a resumed run must find again"
 
 
 def test_seed_everything_reaches_torch_and_numpy():
@@ -72,7 +72,7 @@ def test_uniforms_of_a_sample_do_not_depend_on_its_batch():
     assert torch.equal(sample_uniforms(5, torch.tensor([7, 2]), (4, 3)), everything[[7, 2]])
     assert not torch.equal(sample_uniforms(6, range(12), (4, 3)), everything)
     u = sample_uniforms(0, range(200), (50,))
-    assert 0 <= u.min() and u.max() < 1 and abs(u.mean() - 0.5) < 0.02 and abs(u.var() - 1 / 12) < 0.01
+    assert u.min() >= 0 and u.max() < 1 and abs(u.mean() - 0.5) < 0.02 and abs(u.var() - 1 / 12) < 0.01
 
 
 # ---------------------------------------------------------------------- averages
@@ -257,7 +257,10 @@ def test_sheets():
     picture = sheet(x, 3, padding=1)
     assert picture.shape == (3, 11, 16) and picture.dtype == torch.uint8
     assert picture[0, 1::5, 1::5][:, :3].tolist() == [[0, 1, 2], [3, 4, 255]]
-    assert sheet(x[:1]).shape == (3, 4, 4) and sheet(x[:, :1]).shape[0] == 3
+    for n, columns in ((5, 3), (5, None), (4, 2), (3, 8)):
+        expected = make_grid(x[:n], nrow=columns or 3, padding=2, pad_value=255)
+        assert torch.equal(sheet(x[:n], columns), expected)
+    assert sheet(x[:1]).shape == (3, 8, 8) and sheet(x[:, :1], 5, padding=0).shape == (1, 4, 20)
     assert pairs(x, x + 10, 2, padding=0)[0, ::4, ::4].tolist() == [[0, 10, 1, 11], [2, 12, 3, 13], [4, 14, 255, 255]]
 
 

@@ -3,13 +3,14 @@
 An image on its way: file -> uint8 (C, H, W) here -> float in [0, 1] on the device (`to_float`).
 """
 
+import atexit
 import bisect
 import hashlib
 import io
-import itertools
 import os
 import signal
 import warnings
+import weakref
 from array import array
 from pathlib import Path
 
@@ -17,7 +18,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import functional as TF
 
 from utils import distributed
 from utils.errors import UserError
@@ -248,16 +248,21 @@ def to_rgb(image):
 
 
 def resize_and_crop(image, size):
-    """Resize(size) and CenterCrop(size) of torchvision, pixel for pixel; of long strips to within rounding."""
+    """Resize(size) and CenterCrop(size) of torchvision, pixel for pixel; of long strips to within rounding.
+
+    In Pillow alone, which is what torchvision calls: importing it takes longer than all else at start.
+    """
     w, h = image.size
     short = min(w, h)
-    if max(w, h) <= LONG_IMAGE * short:
-        return TF.center_crop(TF.resize(image, size), [size, size])
-    # Resizing all of a 1 x 5000 strip only to cut a square out of it would fill the memory.
     new_w, new_h = size * w // short, size * h // short
     left, top = round((new_w - size) / 2), round((new_h - size) / 2)
-    box = (left * w / new_w, top * h / new_h, (left + size) * w / new_w, (top + size) * h / new_h)
-    return image.resize((size, size), Image.BILINEAR, box=box)
+    if max(w, h) > LONG_IMAGE * short:
+        # Resizing all of a 1 x 5000 strip only to cut a square out of it would fill the memory.
+        box = (left * w / new_w, top * h / new_h, (left + size) * w / new_w, (top + size) * h / new_h)
+        return image.resize((size, size), Image.BILINEAR, box=box)
+    if (w, h) != (new_w, new_h):
+        image = image.resize((new_w, new_h), Image.BILINEAR)
+    return image.crop((left, top, left + size, top + size))
 
 
 def to_float(x):
@@ -430,7 +435,7 @@ def training_batches(images, H, start_step):
         images, batch_sampler=sampler, num_workers=H.num_workers, pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_signals,
     )  # fmt: skip
-    return worker_errors_in_words(iter(loader))
+    return worker_errors_in_words(loader)
 
 
 def one_pass(images, batch_size, num_workers, flip=False):
@@ -442,13 +447,16 @@ def one_pass(images, batch_size, num_workers, flip=False):
         images, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate_good,
         pin_memory=torch.cuda.is_available(), worker_init_fn=ignore_signals,
     )  # fmt: skip
-    for x, indices in worker_errors_in_words(iter(loader)):
+    for x, indices in worker_errors_in_words(loader):
         if len(indices):
             yield (x.flip(-1) if flip else x), indices
 
 
-def worker_errors_in_words(batches):
-    """The batches; what goes wrong in a worker comes as the UserError it was, without the worker's traceback."""
+def worker_errors_in_words(loader):
+    """The loader's batches; what goes wrong in a worker comes as the UserError it was, without its traceback."""
+    batches = iter(loader)
+    if loader.num_workers:
+        _WITH_WORKERS.add(batches)
     try:
         yield from batches
     except UserError as error:
@@ -462,13 +470,11 @@ def worker_errors_in_words(batches):
         ) from None
 
 
-def first_images(images, count):
-    """The first decodable images, uint8 (n, C, H, W): the same ones whenever pictures are drawn."""
-    decodable = (image for image in map(images.load, range(len(images))) if image is not None)
-    found = list(itertools.islice(decodable, count))
-    if not found:
-        raise UserError(f"none of the {len(images)} images can be decoded")
-    return torch.stack(found)
+def fixed_images(images, count):
+    """Up to `count` images spread evenly over the set, uint8 (n, C, H, W): the same ones whenever pictures are
+    drawn. Broken ones are replaced by the next."""
+    spread = np.linspace(0, len(images), min(count, len(images)), endpoint=False).astype(int)
+    return torch.stack([images[i, False][0] for i in spread.tolist()])
 
 
 def _collate_good(items):
@@ -478,8 +484,20 @@ def _collate_good(items):
 
 
 def ignore_signals(_worker):
-    """A signal to the whole process group is the main process's to handle: it stops the workers."""
+    """In a worker: a signal to the whole process group is the main process's to handle (see end_workers)."""
     for name in StopRequest.SIGNALS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
+
+_WITH_WORKERS = weakref.WeakSet()
+
+
+@atexit.register
+def end_workers():
+    """Tell the workers that are left at exit to end. (An error's traceback keeps its batches alive.)
+
+    Otherwise multiprocessing would send SIGTERM, which they ignore, and wait for them for ever.
+    """
+    for batches in list(_WITH_WORKERS):
+        batches._shutdown_workers()

@@ -47,6 +47,8 @@ def run_main(main, *args):
         place = f": {error.filename}" if error.filename else ""
         fail(f"{error.strerror}{place}{_disk_hint(error)}")
     except (RuntimeError, MemoryError) as error:
+        if str(error).startswith("DataLoader worker"):  # torch's signal handler: one died between batches
+            fail(f"{str(error).splitlines()[0]}: a process that decodes images ended; try --num_workers 0")
         if not _is_out_of_memory(error):
             raise
         fail(

@@ -4,7 +4,6 @@ import math
 
 import torch
 from PIL import Image
-from torchvision.utils import make_grid
 
 from utils.io import atomic_write
 
@@ -15,9 +14,17 @@ def to_uint8(x):
 
 
 def sheet(images, n_columns=None, padding=2):
-    """uint8 (N, C, H, W) -> one picture uint8 (3, h, w): rows of n_columns, white between."""
-    n_columns = n_columns or math.ceil(math.sqrt(len(images)))
-    return make_grid(images.cpu(), nrow=n_columns, padding=padding, pad_value=255)
+    """uint8 (N, C, H, W) -> one picture uint8 (C, h, w): rows of n_columns, white between and around."""
+    N, C, H, W = images.shape
+    n_columns = min(n_columns or math.ceil(math.sqrt(N)), N)
+    n_rows = math.ceil(N / n_columns)
+    h, w = H + padding, W + padding
+    picture = torch.full((C, n_rows * h + padding, n_columns * w + padding), 255, dtype=torch.uint8)
+    for i, image in enumerate(images.cpu()):
+        row, column = divmod(i, n_columns)
+        top, left = row * h + padding, column * w + padding
+        picture[:, top : top + H, left : left + W] = image
+    return picture
 
 
 def pairs(left, right, n_columns=4, padding=2):

@@ -1,7 +1,6 @@
 """Nearest-neighbour vector quantization (van den Oord et al. 2017, VQ-VAE)."""
 
 import torch
-from scipy.cluster.vq import kmeans2
 from torch import nn
 
 from models.quantizers import Quantized, register
@@ -52,6 +51,8 @@ class NearestQuantizer(nn.Module):
 
     def place_codes(self, vectors, seed):
         """Set the codebook to the k-means centres of latents `vectors` (n, E), n > K."""
+        from scipy.cluster.vq import kmeans2  # here: importing it takes a while, and few runs need it
+
         centres, _ = kmeans2(vectors.cpu().double().numpy(), len(self.embedding.weight), minit="++", rng=seed)
         self.embedding.weight.data.copy_(torch.from_numpy(centres))
 
