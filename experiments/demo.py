@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 from utils.errors import UserError, run_main
 
 VQGAN_STEPS = 1500
-SAMPLER_STEPS = 1000
+SAMPLER_STEPS = 1600
 STAGE_1, STAGE_2, SAMPLES = "demo_vqgan", "demo_absorbing", "demo_samples"
 
 

@@ -37,7 +37,7 @@ class Progress:
             self.bar.update(n)
         elif self.plain:
             self.last_shown = shown or self.last_shown
-            if time.monotonic() - self.last_line >= PLAIN_INTERVAL:
+            if time.monotonic() - self.last_line >= PLAIN_INTERVAL and self.done < self.total:
                 self.last_line = time.monotonic()
                 say(self.line())
 
