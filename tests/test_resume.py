@@ -123,3 +123,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_resumed(tmp_path, shap
     assert Path("logs/whole/stats.jsonl").read_bytes() == Path("logs/damaged/stats.jsonl").read_bytes()
 
 
+
+
+def test_a_run_killed_in_its_first_checkpoint_starts_afresh(tmp_path, shapes, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train_stage_1(shapes, "whole", "--train_steps 4 --steps_per_log 1")
+    train_stage_1(shapes, "killed", "--train_steps 4 --steps_per_log 1")
+    Path("logs/killed/saved_models/manifest_4.json").unlink()  # it is what is written last
+    train_stage_1(shapes, "killed", "--train_steps 4 --steps_per_log 1 --resume")
+    assert "starting afresh" in capsys.readouterr().out
+    for name in ("vqgan", "ae_optim"):
+        assert_same_values(
+            load_tensors(f"logs/whole/saved_models/{name}_4.th"), load_tensors(f"logs/killed/saved_models/{name}_4.th")
+        )
+    assert Path("logs/whole/stats.jsonl").read_bytes() == Path("logs/killed/stats.jsonl").read_bytes()

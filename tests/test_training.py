@@ -171,6 +171,8 @@ def test_a_published_checkpoint_with_weights_only_is_a_valid_start(here, shapes)
     save_tensors("logs/published/saved_models/vqgan_2200000.th", state)
     train_stage_1(shapes, "mine", "--load_dir published --load_step 2200000 --train_steps 2200002 --ema")
     assert Path("logs/mine/saved_models/vqgan_ema_2200002.th").is_file()
+    with pytest.raises(UserError, match="--load_dir published --load_step 2200000"):
+        train_stage_1(shapes, "published", "--resume")
     train_stage_2(shapes, "prior", "published", 2200000, "--train_steps 2 --img_size 16 --nf 32 --ch_mult 1 1 1 "
                   "--res_blocks 1 --emb_dim 8 --codebook_size 16")  # fmt: skip
 

@@ -92,6 +92,13 @@ class Run:
             step, self.manifest = self.store.newest_good(lambda m: self._say_early(f"warning: {m}"))
             if step is None and self.store.steps():
                 raise UserError(f"no checkpoint in {self.folder} is whole: start afresh in another --log_dir")
+            weights = self.store.steps_with(self.name)
+            # A run of this program that was killed in its first checkpoint has left its config.json, too.
+            if step is None and weights and not os.path.exists(os.path.join(self.folder, "config.json")):
+                raise UserError(
+                    f"{self.folder} holds weights (step {weights[-1]}) but nothing else that a resume needs: start "
+                    f"from them with --load_dir {H.log_dir} --load_step {weights[-1]} and another --log_dir"
+                )
             if step is None:
                 self._say_early(f"nothing to resume in {self.folder}: starting afresh")
             self.step, self._saved_step = step or 0, step
