@@ -106,10 +106,14 @@ def validate(vqgan, images, H, run, precision, step):
             )
             if quantized.ids is not None:
                 usage.add(quantized.ids)
-    counts = usage.pop_counts()
-    return dict(
-        meters.pop_means(), val_perplexity=float(perplexity(counts)), val_codes_used=int((counts > 0).sum())
-    )  # fmt: skip
+    return {**meters.pop_means(), **usage_figures(usage.pop_counts(), "val_")}
+
+
+def usage_figures(counts, prefix=""):
+    """How well the codebook is used, from counts (K,); nothing where nothing was quantized yet."""
+    if counts.sum() == 0:
+        return {}
+    return {f"{prefix}perplexity": float(perplexity(counts)), f"{prefix}codes_used": int((counts > 0).sum())}
 
 
 @torch.no_grad()
@@ -202,7 +206,7 @@ def train(H):
                 run.record(skipped_updates=float(precision.skipped))
             if run.ends_epoch(len(images)) and step >= vqgan.ae.quantize.start_step:
                 counts = usage.pop_counts()
-                run.record(perplexity=float(perplexity(counts)), codes_used=int((counts > 0).sum()))
+                run.record(**usage_figures(counts))
                 run.dashboard.bars("codebook_usage", counts.numpy(), xlabel="code", ylabel="uses this epoch")
             if validation and run.due(H.steps_per_eval):
                 run.record(**validate(best, validation, H, run, precision, step))

@@ -142,6 +142,12 @@ def test_discriminator_joins_when_it_should(here, shapes):
     assert [step for step in by_step if "d_loss" in by_step[step]] == [4, 5, 6]
 
 
+def test_grey_images(here, shapes):
+    train_stage_1(shapes, "ae", "--n_channels 1 --train_steps 2 --steps_per_save_output 2 --visdom --visdom_port 1")
+    with Image.open("logs/ae/images/reconstructions_2.png") as picture:
+        assert picture.mode == "L"
+
+
 def test_kmeans_codebook_uses_many_codes(here, shapes):
     train_stage_1(
         shapes, "ae", "--codebook_init kmeans --codebook_init_step 10 --codebook_restart_steps 5 --train_steps 40 "

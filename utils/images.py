@@ -33,14 +33,16 @@ def pairs(left, right, n_columns=4, padding=2):
     return sheet(both, 2 * n_columns, padding)
 
 
-def save_png(path, image, min_side=0):
+def enlarge(image, min_side):
+    """uint8 (C, H, W), each pixel repeated by the least whole factor that makes both sides min_side or more."""
+    factor = max(1, math.ceil(min_side / min(image.shape[1:])))
+    return image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+
+
+def save_png(path, image, min_side=1):
     """uint8 (C, H, W) -> a PNG file, complete or absent; small pictures enlarged by whole factors."""
-    array = image.cpu().permute(1, 2, 0).numpy()
-    picture = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
-    factor = max(1, math.ceil(min_side / min(picture.size)))
-    if factor > 1:
-        picture = picture.resize((picture.width * factor, picture.height * factor), Image.NEAREST)
-    write_png(path, picture)
+    array = enlarge(image.cpu(), min_side).permute(1, 2, 0).numpy()
+    write_png(path, Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array))
 
 
 def write_png(path, picture):

@@ -25,7 +25,7 @@ from utils import distributed
 from utils.checkpoint import Checkpoints, load_into
 from utils.dashboard import Dashboard
 from utils.errors import DamagedFile, UserError
-from utils.images import pairs, save_png, sheet
+from utils.images import enlarge, pairs, save_png, sheet
 from utils.io import write_json
 from utils.meters import Meters
 from utils.progress import Progress, say
@@ -341,11 +341,12 @@ class Run:
     def _show(self, name, images, picture, save):
         if not distributed.is_main():
             return
-        self.dashboard.image(name, picture.numpy(), f"{name}, step {self.current}")
+        picture = enlarge(picture, min_side=256)
+        self.dashboard.image(name, picture.expand(3, -1, -1).numpy(), f"{name}, step {self.current}")
         if not save:
             return
         folder = os.path.join(self.folder, "images")
-        save_png(os.path.join(folder, f"{name}_{self.current}.png"), picture, min_side=256)
+        save_png(os.path.join(folder, f"{name}_{self.current}.png"), picture)
         if self.H.save_individually:
             for i, image in enumerate(images):
                 save_png(os.path.join(folder, f"{name}_{self.current}_{i}.png"), image)
