@@ -6,6 +6,7 @@ Calls the scripts that a user calls. Whatever is finished is not done again; wha
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -23,10 +24,16 @@ STAGE_1, STAGE_2, SAMPLES = "demo_vqgan", "demo_absorbing", "demo_samples"
 
 
 def call(*words):
-    """Run one of the scripts as a user would, showing its output."""
+    """Run one of the scripts as a user would, showing its output. A signal is passed on to it once, and
+    waited for: the script finishes its step and writes a checkpoint."""
     words = [str(w) for w in words]
     print(f"\n$ python {shlex.join(words)}", flush=True)
-    code = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
+    # In a session of its own: Ctrl-C would reach it a second time, which means "at once".
+    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, start_new_session=True)
+    previous = {n: signal.signal(n, lambda n, _: process.send_signal(n)) for n in (signal.SIGINT, signal.SIGTERM)}
+    code = process.wait()
+    for number, handler in previous.items():
+        signal.signal(number, handler)
     if code < 0 or code > 128:
         sys.exit(code if code > 0 else 128 - code)
     if code:
