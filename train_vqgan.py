@@ -24,7 +24,7 @@ from models.summary import describe_vqgan, print_dry_run
 from models.vqgan import VQGAN
 from utils import distributed
 from utils.amp import Precision
-from utils.checkpoint import Checkpoints
+from utils.checkpoint import checkpoints_of
 from utils.data import batch_positions, fixed_images, one_pass, open_images, to_float, training_batches
 from utils.ema import EMA
 from utils.errors import run_main
@@ -44,7 +44,6 @@ def generator_step(vqgan, optimiser, precision, H, x, step, rng):
 
     Returns (scalars, x_hat (B, C, H, W) detached, quantizers.Quantized).
     """
-
     with precision.autocast():
         x_hat, quantized = vqgan.ae(x, step=step, rng=rng)
         x_hat = x_hat.float()
@@ -78,7 +77,6 @@ def generator_step(vqgan, optimiser, precision, H, x, step, rng):
 
 def discriminator_step(vqgan, optimiser, precision, H, x, x_hat, rng):
     """One update of the discriminator on images and the same step's reconstructions -> {'d_loss': ()}."""
-
     with precision.autocast():
         real, fake = (diff_augment(x, rng), diff_augment(x_hat, rng)) if H.diff_aug else (x, x_hat)
         # Two calls, not one on the concatenation: batch norm sees real and fake apart, as published.
@@ -92,8 +90,6 @@ def discriminator_step(vqgan, optimiser, precision, H, x, x_hat, rng):
 
 def validate(vqgan, images, H, run, precision, step):
     """Means over all validation images, with the weights that will be used (EMA where kept)."""
-
-
     meters, usage = Meters(run.device), CodeUsage(H.codebook_size, run.device)
     vqgan.eval()
     with torch.no_grad(), precision.autocast():
@@ -124,8 +120,8 @@ def place_codes(models, images, H, step, device):
     while sum(map(len, vectors)) < wanted:
         z = models[0].ae.encoder(to_float(next(batches)[0].to(device))).float()
         vectors.append(distributed.all_gather_rows(z).permute(0, 2, 3, 1).reshape(-1, H.emb_dim))
-    for model in models:
-        model.ae.quantize.place_codes(torch.cat(vectors), derive_seed("kmeans", H.seed))
+    models[0].ae.quantize.place_codes(torch.cat(vectors), derive_seed("kmeans", H.seed))
+    share_codes(models, slice(None))
 
 
 @torch.no_grad()
@@ -135,9 +131,15 @@ def restart_codes(models, usage, x, H, step):
     rng = StepRandom("restart", H.seed, step, device=x.device)
     unused = usage.pop_counts().to(x.device) == 0
     z = distributed.all_gather_rows(models[0].ae.encoder(x).float())
-    codebook = models[0].ae.quantize.restart_codes(unused, z, rng)
-    for model in models[1:]:
-        model.ae.quantize.embedding.weight.data[unused] = codebook[unused]
+    models[0].ae.quantize.restart_codes(unused, z, rng)
+    share_codes(models, unused)
+
+
+def share_codes(models, rows):
+    """Copy these rows of the first model's codebook to the others': an average would follow a jump too slowly."""
+    first, *others = (model.ae.quantize.embedding.weight.data for model in models)
+    for codebook in others:
+        codebook[rows] = first[rows]
 
 
 def memory_format(device):
@@ -146,8 +148,6 @@ def memory_format(device):
 
 
 def train(H):
-
-
     images = open_images(H, "train")
     validation = open_images(H, "val") if H.steps_per_eval else None
 
@@ -158,9 +158,7 @@ def train(H):
     with Run(H, "vqgan", name_batch) as run:
         device = run.device
         seed_everything("init", H.seed)
-        start_from = Checkpoints(f"logs/{H.load_dir if H.load_step else H.log_dir}").path(
-            "vqgan", H.load_step or run.step
-        )
+        start_from = checkpoints_of(H.load_dir if H.load_step else H.log_dir).path("vqgan", run.step)
         perceptual = load_perceptual(H.perceptual_weights, start_from) if H.perceptual_weight > 0 else None
         vqgan = VQGAN(H, perceptual).to(device, memory_format=memory_format(device))
         precision = Precision(H.amp, H.amp_dtype, device)
@@ -220,8 +218,6 @@ def train(H):
 
 
 def dry_run(H):
-
-
     with torch.device("meta"):
         vqgan = VQGAN(H)
     print_dry_run(H, describe_vqgan(H, vqgan))

@@ -7,7 +7,7 @@ import torch
 from models.load import Loaded, load_autoencoder, load_sampler
 from utils import codes, distributed
 from utils.amp import Precision
-from utils.checkpoint import Checkpoints
+from utils.checkpoint import checkpoints_of
 from utils.data import one_pass, to_float
 from utils.errors import UserError
 from utils.images import to_uint8
@@ -39,7 +39,7 @@ def load_models(H):
 
 def check_pair(H, autoencoder):
     """Refuse a sampler that was trained on another autoencoder's codes (where the run recorded it)."""
-    path = Checkpoints(f"logs/{H.load_dir}").manifest_path(H.load_step)
+    path = checkpoints_of(H.load_dir).manifest_path(H.load_step)
     if not path.is_file():
         return  # a published checkpoint
     known = read_json(path).get("autoencoder")

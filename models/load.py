@@ -2,17 +2,15 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from models.autoencoder import VQAutoEncoder
 from models.samplers import build_sampler
-from utils.checkpoint import Checkpoints, load_into
+from utils.checkpoint import checkpoints_of, load_into
 from utils.errors import UserError
 from utils.io import hash_tensors, load_tensors
 
-LOGS = Path("logs")
 VGG_FILE = "vgg16-397923af.pth"
 
 
@@ -27,7 +25,7 @@ class Loaded:
 
 def find_weights(name, folder, step):
     """(state dict, path) of the averaged weights <name>_ema_<step>.th where they are, else <name>_<step>.th."""
-    store = Checkpoints(LOGS / folder)
+    store = checkpoints_of(folder)
     chosen = f"{name}_ema" if store.path(f"{name}_ema", step).is_file() else name
     return store.load(chosen, step), str(store.path(chosen, step))
 

@@ -14,6 +14,7 @@ from utils.errors import DamagedFile, UserError
 from utils.io import hash_json, load_tensors, read_json, save_tensors, sha256_file, write_json
 
 FORMAT = 1
+LOGS = Path("logs")
 
 
 class Checkpoints:
@@ -128,6 +129,11 @@ class Checkpoints:
         if not isinstance(state, dict):
             raise DamagedFile(f"{path} holds no state dict")
         return state
+
+
+def checkpoints_of(run_name):
+    """The Checkpoints of logs/<run_name>."""
+    return Checkpoints(LOGS / run_name)
 
 
 def load_into(module, state, what):

@@ -22,7 +22,7 @@ import time
 import torch
 
 from utils import distributed
-from utils.checkpoint import Checkpoints, load_into
+from utils.checkpoint import LOGS, checkpoints_of, load_into
 from utils.dashboard import Dashboard
 from utils.errors import DamagedFile, UserError
 from utils.images import enlarge, pairs, save_png, sheet
@@ -31,8 +31,6 @@ from utils.meters import Meters
 from utils.progress import Progress, say
 from utils.seed import seed_everything
 from utils.signals import StopRequest
-
-LOGS = "logs"
 
 
 def pick_device(name):
@@ -72,7 +70,7 @@ class Run:
         distributed.setup(self.device)
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         self.folder = os.path.join(LOGS, H.log_dir)
-        self.store = Checkpoints(self.folder)
+        self.store = checkpoints_of(H.log_dir)
         self.step = 0
         self.meters = Meters(self.device)
         self.first_bad = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -190,7 +188,7 @@ class Run:
     def _load_weights(self):
         """--load_dir, --load_step: weights, and with --load_optim the optimisers."""
         H = self.H
-        source = Checkpoints(os.path.join(LOGS, H.load_dir))
+        source = checkpoints_of(H.load_dir)
         main_state = source.load(self.name, H.load_step)
         for name, item in self.files.items():
             if name.endswith("_optim") and not H.load_optim:

@@ -59,11 +59,10 @@ class NearestQuantizer(nn.Module):
     @torch.no_grad()
     def restart_codes(self, unused, z, rng):
         """Move the codes `unused` (K,) bool onto random latents of z (B, E, h, w): a code that nothing is
-        near has no gradient, and would stay dead (Dhariwal et al. 2020, Jukebox). Returns the codebook."""
+        near has no gradient, and would stay dead (Dhariwal et al. 2020, Jukebox)."""
         vectors = z.float().permute(0, 2, 3, 1).reshape(-1, z.shape[1])
         chosen = (rng.rand(len(unused)) * len(vectors)).long().clamp(max=len(vectors) - 1)
         self.embedding.weight.data[unused] = vectors[chosen][unused].to(self.embedding.weight)
-        return self.embedding.weight.data
 
     def encode(self, z):
         """(B, E, h, w) -> ids (B, h, w)."""
