@@ -1,7 +1,11 @@
 """Shared by all tests: the repository on the path, golden data, small configurations, tiny images."""
 
+import faulthandler
 import json
+import os
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -82,3 +86,25 @@ TINY_SAMPLER = words(
     "--bert_n_emb 16 --bert_n_head 2 --bert_n_layers 2 --total_steps 16 --sample_steps 16 --batch_size 8 "
     "--lr 1e-3 --warmup_iters 5 --num_workers 0 --no_visdom --device cpu"
 )
+
+
+EXIT_PATIENCE = 60.0  # seconds that the tests' own process may take to end
+
+
+def pytest_sessionfinish(session, exitstatus):
+    session.config.exit_status = int(exitstatus)
+
+
+def pytest_unconfigure(config):
+    """A process that does not end would hold up whoever waits for the tests: show where it stands, and leave.
+
+    (That the program itself ends is tested in processes of their own.)
+    """
+
+    def leave():
+        time.sleep(EXIT_PATIENCE)
+        print("\nthe tests are done but their process does not end; it stands at:", file=sys.__stderr__)
+        faulthandler.dump_traceback(sys.__stderr__)
+        os._exit(getattr(config, "exit_status", 1))
+
+    threading.Thread(target=leave, daemon=True).start()

@@ -522,6 +522,22 @@ raise SystemExit(3)
     assert (done.stdout, done.stderr, done.returncode) == ("2\n", "", 3)
 
 
+def test_the_program_ends_though_a_worker_is_stuck(tmp_path):
+    write_folder(tmp_path, 20)
+    program = f"""
+import time
+from utils.data import FolderImages, ImageSet, one_pass
+images = ImageSet(FolderImages([{str(tmp_path)!r}]), range(20), {SIZE})
+read = images.source.read
+images.source.read = lambda i: read(i) if i < 2 else time.sleep(1000)
+batches = one_pass(images, 2, 1)
+print(len(next(batches)[0]))
+del batches
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("2\n", "", 0)
+
+
 def test_workers_leave_signals_to_the_main_process(tmp_path):
     images = folder_set(tmp_path, 20)
     read = images.source.read

@@ -7,6 +7,7 @@ import atexit
 import bisect
 import hashlib
 import io
+import multiprocessing
 import os
 import signal
 import warnings
@@ -468,6 +469,9 @@ def worker_errors_in_words(loader):
             f"a process that decodes images died ({' '.join(str(error).split())[:200]}); most likely memory, or the "
             "shared memory /dev/shm, is full: give fewer --num_workers, or --num_workers 0"
         ) from None
+    finally:  # now: an error's traceback would keep the workers until some later garbage collection
+        if loader.num_workers:
+            batches._shutdown_workers()
 
 
 def fixed_images(images, count):
@@ -495,9 +499,14 @@ _WITH_WORKERS = weakref.WeakSet()
 
 @atexit.register
 def end_workers():
-    """Tell the workers that are left at exit to end. (An error's traceback keeps its batches alive.)
+    """Tell the workers that are left at exit to end, and make an end of those that do not. (An error's
+    traceback keeps its batches alive; a worker can be stuck in a read, or in a lock that a thread of its
+    parent held when it was forked.)
 
     Otherwise multiprocessing would send SIGTERM, which they ignore, and wait for them for ever.
     """
     for batches in list(_WITH_WORKERS):
         batches._shutdown_workers()
+    for child in multiprocessing.active_children():
+        if child.daemon:  # multiprocessing itself ends such processes, only not those that ignore SIGTERM
+            child.kill()
