@@ -19,7 +19,7 @@ from utils.seed import sample_uniforms
 
 @dataclass
 class Models:
-    """What the experiments work with: device, precision, autoencoder and sampler."""
+    """What the experiments work with: device, precision, autoencoder and sampler (None where none is needed)."""
 
     device: torch.device
     precision: Precision
@@ -27,13 +27,15 @@ class Models:
     sampler: Loaded
 
 
-def load_models(H):
-    """Both models of a command line that names --ae_load_dir and --load_dir."""
+def load_models(H, with_sampler=True):
+    """The models of a command line that names --ae_load_dir and (with_sampler) --load_dir."""
     device = pick_device(H.device)
-    if not H.load_step:
+    if with_sampler and not H.load_step:
         raise UserError("--load_dir and --load_step must name a trained sampler")
-    autoencoder, sampler = load_autoencoder(H, device), load_sampler(H, device)
-    check_pair(H, autoencoder)
+    autoencoder = load_autoencoder(H, device)
+    sampler = load_sampler(H, device) if with_sampler else None
+    if with_sampler and not H.allow_other_ae:
+        check_pair(H, autoencoder)
     return Models(device, Precision(H.amp, H.amp_dtype, device), autoencoder, sampler)
 
 
@@ -46,7 +48,7 @@ def check_pair(H, autoencoder):
     if known and known.get("hash") != autoencoder.hash:
         raise UserError(
             f"the sampler logs/{H.load_dir} (step {H.load_step}) was trained on the codes of "
-            f"{known.get('path')}, which is not {autoencoder.path}: give that autoencoder"
+            f"{known.get('path')}, which is not {autoencoder.path}: give that autoencoder (or --allow_other_ae)"
         )
 
 
@@ -85,6 +87,12 @@ def decode_batch(ae, ids, H, precision):
     """ids (B, L) -> uint8 (B, C, H, W)."""
     with precision.autocast():
         return to_uint8(ae.decode(ids, *H.latent_shape[1:]))
+
+
+def decoded_batches(id_batches, H, models):
+    """Batches of ids (b, L) -> batches of images, uint8 (b, C, H, W) on the device."""
+    for ids in id_batches:
+        yield decode_batch(models.autoencoder.model, ids.to(models.device), H, models.precision)
 
 
 def sample_batches(sampler, n, H, precision, device, first=0, description="sampling"):

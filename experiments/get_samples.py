@@ -6,6 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from experiments.flags import ModelsConfig
 from hparams import get_hparams
 from hparams.config import opt
 
@@ -27,7 +28,7 @@ EXAMPLES = """example:
       --n_sheets 1 --temp 0.9
 """
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
-    H = get_hparams("sampler", "Draw samples.", extra=(SampleConfig,), epilog=EXAMPLES)
+    H = get_hparams("sampler", "Draw samples.", extra=(SampleConfig, ModelsConfig), epilog=EXAMPLES)
 
 import torch
 

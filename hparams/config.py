@@ -188,8 +188,8 @@ def flags_of(config_classes):
     result = []
     for cls in config_classes:
         for f in fields(cls):
-            is_list = f.type == list[int]
+            is_list = f.type in (list[int], list[str])
             default = f.default_factory() if callable(f.default_factory) else f.default
-            kind = int if is_list else f.type
+            kind = f.type.__args__[0] if is_list else f.type
             result.append(Flag(f.name, kind, is_list, default, cls.__doc__, dict(f.metadata)))
     return result

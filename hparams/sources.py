@@ -30,7 +30,7 @@ def checked(flag, value, where=""):
     if not flag.is_list:
         return _checked_one(flag, value, name)
     if not isinstance(value, list) or not value:
-        raise UsageError(f"{name} {value!r} must be a list of whole numbers")
+        raise UsageError(f"{name} {value!r} must be a list, each of it {_KINDS[flag.type]}")
     return [_checked_one(flag, v, name) for v in value]
 
 

@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from utils import codes
+from utils import cache, codes
 from utils.checkpoint import Checkpoints, load_into
 from utils.errors import DamagedFile, UserError
 from utils.images import save_png
@@ -438,7 +438,7 @@ def test_codes_are_computed_once(latents):
     assert [compute.cached() for _ in range(3)] == [1, 1, 1]
     assert compute.said[0].startswith("codes cached in latents/faces_train_")
     assert compute.said[1].startswith("codes read from latents/faces_train_")
-    assert load_tensors(next(latents.iterdir()))["ids"].dtype == torch.int16
+    assert load_tensors(next(latents.iterdir()))["tensors"]["ids"].dtype == torch.int16
 
 
 def test_codes_belong_to_all_that_made_them(latents):
@@ -451,9 +451,14 @@ def test_codes_belong_to_all_that_made_them(latents):
     assert [p.stem.endswith("_flipped") for p in latents.iterdir()].count(True) == 1
 
 
+def write_codes():
+    path = codes.cache_path(header())
+    cache.write(path, header(), dict(ids=IDS))
+    return path
+
+
 def test_codes_under_another_name_are_not_taken(latents):
-    codes.cache_path(header(autoencoder="b" * 64)).parent.mkdir()
-    codes.write(header(), IDS).rename(codes.cache_path(header(autoencoder="b" * 64)))
+    write_codes().rename(codes.cache_path(header(autoencoder="b" * 64)))
     compute = Compute()
     assert compute.cached(autoencoder="b" * 64) == 1
     assert "does not hold what its name says; the codes are computed again" in compute.said[0]
@@ -461,7 +466,7 @@ def test_codes_under_another_name_are_not_taken(latents):
 
 
 def test_damaged_codes_are_computed_again(latents):
-    path = codes.write(header(), IDS)
+    path = write_codes()
     content = path.read_bytes()
     for damaged in [b"", b"text", *mutations(content, 60)]:
         path.write_bytes(damaged)
@@ -472,14 +477,15 @@ def test_damaged_codes_are_computed_again(latents):
         path.write_bytes(content)
 
 
+GOOD = dict(format=cache.FORMAT, header=header(), tensors=dict(ids=IDS), sha256=hash_tensors(dict(ids=IDS)))
+
+
 @pytest.mark.parametrize(
     "value",
     [
-        [1], {}, dict(ids=IDS), dict(format=codes.FORMAT, header=header(), ids="x", sha256="y"),
-        dict(format=codes.FORMAT, header=header(), ids=IDS + 1, sha256=codes.ids_hash(IDS)),
-        dict(format=codes.FORMAT, header=header(), ids=IDS[0], sha256=codes.ids_hash(IDS[0])),
-        dict(format=codes.FORMAT, header=torch.zeros(2), ids=IDS, sha256=codes.ids_hash(IDS)),
-        dict(format=codes.FORMAT + 1, header=header(), ids=IDS, sha256=codes.ids_hash(IDS)),
+        [1], {}, dict(ids=IDS), dict(GOOD, tensors=dict(ids="x")), dict(GOOD, tensors=[IDS]), dict(GOOD, sha256="y"),
+        dict(GOOD, tensors=dict(ids=IDS + 1)), dict(GOOD, tensors=dict(ids=IDS[0])), dict(GOOD, tensors=dict(i=IDS)),
+        dict(GOOD, header=torch.zeros(2)), dict(GOOD, format=cache.FORMAT + 1), dict(GOOD, header=header(flip=True)),
     ],
 )  # fmt: skip
 def test_files_that_are_no_codes(latents, value):
@@ -489,7 +495,7 @@ def test_files_that_are_no_codes(latents, value):
 
 def test_codes_cannot_run_code(latents, tmp_path):
     latents.mkdir()
-    value = dict(format=codes.FORMAT, header=header(), ids=RunsCode(tmp_path / "executed"), sha256="")
+    value = dict(GOOD, tensors=dict(ids=RunsCode(tmp_path / "executed")))
     torch.save(value, codes.cache_path(header()))
     compute = Compute()
     assert compute.cached() == 1 and "refused" in compute.said[0]

@@ -1,0 +1,21 @@
+"""Flags of the experiments, beside those of hparams/config.py. Standard library only: --help is to be fast."""
+
+from dataclasses import dataclass
+
+from hparams.config import opt
+
+
+@dataclass
+class ModelsConfig:
+    """models together"""
+
+    allow_other_ae: bool = opt(False, "use the sampler even with an autoencoder that it was not trained with")
+
+
+@dataclass
+class FeaturesConfig:
+    """features"""
+
+    feature_weights: str = opt(None, "file with the Inception weights (default: where torch-fidelity puts it, "
+                               "$TORCH_HOME/hub/checkpoints)", metavar="PATH")  # fmt: skip
+    feature_batch: int = opt(64, "images in one pass of the Inception network", min=1)

@@ -1,0 +1,53 @@
+"""Files of tensors that say what made them: nothing is reused for anything else.
+
+Each holds {name: tensor}, a header (JSON values: everything that the tensors depend on) and their hash.
+A header that differs means another file; a file that does not hold what its header says is damaged.
+"""
+
+from pathlib import Path
+
+from utils.errors import DamagedFile
+from utils.io import hash_tensors, load_tensors, save_tensors
+
+FORMAT = 1
+
+
+def read(path, header):
+    """The tensors {name: tensor} stored under this header, or None where there is no file.
+
+    Raises DamagedFile for a file that does not hold them.
+    """
+    if not Path(path).exists():
+        return None
+    value = load_tensors(path)
+    try:
+        tensors, found, digest = value["tensors"], value["header"], value["sha256"]
+        if value["format"] != FORMAT or found != header or hash_tensors(tensors) != digest:
+            raise DamagedFile(f"{path} does not hold what its name says")
+    except (KeyError, TypeError, AttributeError, RuntimeError):
+        raise DamagedFile(f"{path} is damaged: not a cache file") from None
+    return tensors
+
+
+def write(path, header, tensors):
+    """Store {name: tensor} under this header; complete or absent."""
+    save_tensors(path, dict(format=FORMAT, header=header, tensors=tensors, sha256=hash_tensors(tensors)))
+
+
+def cached(path, header, compute, say, what):
+    """The tensors of this header from `path`, or from compute(), which are then stored there.
+
+    what: their name in messages ("codes").
+    """
+    try:
+        tensors = read(path, header)
+    except DamagedFile as error:
+        say(f"warning: {error}; the {what} are computed again")
+        tensors = None
+    if tensors is None:
+        tensors = compute()
+        write(path, header, tensors)
+        say(f"{what} cached in {path}")
+    else:
+        say(f"{what} read from {path}")
+    return tensors
