@@ -16,10 +16,9 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes are 
 
 import torch
 
-from experiments.common import cached_codes, decode_batch
+from experiments.common import cached_codes, decode_batch, dry_run_of_sampler
 from models.load import load_autoencoder
 from models.samplers import build_sampler
-from models.summary import describe_sampler, print_dry_run
 from utils import distributed
 from utils.amp import Precision
 from utils.data import batch_positions, local_rows, open_images
@@ -141,11 +140,5 @@ def train(H):
                     run.dashboard.bars(name, values.cpu().numpy(), xlabel="time step t", ylabel=name)
 
 
-def dry_run(H):
-    with torch.device("meta"):
-        sampler = build_sampler(H)
-    print_dry_run(H, describe_sampler(H, sampler))
-
-
 if __name__ == "__main__":
-    run_main(dry_run if H.dry_run else train, H)
+    run_main(dry_run_of_sampler if H.dry_run else train, H)

@@ -17,9 +17,9 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes are 
 import torch
 
 from models.diffaug import diff_augment
-from models.load import load_perceptual
+from models.load import load_lpips
 from models.losses import adaptive_weight, hinge_discriminator_loss, reconstruction_nll
-from models.quantizers import perplexity
+from models.quantizers import usage_figures
 from models.summary import describe_vqgan, print_dry_run
 from models.vqgan import VQGAN
 from utils import distributed
@@ -105,13 +105,6 @@ def validate(vqgan, images, H, run, precision, step):
     return {**meters.pop_means(), **usage_figures(usage.pop_counts(), "val_")}
 
 
-def usage_figures(counts, prefix=""):
-    """How well the codebook is used, from counts (K,); nothing where nothing was quantized yet."""
-    if counts.sum() == 0:
-        return {}
-    return {f"{prefix}perplexity": float(perplexity(counts)), f"{prefix}codes_used": int((counts > 0).sum())}
-
-
 @torch.no_grad()
 def place_codes(models, images, H, step, device):
     """--codebook_init kmeans: put the codes of all `models` at the centres of the latents of the coming
@@ -159,7 +152,7 @@ def train(H):
         device = run.device
         seed_everything("init", H.seed)
         start_from = checkpoints_of(H.load_dir if H.load_step else H.log_dir).path("vqgan", run.step)
-        perceptual = load_perceptual(H.perceptual_weights, start_from) if H.perceptual_weight > 0 else None
+        perceptual = load_lpips("vgg", H.perceptual_weights, start_from) if H.perceptual_weight > 0 else None
         vqgan = VQGAN(H, perceptual).to(device, memory_format=memory_format(device))
         precision = Precision(H.amp, H.amp_dtype, device)
         fused = device.type == "cuda"

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from models.load import Loaded, load_autoencoder, load_sampler
+from models.samplers import build_sampler
+from models.summary import describe_sampler, print_dry_run
 from utils import codes, distributed
 from utils.amp import Precision
 from utils.checkpoint import checkpoints_of
@@ -95,9 +97,12 @@ def decoded_batches(id_batches, H, models):
         yield decode_batch(models.autoencoder.model, ids.to(models.device), H, models.precision)
 
 
-def sample_batches(sampler, n, H, precision, device, first=0, description="sampling"):
-    """Yield ids (b, L) for samples first .. first+n-1; each a function of (--seed, its number) alone."""
-    with Progress(n, description, "img", enabled=distributed.is_main()) as progress:
+def sample_batches(sampler, n, H, precision, device, first=0, show=True):
+    """Yield ids (b, L) for samples first .. first+n-1; each a function of (--seed, its number) alone.
+
+    show: with a progress bar, unless the caller has one.
+    """
+    with Progress(n, "sampling", "img", enabled=show and distributed.is_main()) as progress:
         for start in range(first, first + n, H.batch_size):
             numbers = range(start, min(start + H.batch_size, first + n))
             u = sample_uniforms(H.seed, numbers, sampler.draws_per_sample(), device)
@@ -105,3 +110,9 @@ def sample_batches(sampler, n, H, precision, device, first=0, description="sampl
                 ids = sampler.sample(u, H.temp)
             yield ids
             progress.update(len(ids))
+
+
+def dry_run_of_sampler(H):
+    """--dry_run of a script that uses a sampler."""
+    with torch.device("meta"):
+        print_dry_run(H, describe_sampler(H, build_sampler(H)))

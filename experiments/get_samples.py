@@ -19,57 +19,52 @@ class SampleConfig:
 
     n_sheets: int = opt(100, "sheets of 25 samples", min=1)
     n_samples: int = opt(None, "draw this many single images instead of sheets", min=1)
-    first_sample: int = opt(0, "number of the first sample: a sample is a function of --seed and its number", min=0)
+    first_sample: int = opt(0, "number of the first sample: a sample is a function of --seed and its number, "
+                            "whatever --batch_size", min=0)  # fmt: skip
+    save_latents: bool = opt(False, "write the codes to logs/<log_dir>/latents.pt, for calc_FID.py --latents_path")
 
 
-EXAMPLES = """example:
+EXAMPLES = """examples:
   python experiments/get_samples.py --sampler absorbing --dataset churches --log_dir samples_churches \\
       --ae_load_dir vqgan_churches --ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 \\
-      --n_sheets 1 --temp 0.9
+      --n_sheets 1 --temp 0.9 --seed 1
+  python experiments/get_samples.py ... --n_samples 8 --first_sample 100 --sample_steps 50
 """
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     H = get_hparams("sampler", "Draw samples.", extra=(SampleConfig, ModelsConfig), epilog=EXAMPLES)
 
 import torch
 
-from experiments.common import decode_batch, load_models, sample_batches
-from models.summary import describe_sampler, print_dry_run
+from experiments.common import decoded_batches, dry_run_of_sampler, load_models, sample_batches
+from experiments.measure import watched
+from experiments.report import Report
 from utils.errors import run_main
-from utils.images import save_png, sheet
+from utils.features import regroup
+from utils.images import sheet
+from utils.io import save_tensors
 from utils.progress import say
-
-
-def images_of_samples(H, models, n):
-    """Yield n generated images one by one, uint8 (C, H, W), in the order of their numbers."""
-    sampler = models.sampler.model
-    for ids in sample_batches(sampler, n, H, models.precision, models.device, H.first_sample):
-        yield from decode_batch(models.autoencoder.model, ids, H, models.precision).cpu()
 
 
 def main(H):
     models = load_models(H)
-    folder = Path("logs", H.log_dir, "images")
     single = H.n_samples is not None or H.save_individually
     n = H.n_samples if H.n_samples is not None else H.n_sheets * SHEET
-    pending = []
-    for number, image in enumerate(images_of_samples(H, models, n), start=H.first_sample):
-        if single:
-            save_png(folder / f"sample_{number}.png", image)
-            continue
-        pending.append(image)
-        if len(pending) == SHEET:
-            first = number - SHEET + 1
-            save_png(folder / f"samples_{first}-{number}.png", sheet(torch.stack(pending), 5), min_side=256)
-            pending = []
-    say(f"{n} samples in {folder}")
-
-
-def dry_run(H):
-    from models.samplers import build_sampler
-
-    with torch.device("meta"):
-        print_dry_run(H, describe_sampler(H, build_sampler(H)))
+    ids = []
+    with Report(H, models.device, autoencoder=models.autoencoder, sampler=models.sampler) as report:
+        drawn = sample_batches(models.sampler.model, n, H, models.precision, models.device, H.first_sample)
+        drawn = watched(drawn, (lambda batch: ids.append(batch.cpu())) if H.save_latents else None)
+        images = decoded_batches(drawn, H, models)
+        number = H.first_sample
+        for group in regroup((x.cpu() for x in images), 1 if single else SHEET):
+            if single:
+                report.picture(f"sample_{number}", group[0], min_side=1, shown="sample")
+            else:
+                report.picture(f"samples_{number}-{number + SHEET - 1}", sheet(group, 5), shown="samples")
+            number += len(group)
+        if H.save_latents:
+            save_tensors(report.folder / "latents.pt", dict(ids=torch.cat(ids)))
+        say(f"{n} samples in {report.folder / 'images'}")
 
 
 if __name__ == "__main__":
-    run_main(dry_run if H.dry_run else main, H)
+    run_main(dry_run_of_sampler if H.dry_run else main, H)

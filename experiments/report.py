@@ -15,17 +15,19 @@ from utils.progress import say
 
 
 class Report:
-    """The results of one command; a context manager.
+    """The results of one command; a context manager, unless the dashboard is somebody else's.
 
-    about: {name: models.load.Loaded} of the models that were measured.
+    models: models.load.Loaded, by name, of what was measured.
     """
 
-    def __init__(self, H, device, **about):
+    def __init__(self, H, device, dashboard=None, **models):
         self.H, self.device = H, device
         self.folder = Path(LOGS, H.log_dir)
-        self.checkpoints = {name: dict(path=m.path, hash=m.hash) for name, m in about.items() if m is not None}
+        self.checkpoints = {name: dict(path=m.path, hash=m.hash) for name, m in models.items() if m is not None}
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.dashboard = Dashboard(H.visdom_server, H.visdom_port, H.log_dir, enabled=not H.no_visdom, warn=say)
+        self.dashboard = dashboard or Dashboard(
+            H.visdom_server, H.visdom_port, H.log_dir, enabled=not H.no_visdom, warn=say
+        )
 
     def __enter__(self):
         return self
@@ -35,10 +37,13 @@ class Report:
 
     def values(self, title, values, **about):
         """Print {name: number or text} as a table, and append it to logs/<log_dir>/metrics.jsonl with every
-        argument, the checkpoints' hashes and `about` (JSON values)."""
-        width = max(len(name) for name in values)
-        lines = [title, *(f"  {name:<{width}}  {_shown(value)}" for name, value in values.items())]
-        say("\n".join(lines))
+        argument, the checkpoints' hashes and `about` (JSON values). name_se: the standard error of name."""
+        shown = {name: _shown(value) for name, value in values.items() if not name.endswith("_se")}
+        for name in shown:
+            if f"{name}_se" in values:
+                shown[name] += f" +- {_shown(values[f'{name}_se'])}"
+        width = max(map(len, shown))
+        say("\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in shown.items())]))
         row = dict(
             metric=self.H.script, time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             values={k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()},
@@ -46,7 +51,7 @@ class Report:
             torch=torch.__version__,
         )  # fmt: skip
         self.append(row)
-        self.dashboard.properties({"": title, **{name: _shown(value) for name, value in values.items()}})
+        self.dashboard.properties({"": title, **shown})
 
     def append(self, row):
         """One line of metrics.jsonl, in one piece: several commands may write to the same file."""
@@ -58,17 +63,19 @@ class Report:
         finally:
             os.close(fd)
 
-    def picture(self, name, picture, caption=None, min_side=256):
-        """Save uint8 (C, h, w) as logs/<log_dir>/images/<name>.png and show it. Returns the path."""
+    def picture(self, name, picture, caption=None, min_side=256, shown=None):
+        """Save uint8 (C, h, w) as logs/<log_dir>/images/<name>.png, small ones enlarged, and show it on the
+        dashboard in the pane `shown` (default: one of its own). Returns the path."""
         path = self.folder / "images" / f"{name}.png"
-        picture = enlarge(picture.cpu(), min_side)
-        save_png(path, picture)
-        self.dashboard.image(name, picture.expand(3, -1, -1).numpy(), caption or name)
+        save_png(path, picture, min_side)
+        self.dashboard.image(shown or name, enlarge(picture, 256).expand(3, -1, -1).numpy(), caption or name)
         return path
 
 
 def _shown(value):
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.5g}" if math.isfinite(value) else "unknown"
+    return str(value)
 
 
 def _device_name(device):

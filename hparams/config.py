@@ -149,6 +149,15 @@ class SamplerConfig:
 
 WITHOUT_EFFECT = ("greedy_epochs", "greedy", "sample_block_size")
 
+# What only a script that trains reads. (--ema is not among them: averaged weights are preferred with it or without.)
+OF_TRAINING = (
+    "load_optim", "resume", "train_steps", "lr", "ema_beta", "steps_per_update_ema", "steps_per_log",
+    "steps_per_display_output", "steps_per_save_output", "steps_per_checkpoint", "beta", "gumbel_kl_weight",
+    "gumbel_straight_through", "base_lr", "codebook_init", "codebook_init_step", "codebook_restart_steps",
+    "disc_start_step", "disc_weight_max", "diff_aug", "horizontal_flip", "embd_pdrop", "attn_pdrop", "resid_pdrop",
+    "loss_type", "warmup_iters",
+)  # fmt: skip
+
 # What a checkpoint's tensors depend on: a command line may not contradict a loaded model in these.
 AUTOENCODER_KEYS = (
     "img_size", "n_channels", "nf", "ch_mult", "res_blocks", "attn_resolutions", "latent_shape", "emb_dim",

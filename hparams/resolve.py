@@ -25,10 +25,11 @@ class Hparams(SimpleNamespace):
         return {k: v for k, v in vars(self).items() if k not in ("explicit", "data_entry", "script")}
 
 
-def get_hparams(family, description, argv=None, extra=(), epilog=None, script=None):
+def get_hparams(family, description, argv=None, extra=(), epilog=None, script=None, fits=False):
     """Parse and resolve a script's command line.
 
-    family: 'vqgan' or 'sampler'. extra: config dataclasses of the script's own flags.
+    family: 'vqgan' or 'sampler'. extra: config dataclasses of the flags of a script that measures models
+    rather than trains them; fits: it does train something of its own, beside the models that it loads.
     Returns Hparams. On bad input: SystemExit(2) with one line on stderr.
     """
     classes = (*(vqgan_family() if family == "vqgan" else sampler_family()), *extra)
@@ -37,13 +38,16 @@ def get_hparams(family, description, argv=None, extra=(), epilog=None, script=No
     given = parser.parse(argv)
     try:
         H = resolve(flags, given, family)
-        if not (extra or H.dry_run):  # training loads what it names; a metric may find all it needs in files
+        measures = bool(extra)
+        if H.resume and H.load_step and not measures:
+            raise UsageError("--resume and --load_step contradict each other: resume continues --log_dir itself")
+        if not (measures or H.dry_run):  # training loads what it names; a metric may find all it needs in files
             _require_loaded(H, family)
     except UsageError as error:
         parser.error(str(error))
     H.script = script or Path(sys.argv[0]).stem
     if os.environ.get("RANK", "0") == "0":
-        for note in notes(H, flags):
+        for note in notes(H, flags, trains=fits or not measures):
             print(f"note: {note}", file=sys.stderr)
     return H
 
@@ -73,10 +77,13 @@ def _require_loaded(H, family):
         require_folder("load_dir", H.load_dir)
 
 
-def notes(H, flags):
-    """Flags of the command line that do nothing, one sentence each."""
+def notes(H, flags, trains=True):
+    """Flags of the command line that do nothing, one sentence each. trains: the script trains something."""
     for flag in flags:
         if flag.name not in H.explicit or getattr(H, flag.name) is False:
+            continue
+        if not trains and flag.name in config.OF_TRAINING:
+            yield f"--{flag.name} is for training and has no effect here"
             continue
         if flag.name in config.WITHOUT_EFFECT:
             yield f"--{flag.name} is accepted for old command lines and has no effect"
@@ -120,7 +127,7 @@ def _from_loaded(values, given, family, flags):
 
 def _loads(values, family):
     """(flag that asks for it, folder, keys to take or None for all) of each loaded model, in order."""
-    if family == "sampler":
+    if values.get("ae_load_dir"):  # required where a sampler is loaded, one of two ways to name a VQGAN elsewhere
         yield "ae_load_dir", values["ae_load_dir"], config.AUTOENCODER_KEYS
     if values["load_step"]:
         yield "load_dir", values["load_dir"], config.VQGAN_KEYS if family == "vqgan" else config.SAMPLER_KEYS
@@ -184,8 +191,6 @@ def _check_shapes(H):
 
 
 def _check_together(H, family):
-    if H.resume and H.load_step:
-        raise UsageError("--resume and --load_step contradict each other: resume continues --log_dir itself")
     if family == "vqgan":
         for name, off in (("codebook_init", "uniform"), ("codebook_restart_steps", 0)):
             if H.quantizer != "nearest" and getattr(H, name) != off:

@@ -1,56 +1,84 @@
 """Images larger than those of training: one canvas of codes, read through sliding windows.
 
-Shapes: B canvases of H x W codes, windows of h x w (the size of training), K codes.
+Shapes: B canvases of H x W codes, windows of h x w (the size of training), K codes; C cells of each canvas
+at a step, N windows and Q readings (of one cell in one window) altogether. A cell is a number, row * W + column.
 """
 
 import torch
 
 from models.samplers.base import invert_cdf
+from utils.errors import UsageError
 
-
-def covering_windows(row, col, canvas, window):
-    """Top left corners of all windows (stride 1) on the canvas that cover a cell: list of (top, left)."""
-    (H, W), (h, w) = canvas, window
-    tops = range(max(0, row - h + 1), min(row, H - h) + 1)
-    lefts = range(max(0, col - w + 1), min(col, W - w) + 1)
-    return [(top, left) for top in tops for left in lefts]
+FIXED_POINT = 2.0**46  # one, as a whole number: 2^16 probabilities sum to less than 2^63
 
 
 @torch.no_grad()
-def sample_canvas(sampler, uniforms, window, temp=0.8, max_batch=256, progress=None):
-    """Fill canvases of codes in raster order, one cell a step.
+def sample_canvas(sampler, uniforms, window, temp=0.8, max_batch=256, progress=None, order=None, cells_per_step=1):
+    """Fill canvases of codes, some cells a step (the paper's larger-than-training images).
 
-    At each cell the windows that cover it predict it, their probabilities are averaged, sharpened to
-    p^(1/temp) and renormalised, and the code is drawn (the paper's larger-than-training images).
-    Only the windows that cover the cell are evaluated, and only there.
+    At each cell the windows (stride 1) that cover it predict it from the state before the step, their
+    probabilities are averaged, sharpened to p^(1/temp) and renormalised, and the code is drawn.
 
     uniforms (B, H, W) in [0, 1), one for each cell; window (h, w) with h*w = the sampler's block size;
-    max_batch: windows in one network pass. Returns ids (B, H, W) int64.
-    Raises ValueError where the canvas is smaller than a window.
+    max_batch: windows in one network pass, which bounds the memory; progress: called with the steps, returns
+    an iterable of them; order (B, H, W): each canvas fills its cells from its least number here to its
+    greatest (default: raster order); cells_per_step: cells of each canvas revealed together.
+    A canvas depends on its own row of uniforms and order, not on the others. Returns ids (B, H, W) int64.
+    Raises ValueError where the canvas is smaller than a window, and where the sampler needs raster order.
     """
     B, H, W = uniforms.shape
     h, w = window
     if h > H or w > W:
         raise ValueError(f"a canvas of {H} x {W} codes is smaller than the {h} x {w} of training")
+    if sampler.needs_raster_order and (order is not None or cells_per_step > 1):
+        raise UsageError("this sampler needs raster order, one cell a step (--order raster --cells_per_step 1)")
     ids = torch.full((B, H, W), sampler.mask_id, dtype=torch.int64, device=uniforms.device)
-    for cell in (progress or iter)(range(H * W)):
-        row, col = divmod(cell, W)
-        probs = window_probabilities(sampler, ids, row, col, window, max_batch)
+    if order is None:
+        sequence = torch.arange(H * W, device=ids.device).expand(B, -1)
+    else:
+        sequence = order.to(ids.device).flatten(1).argsort(dim=1, stable=True)
+    steps = sequence.split(cells_per_step, dim=1)
+    for cells in (progress or iter)(steps):
+        probs = cell_probabilities(sampler, ids, cells, window, max_batch)
         sharpened = (probs.log() / temp).softmax(-1)
-        ids[:, row, col] = invert_cdf(sharpened, uniforms[:, row, col])
+        ids.view(B, -1).scatter_(1, cells, invert_cdf(sharpened, uniforms.flatten(1).gather(1, cells)))
     return ids
 
 
-def window_probabilities(sampler, ids, row, col, window, max_batch):
-    """Mean over the covering windows of the predicted distribution at a cell, (B, K) float32."""
-    B, (h, w) = len(ids), window
-    corners = covering_windows(row, col, ids.shape[1:], window)
-    total = 0.0
-    for start in range(0, len(corners), max(1, max_batch // B)):
-        chunk = corners[start : start + max(1, max_batch // B)]
-        views = torch.stack([ids[:, top : top + h, left : left + w] for top, left in chunk])  # (n, B, h, w)
-        inside = torch.tensor([(row - top) * w + col - left for top, left in chunk], device=ids.device)
-        at = (torch.arange(len(chunk) * B, device=ids.device), inside.repeat_interleave(B))
-        logits = sampler._denoise_fn(views.reshape(-1, h * w), at=at)
-        total = total + logits.float().softmax(-1).view(len(chunk), B, -1).sum(0)
-    return total / len(corners)
+def cell_probabilities(sampler, ids, cells, window, max_batch):
+    """Mean over all covering windows of the predicted distributions at cells (B, C): (B, C, K) float32."""
+    h, w = window
+    corners, readings = needed_windows(cells, ids.shape[1:], window)
+    views = ids.unfold(1, h, 1).unfold(2, w, 1)  # (B, H-h+1, W-w+1, h, w), nothing copied
+    # Whole numbers, so that a sum does not depend on how the windows fall into passes, nor (on a GPU) on
+    # which thread adds first.
+    total = torch.zeros(cells.numel(), sampler.codebook_size, dtype=torch.int64, device=ids.device)
+    passes = corners.split(max_batch)
+    # The readings are sorted by window: those of a pass stand together.
+    sizes = (readings[:, 1] // max_batch).bincount(minlength=len(passes)).tolist()
+    for some, at in zip(passes, readings.split(sizes), strict=True):
+        cell, number, position = at.unbind(1)
+        logits = sampler.predict(views[some.unbind(1)].flatten(1), number % max_batch, position)
+        probs = logits.float().softmax(-1)
+        total.index_add_(0, cell, (probs * FIXED_POINT).round().long())
+    mean = total.float() / total.sum(1, keepdim=True).float()
+    return mean.view(*cells.shape, -1)
+
+
+def needed_windows(cells, canvas, window):
+    """The windows on a canvas (H, W) that cover any of the cells (B, C), and where the cells stand in them.
+
+    Returns corners (N, 3) int64, each window once: number of the canvas, top, left; and readings (Q, 3) int64,
+    sorted by window: cell as b * C + c, number of the window, position in the window.
+    """
+    (H, W), (h, w) = canvas, window
+    B, C = cells.shape
+    inside = torch.arange(h * w, device=cells.device)
+    top = (cells // W)[..., None] - inside // w  # (B, C, h*w): of the window in which the cell stands there
+    left = (cells % W)[..., None] - inside % w
+    fits = (top >= 0) & (top <= H - h) & (left >= 0) & (left <= W - w)
+    b, c, position = fits.nonzero(as_tuple=True)
+    keys, number = ((b * H + top[fits]) * W + left[fits]).unique(return_inverse=True)
+    corners = torch.stack((keys // (H * W), keys // W % H, keys % W), dim=1)
+    readings = torch.stack((b * C + c, number, position), dim=1)
+    return corners, readings[number.argsort(stable=True)]

@@ -1,6 +1,7 @@
 """The one place that loads weights for use: autoencoder, sampler, LPIPS."""
 
 import os
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,12 @@ from utils.checkpoint import checkpoints_of, load_into
 from utils.errors import UserError
 from utils.io import hash_tensors, load_tensors
 
-VGG_FILE = "vgg16-397923af.pth"
+# Of each network of LPIPS: its name, torchvision's file of its weights, and what helps where that is missing.
+LPIPS_NETS = {
+    "vgg": ("VGG16", "vgg16-397923af.pth",
+            "name the file with --perceptual_weights PATH, or train without with --perceptual_weight 0"),
+    "alex": ("AlexNet", "alexnet-owt-7be5be79.pth", "name the file with --alexnet_weights PATH"),
+}  # fmt: skip
 
 
 @dataclass
@@ -57,31 +63,37 @@ def freeze(model, device):
 # ---------------------------------------------------------------------- LPIPS
 
 
-def vgg_place():
-    """Where torchvision keeps the VGG16 weights."""
-    return os.path.join(torch.hub.get_dir(), "checkpoints", VGG_FILE)
+def lpips_place(net):
+    """Where torchvision keeps the weights of 'vgg' or 'alex'."""
+    return os.path.join(torch.hub.get_dir(), "checkpoints", LPIPS_NETS[net][1])
 
 
-def load_perceptual(weights_path=None, checkpoint=None):
-    """LPIPS with VGG16 (Zhang et al. 2018), frozen.
+def load_lpips(net, weights_path=None, checkpoint=None):
+    """LPIPS (Zhang et al. 2018) with VGG16 ('vgg') or AlexNet ('alex'), frozen. Nothing is downloaded.
 
-    weights_path: torchvision's VGG16 state dict, or a state dict of the whole LPIPS or VQGAN
+    weights_path: torchvision's state dict of that network, or a state dict of the whole LPIPS or VQGAN
     (`perceptual.*`); default: torchvision's own place. checkpoint: the path of a VQGAN checkpoint
-    that is about to be loaded: when it holds `perceptual.*`, no other file is needed.
+    that is about to be loaded: when it holds `perceptual.*`, no other file is needed. Raises UserError
+    where the weights are missing or do not fit.
     """
-    if not (weights_path or os.path.isfile(vgg_place())):
+    if not (weights_path or os.path.isfile(lpips_place(net))):
         if checkpoint is not None and os.path.isfile(checkpoint) and has_perceptual(checkpoint):
             weights_path = checkpoint
         else:
+            name, file, remedy = LPIPS_NETS[net]
             raise UserError(
-                f"the VGG16 weights for LPIPS are missing: put torchvision's {VGG_FILE} at {vgg_place()}, "
-                "or name the file with --perceptual_weights PATH, or train without with --perceptual_weight 0"
+                f"the {name} weights for LPIPS are missing: put torchvision's {file} at {lpips_place(net)}, or {remedy}"
             )
+    path = weights_path or lpips_place(net)
+    state = load_tensors(path)
+    if not isinstance(state, dict):
+        raise UserError(f"{path} holds no state dict, but {type(state).__name__}")
     import lpips
 
-    model = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
-    path = weights_path or vgg_place()
-    load_into(model, to_lpips_names(load_tensors(path), model), path)
+    with warnings.catch_warnings():  # lpips calls torchvision as it was called once
+        warnings.simplefilter("ignore")
+        model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    load_into(model, to_lpips_names(state, model), path)
     return model.eval().requires_grad_(False)
 
 
@@ -90,7 +102,7 @@ def has_perceptual(path):
 
 
 def to_lpips_names(state, model):
-    """A VGG16, LPIPS or VQGAN state dict -> LPIPS's names; lpips's own linear heads fill what is missing."""
+    """A VGG16, AlexNet, LPIPS or VQGAN state dict -> LPIPS's names; lpips's own linear heads fill what is missing."""
     if any(k.startswith("perceptual.") for k in state):
         state = {k.removeprefix("perceptual."): v for k, v in state.items() if k.startswith("perceptual.")}
     own = model.state_dict()

@@ -77,6 +77,23 @@ def shapes(tmp_path_factory):
     return draw_shapes(tmp_path_factory.mktemp("shapes"), 40)
 
 
+@pytest.fixture(scope="session")
+def trained(shapes, tmp_path_factory):
+    """A folder with logs/ae (step 4), logs/prior (absorbing) and logs/ar (autoregressive), step 3 each."""
+    from scripts import train_stage_1, train_stage_2
+
+    folder = tmp_path_factory.mktemp("trained")
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        train_stage_1(shapes, "ae", "--train_steps 4 --ema --steps_per_update_ema 1")
+        train_stage_2(shapes, "prior", "ae", 4, "--train_steps 3 --ema --steps_per_update_ema 1")
+        train_stage_2(shapes, "ar", "ae", 4, "--train_steps 3", sampler="autoregressive")
+    finally:
+        os.chdir(before)
+    return folder
+
+
 # Flags of the smallest models that exercise everything: 16 x 16 pixels, 4 x 4 codes.
 TINY_VQGAN = words(
     "--img_size 16 --nf 32 --ch_mult 1 1 1 --res_blocks 1 --emb_dim 8 --codebook_size 16 --batch_size 4 "

@@ -1,5 +1,6 @@
 """Running the training scripts in tests: in this process, or as a user would."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -47,3 +48,15 @@ def run(script, flags, cwd, code=0):
     assert got == code, text
     assert "Traceback" not in text, text
     return text
+
+
+def experiment(module, words, family="sampler"):
+    """The configuration of a command line of experiments/<module>, with all its own flags."""
+    extra = [v for v in vars(module).values() if dataclasses.is_dataclass(v) and v.__name__.endswith("Config")]
+    return get_hparams(family, "", words, extra=extra, script=module.__name__.rsplit(".", 1)[-1], fits=True)
+
+
+def prior_flags(images, log_dir, more="", sampler="absorbing"):
+    """Flags of an experiment on the models of the fixture `trained`."""
+    load = "--load_dir prior" if sampler == "absorbing" else "--load_dir ar"
+    return sampler_flags(images, log_dir, "ae", 4, [*words(load), "--load_step", "3", *words(more)], sampler)

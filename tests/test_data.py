@@ -21,20 +21,17 @@ from torchvision import transforms
 from hparams import sources
 from utils import data
 from utils.data import (
-    FolderImages,
     ImageSet,
-    LmdbImages,
-    Packed,
     batch_positions,
-    decode,
-    find_images,
     fixed_images,
     one_pass,
     open_images,
     split_sizes,
     training_batches,
 )
+from utils.decoding import decode
 from utils.errors import UserError
+from utils.sources import FolderImages, LmdbImages, Packed, find_images
 
 SIZE = 8
 
@@ -512,7 +509,8 @@ def test_the_program_ends_though_batches_are_left(tmp_path):
     """As after an error, whose traceback keeps them alive."""
     write_folder(tmp_path, 20)
     program = f"""
-from utils.data import FolderImages, ImageSet, one_pass
+from utils.data import ImageSet, one_pass
+from utils.sources import FolderImages
 images = ImageSet(FolderImages([{str(tmp_path)!r}]), range(20), {SIZE})
 batches = one_pass(images, 2, 1)
 print(len(next(batches)[0]))
@@ -526,7 +524,8 @@ def test_the_program_ends_though_a_worker_is_stuck(tmp_path):
     write_folder(tmp_path, 20)
     program = f"""
 import time
-from utils.data import FolderImages, ImageSet, one_pass
+from utils.data import ImageSet, one_pass
+from utils.sources import FolderImages
 images = ImageSet(FolderImages([{str(tmp_path)!r}]), range(20), {SIZE})
 read = images.source.read
 images.source.read = lambda i: read(i) if i < 2 else time.sleep(1000)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from models.canvas import covering_windows, sample_canvas
 from models.samplers import build_sampler
 from models.samplers.absorbing import dense_rank_descending, scatter_last
 from models.samplers.base import draw_codes, invert_cdf
@@ -266,16 +265,3 @@ def test_logits_at_chosen_positions_equal_the_whole():
     at = (torch.tensor([0, 2, 2]), torch.tensor([9, 0, 4]))
     with torch.no_grad():
         assert torch.allclose(model._denoise_fn(ids, at), model._denoise_fn(ids)[at], atol=1e-6)
-
-
-def test_covering_windows_are_those_that_cover():
-    canvas, window = (7, 5), (4, 3)
-    every = [(top, left) for top in range(4) for left in range(3)]
-    for row, col in itertools.product(range(7), range(5)):
-        covering = [(t, s) for t, s in every if t <= row < t + 4 and s <= col < s + 3]
-        assert covering_windows(row, col, canvas, window) == covering
-
-
-def test_canvas_smaller_than_a_window_is_refused():
-    with pytest.raises(ValueError, match="smaller"):
-        sample_canvas(tiny(), torch.rand(1, 1, 4), window=(2, 2))

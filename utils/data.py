@@ -1,269 +1,29 @@
-"""Images from folders and LMDBs, and batches whose order is a function of (seed, step).
+"""Sets of images, and batches whose order is a function of (seed, step).
 
-An image on its way: file -> uint8 (C, H, W) here -> float in [0, 1] on the device (`to_float`).
+An image on its way: bytes (utils.sources) -> uint8 (C, H, W) (utils.decoding) -> float in [0, 1] on the
+device (`to_float`).
 """
 
 import atexit
-import bisect
 import hashlib
-import io
 import multiprocessing
-import os
 import signal
-import warnings
 import weakref
-from array import array
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
 from utils import distributed
+from utils.decoding import decode
 from utils.errors import UserError
-from utils.io import hash_json
 from utils.seed import derive_seed, permutation
 from utils.signals import StopRequest
+from utils.sources import open_source
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-# Whatever a file is called, it is read as one of these: Pillow's other readers (EPS runs Ghostscript)
-# are not for files from anywhere.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 MAX_BROKEN_SHARE = 0.05
 VALIDATION_SHARE = 0.05
 MAX_NAMED = 100  # broken images that are named one by one
-LONG_IMAGE = 8  # aspect ratio from which an image is cropped before it is resized
-LMDB_SLACK = 1 << 20  # bytes that a whole LMDB file may be shorter than its page count says
-
-
-# ---------------------------------------------------------------------- sources
-
-
-class Packed:
-    """A list of byte strings in two flat buffers.
-
-    Millions of Python objects would take three times the memory, and once in every worker: counting
-    references writes to the pages that a forked process shares with its parent.
-    """
-
-    def __init__(self, items):
-        self.data, self.ends = bytearray(), array("q", [0])
-        for item in items:
-            self.data += item
-            self.ends.append(len(self.data))
-
-    def __len__(self):
-        return len(self.ends) - 1
-
-    def __getitem__(self, i):
-        return bytes(self.data[self.ends[i] : self.ends[i + 1]])
-
-
-class FolderImages:
-    """The image files under some folders, recursive, sorted by path."""
-
-    def __init__(self, folders):
-        self.files = Packed(sorted({os.fsencode(f) for folder in folders for f in find_images(folder)}))
-
-    def __len__(self):
-        return len(self.files)
-
-    def read(self, i):
-        with open(self.files[i], "rb") as f:
-            return f.read()
-
-    def name(self, i):
-        return os.fsdecode(self.files[i])
-
-    def identity(self):
-        """What the images are, for the keys of caches: names, sizes and times of all files."""
-        digest = hashlib.sha256()
-        for i in range(len(self)):
-            stat = os.stat(self.files[i])
-            digest.update(f"{self.name(i)!a} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-        return digest.hexdigest()[:16]
-
-
-def find_images(folder):
-    """Paths of the images under a folder. Links to folders are followed, each real folder once."""
-    seen = set()
-    for root, dirs, names in os.walk(folder, followlinks=True):
-        dirs.sort()  # of two ways to one folder, the same one is taken everywhere
-        real = os.path.realpath(root)
-        if real in seen:
-            dirs.clear()  # a loop of links
-            continue
-        seen.add(real)
-        for name in names:
-            path = os.path.join(root, name)
-            # "._x.png" is what macOS leaves beside x.png on foreign disks: not an image.
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("._") and os.path.isfile(path):
-                yield path
-
-
-class LmdbImages:
-    """The encoded images in LSUN's LMDBs, sorted by key."""
-
-    def __init__(self, paths):
-        self.paths = [str(p) for p in paths]
-        self.starts = []  # number of the first image of each LMDB
-        self.keys = Packed(self._list_keys())
-
-    def _list_keys(self):
-        import lmdb
-
-        count = 0
-        for path in self.paths:
-            self.starts.append(count)
-            try:
-                with open_lmdb(path).begin() as txn:
-                    for key in txn.cursor().iternext(values=False):
-                        yield key
-                        count += 1
-            except lmdb.Error as error:
-                raise UserError(f"{path}: not a readable LMDB ({error})") from None
-
-    def _place(self, i):
-        """(path, key) of image i."""
-        return self.paths[bisect.bisect_right(self.starts, i) - 1], self.keys[i]
-
-    def __len__(self):
-        return len(self.keys)
-
-    def read(self, i):
-        path, key = self._place(i)
-        with open_lmdb(path).begin() as txn:
-            return txn.get(key)
-
-    def name(self, i):
-        path, key = self._place(i)
-        return f"{path}:{key.decode(errors='replace')}"
-
-    def identity(self):
-        stats = [os.stat(os.path.join(p, "data.mdb")) for p in self.paths]
-        return hash_json([[p, s.st_size, s.st_mtime_ns] for p, s in zip(self.paths, stats, strict=True)])
-
-
-_OPEN_LMDBS = {}
-
-
-def open_lmdb(path):
-    """The environment of an LMDB, opened once in each process: a forked worker must not use its parent's."""
-    import lmdb
-
-    key = os.getpid(), path
-    if key not in _OPEN_LMDBS:
-        env = lmdb.open(path, readonly=True, create=False, lock=False, readahead=False, meminit=False)
-        # Reading past the end of the mapped file would kill the process without a word.
-        expected = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-        size = os.path.getsize(os.path.join(path, "data.mdb"))
-        if size + LMDB_SLACK < expected:
-            env.close()
-            raise UserError(f"{path}: data.mdb is truncated ({size} of {expected} bytes): copy or unpack it again")
-        _OPEN_LMDBS[key] = env
-    return _OPEN_LMDBS[key]
-
-
-def is_lmdb(path):
-    return os.path.isfile(os.path.join(path, "data.mdb"))
-
-
-def open_source(entry, split):
-    """The images of a datasets.yaml entry for 'train', or its own validation images for 'val'.
-
-    Returns None for 'val' where the set brings none. Raises UserError, naming what to edit, where
-    there is nothing to read.
-    """
-    paths = [os.path.expanduser(p) for p in entry["paths"]]
-    for path in paths:
-        if not os.path.isdir(path):
-            raise UserError(f"{entry['origin']}: the folder '{path}' does not exist: {_remedy(entry)}")
-    pattern = f"{entry.get('category', '*')}_{split}_lmdb"
-    by_split = [q for p in paths for q in sorted(Path(p).glob(pattern)) if is_lmdb(q)]
-    if by_split:
-        return LmdbImages(by_split)
-    if split == "val":
-        return None
-    lmdbs = [p for p in paths if is_lmdb(p)]
-    if len(lmdbs) == len(paths):
-        source = LmdbImages(paths)
-    elif lmdbs:
-        raise UserError(f"{entry['origin']}: 'paths' mixes LMDBs ({lmdbs[0]}) and other folders: give one kind")
-    elif "category" in entry:
-        raise UserError(f"{entry['origin']}: no '{pattern}' with a data.mdb in {', '.join(paths)}: {_remedy(entry)}")
-    else:
-        source = FolderImages(paths)
-    if len(source) == 0:
-        kinds = " ".join(e[1:] for e in EXTENSIONS)
-        raise UserError(f"{entry['origin']}: no images ({kinds}) under {', '.join(paths)}: {_remedy(entry)}")
-    return source
-
-
-def _remedy(entry):
-    if entry["name"] == "custom":
-        return "give the folder of your images with --custom_dataset_path"
-    if entry["name"] == "demo":
-        return "draw the images with `make demo`, or edit 'paths' there"
-    return f"edit 'paths' of '{entry['name']}' in datasets.yaml"
-
-
-# ---------------------------------------------------------------------- images
-
-
-def decode(data, size, n_channels=3):
-    """Encoded bytes -> uint8 (C, size, size): short side resized to `size`, then the centre cut out.
-
-    Any size and mode: transparency is put on white, 16-bit greys are scaled, EXIF rotation applied;
-    of an animation the first frame. Raises some Exception for what is not an image.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        image.load()
-        image = to_rgb(upright(image))
-    if n_channels == 1:
-        image = image.convert("L")
-    image = resize_and_crop(image, size)
-    array = np.array(image, dtype=np.uint8).reshape(size, size, n_channels)
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
-
-
-def upright(image):
-    """The image as its EXIF data says it was taken; as it is where these cannot be read."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # whatever: the pixels are good
-        return image
-
-
-def to_rgb(image):
-    """Any Pillow mode -> RGB."""
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips at 255
-        image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).round().astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
-
-
-def resize_and_crop(image, size):
-    """Resize(size) and CenterCrop(size) of torchvision, pixel for pixel; of long strips to within rounding.
-
-    In Pillow alone, which is what torchvision calls: importing it takes longer than all else at start.
-    """
-    w, h = image.size
-    short = min(w, h)
-    new_w, new_h = size * w // short, size * h // short
-    left, top = round((new_w - size) / 2), round((new_h - size) / 2)
-    if max(w, h) > LONG_IMAGE * short:
-        # Resizing all of a 1 x 5000 strip only to cut a square out of it would fill the memory.
-        box = (left * w / new_w, top * h / new_h, (left + size) * w / new_w, (top + size) * h / new_h)
-        return image.resize((size, size), Image.BILINEAR, box=box)
-    if (w, h) != (new_w, new_h):
-        image = image.resize((new_w, new_h), Image.BILINEAR)
-    return image.crop((left, top, left + size, top + size))
 
 
 def to_float(x):
@@ -335,9 +95,18 @@ class ImageSet(Dataset):
     def identity(self):
         """What these images are, for the keys of caches."""
         return dict(
-            source=self.source.identity(), count=len(self), first=int(self.indices[0]), last=int(self.indices[-1]),
+            source=self.source.identity(), indices=hashlib.sha256(self.indices.astype("<i8").tobytes()).hexdigest(),
             img_size=self.img_size, n_channels=self.n_channels, resize="short side, bilinear, centre crop",
         )  # fmt: skip
+
+    def evenly(self, n):
+        """n of these images, spread evenly over them."""
+        return ImageSet(self.source, self.indices[evenly_spaced(n, len(self))], self.img_size, self.n_channels)
+
+
+def evenly_spaced(count, n):
+    """`count` positions spread evenly over range(n), int64 (count,)."""
+    return np.linspace(0, n, count, endpoint=False).astype(np.int64)
 
 
 def split_sizes(n):
@@ -477,7 +246,7 @@ def worker_errors_in_words(loader):
 def fixed_images(images, count):
     """Up to `count` images spread evenly over the set, uint8 (n, C, H, W): the same ones whenever pictures are
     drawn. Broken ones are replaced by the next."""
-    spread = np.linspace(0, len(images), min(count, len(images)), endpoint=False).astype(int)
+    spread = evenly_spaced(min(count, len(images)), len(images))
     return torch.stack([images[i, False][0] for i in spread.tolist()])
 
 

@@ -9,6 +9,7 @@ import secrets
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from utils.errors import DamagedFile, UserError
@@ -105,6 +106,17 @@ def load_tensors(path, map_location="cpu"):
         ) from None
     except Exception as error:  # bytes that are no checkpoint can make the reader raise anything
         raise DamagedFile(f"{path} is damaged and cannot be read ({_first_line(error)})") from None
+
+
+def load_npy(path):
+    """A .npy file as an array; it cannot run code. Raises UserError where it is
+    missing, DamagedFile where it cannot be read."""
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (ValueError, EOFError) as error:
+        raise DamagedFile(f"{path} is no readable .npy file ({_first_line(error)})") from None
 
 
 def _first_line(error):

@@ -52,5 +52,12 @@ def perplexity(counts):
     return torch.exp(-torch.special.xlogy(p, p).sum())
 
 
+def usage_figures(counts, prefix=""):
+    """How well the codebook is used, from counts (K,); nothing where nothing was quantized yet."""
+    if counts.sum() == 0:
+        return {}
+    return {f"{prefix}perplexity": float(perplexity(counts)), f"{prefix}codes_used": int((counts > 0).sum())}
+
+
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

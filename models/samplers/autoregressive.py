@@ -15,12 +15,14 @@ from models.samplers.base import Sampler, SamplerLoss, draw_codes, register
 class AutoregressiveSampler(Sampler):
     """p(ids) = prod_i p(ids_i | ids_<i)."""
 
+    needs_raster_order = True
+
     def __init__(self, H):
         super().__init__(H)
         self.net = self.build_transformer(H, vocab_size=H.codebook_size, causal=True)
 
-    def nll(self, ids, **kwargs):
-        """Exact negative log likelihood, ids (B, L) -> (B,) in nats."""
+    def nll(self, ids, rng=None, passes=0):
+        """Exact negative log likelihood, ids (B, L) -> (B,) in nats; rng and passes have no effect."""
         logits = self.net(ids).float()
         return F.cross_entropy(logits.transpose(1, 2), ids, reduction="none").sum(1)
 
@@ -28,6 +30,11 @@ class AutoregressiveSampler(Sampler):
         """The mean negative log likelihood in bits per token."""
         bits = self.nll(ids) / (math.log(2) * ids.shape[1])
         return SamplerLoss(bits.mean(), bits.detach())
+
+    def predict(self, ids, rows, cols):
+        """Each token `cols` must come right after the known ones: see the base class."""
+        # The unknown tokens are in nobody's sight, but the embedding wants a code.
+        return self.net(ids.masked_fill(ids == self.mask_id, 0), at=(rows, cols))
 
     def draws_per_sample(self):
         return (self.block_size,)

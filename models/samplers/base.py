@@ -33,13 +33,17 @@ class SamplerLoss:
 class Sampler(nn.Module):
     """A distribution over ids (B, L) in [0, K).
 
-    Subclasses implement `loss`, `sample` and `nll`; `record` and `histories` where they keep
+    Subclasses implement `loss`, `sample`, `predict` and `nll`; `record` and `histories` where they keep
     statistics of training.
     """
+
+    # Whether `predict` is right only where the tokens before a position are known and none after it.
+    needs_raster_order = False
 
     def __init__(self, H):
         super().__init__()
         self.codebook_size = H.codebook_size
+        self.mask_id = H.codebook_size
         self.block_size = H.block_size
 
     @staticmethod
@@ -72,8 +76,18 @@ class Sampler(nn.Module):
         """Shape of the uniforms in [0, 1) that one sample needs, e.g. (2, L)."""
         raise NotImplementedError
 
-    def nll(self, ids, **kwargs):
-        """Negative log likelihood, or an upper bound on it: (B,) in nats for a whole sample."""
+    def predict(self, ids, rows, cols):
+        """Logits (n, K) of unknown tokens `cols` (n,) of sequences `rows` (n,), given the known ones.
+
+        ids (B, L) int64, L = block_size, with `mask_id` where a token is unknown.
+        """
+        raise NotImplementedError
+
+    def nll(self, ids, rng=None, passes=0):
+        """Negative log likelihood, or an estimate of an upper bound on it: ids (B, L) -> (B,) in nats a sample.
+
+        rng: utils.seed.StepRandom; passes: of the network (0: as the original). Exact samplers need neither.
+        """
         raise NotImplementedError
 
 

@@ -1,0 +1,106 @@
+"""FID (Heusel et al. 2017) of samples against the training images; KID and inception score beside it."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments.flags import FeaturesConfig, ModelsConfig
+from hparams import get_hparams
+from hparams.config import opt
+
+
+@dataclass
+class FIDConfig:
+    """FID"""
+
+    n_samples: int = opt(None, "samples to compare with the training images; the paper: 50000", required=True, min=2)
+    latents_path: str = opt(None, "file of codes to decode instead of sampling: a tensor (N, codes), or a cache "
+                            "under latents/", metavar="PATH")  # fmt: skip
+    kid: bool = opt(False, "the kernel inception distance (Binkowski et al. 2018) too")
+    isc: bool = opt(False, "the inception score (Salimans et al. 2016) too")
+    save_images: bool = opt(False, "write the samples that were measured to logs/<log_dir>/samples, one PNG each")
+    save_latents: bool = opt(False, "write their codes to logs/<log_dir>/latents.pt, for --latents_path")
+
+
+EXAMPLES = """examples:
+  python experiments/calc_FID.py --sampler absorbing --dataset churches --log_dir FID_log \\
+      --ae_load_dir vqgan_churches --ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 \\
+      --ema --n_samples 50000 --temp 0.9
+  python experiments/calc_FID.py ... --n_samples 50000 --kid --isc
+
+Features of the training images are cached under features/, and so are those of the samples: the same command
+with --kid, or calc_PRDC.py for the same samples, does not sample again.
+"""
+if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
+    H = get_hparams(
+        "sampler", "FID of samples against the training images.", extra=(FIDConfig, FeaturesConfig, ModelsConfig),
+        epilog=EXAMPLES,
+    )  # fmt: skip
+
+import torch
+
+from experiments.common import dry_run_of_sampler, load_models
+from experiments.measure import Samples, compute_fid, image_features, new_folder, saving_images
+from experiments.report import Report
+from utils.data import open_images
+from utils.errors import run_main
+from utils.features import Inception
+from utils.io import save_tensors
+from utils.progress import say
+from utils.run import pick_device
+
+KID_SUBSET = 1000
+KID_REAL = 100_000  # of more training images, evenly spread ones stand for all in the KID, which draws subsets anyway
+
+
+def compute_kid(real_features, fake_features):
+    """Mean and standard deviation over subsets of the KID, by torch-fidelity. Features (N, 2048)."""
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    size = min(KID_SUBSET, len(real_features), len(fake_features))
+    if size < KID_SUBSET:
+        say(f"note: KID over subsets of {size} images, not {KID_SUBSET}: there are no more")
+    result = kid_features_to_metric(real_features, fake_features, kid_subset_size=size, verbose=False)
+    return dict(kid=result["kernel_inception_distance_mean"], kid_std=result["kernel_inception_distance_std"])
+
+
+def compute_isc(logits):
+    """Mean and standard deviation over splits of the inception score, by torch-fidelity. logits (N, 1008)."""
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    result = isc_features_to_metric(logits, splits=min(10, len(logits)))
+    return dict(isc=result["inception_score_mean"], isc_std=result["inception_score_std"])
+
+
+def main(H):
+    device = pick_device(H.device)
+    extractor = Inception(H.feature_weights, device)  # first: without it all else is in vain
+    images = open_images(H, "train")
+    models = load_models(H, with_sampler=H.latents_path is None)
+    with Report(H, device, autoencoder=models.autoencoder, sampler=models.sampler) as report:
+        samples = Samples(H, models, H.n_samples, H.latents_path)
+        ids = []
+        fake = samples.features(
+            extractor, on_ids=(lambda batch: ids.append(batch.cpu())) if H.save_latents else None,
+            on_images=saving_images(new_folder(report.folder / "samples")) if H.save_images else None,
+        )  # fmt: skip
+        if H.save_latents:
+            save_tensors(report.folder / "latents.pt", dict(ids=torch.cat(ids)))
+        few = len(images) <= KID_REAL
+        real = image_features(H, extractor, images, keep=H.kid and few)
+        values = dict(fid=compute_fid(real, fake))
+        if H.kid:
+            for_kid = real if few else image_features(H, extractor, images.evenly(KID_REAL), keep=True)
+            values.update(compute_kid(for_kid.features, fake.features))
+        if H.isc:
+            values.update(compute_isc(fake.logits))
+        report.values(
+            f"{fake.count} samples against {real.count} training images of '{H.dataset}'",
+            dict(values, samples=fake.count, training_images=real.count), features=extractor.identity,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_main(dry_run_of_sampler if H.dry_run else main, H)

@@ -1,0 +1,116 @@
+"""Precision, recall, density and coverage of samples (Kynkaanniemi et al. 2019; Naeem et al. 2020)."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments.flags import FeaturesConfig, ModelsConfig
+from hparams import get_hparams
+from hparams.config import opt
+
+
+@dataclass
+class PRDCConfig:
+    """precision, recall, density, coverage"""
+
+    n_samples: int = opt(None, "samples, and training images (spread evenly over the set), to compare", required=True,
+                         min=2)  # fmt: skip
+    nearest_k: int = opt(3, "neighbours that make an image's neighbourhood", min=1)
+    real_feats: str = opt(None, "file of the training images' features (N, 2048), .npy or .pt: read where it is, "
+                          "written where it is not", metavar="PATH")  # fmt: skip
+    fake_feats: str = opt(None, "the same of the samples", metavar="PATH")
+    fake_images_path: str = opt(None, "folder of images to measure instead of samples", metavar="DIR")
+
+
+EXAMPLES = """examples:
+  python experiments/calc_PRDC.py --sampler absorbing --dataset churches --log_dir PRDC_log \\
+      --ae_load_dir vqgan_churches --ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 \\
+      --ema --n_samples 50000
+  python experiments/calc_PRDC.py ... --n_samples 50000 --fake_images_path ~/other_model/samples
+
+Features are cached under features/: what calc_FID.py computed is not computed again.
+"""
+if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
+    H = get_hparams(
+        "sampler", "Precision, recall, density and coverage of samples.", epilog=EXAMPLES,
+        extra=(PRDCConfig, FeaturesConfig, ModelsConfig),
+    )  # fmt: skip
+
+import os
+
+from experiments.common import dry_run_of_sampler, load_models
+from experiments.measure import Samples, image_features
+from experiments.report import Report
+from utils.data import ImageSet, open_images
+from utils.errors import UsageError, UserError, run_main
+from utils.features import Inception, read_features, write_features
+from utils.prdc import prdc
+from utils.progress import say, track
+from utils.run import pick_device
+from utils.sources import FolderImages
+
+
+def real_features(H, extractor):
+    """Features (n, 2048) of training images."""
+    images = open_images(H, "train")
+    if len(images) < H.n_samples:
+        say(f"note: there are {len(images)} training images, fewer than --n_samples {H.n_samples}: all are used")
+    n = min(H.n_samples, len(images))
+    return image_features(H, extractor, images if n == len(images) else images.evenly(n), keep=True).features
+
+
+def fake_images(H):
+    """The first n_samples images of --fake_images_path, in the order of their paths."""
+    if not os.path.isdir(H.fake_images_path):
+        raise UserError(f"--fake_images_path {H.fake_images_path} is not a folder")
+    source = FolderImages([H.fake_images_path])
+    if len(source) < H.n_samples:
+        raise UserError(f"{H.fake_images_path} holds {len(source)} images; --n_samples {H.n_samples} asks for more")
+    return ImageSet(source, range(H.n_samples), H.img_size, H.n_channels)
+
+
+def from_file(path, n, compute):
+    """The first n features of the file, or what compute() gives, which is then written there."""
+    if path and os.path.exists(path):
+        features = read_features(path)
+        if len(features) < n:
+            raise UserError(f"{path} holds features of {len(features)} images; --n_samples {n} asks for more")
+        say(f"features read from {path}")
+        return features[:n]
+    features = compute()
+    if path:
+        write_features(path, features)
+        say(f"features written to {path}")
+    return features
+
+
+def main(H):
+    if H.fake_feats and H.fake_images_path and os.path.exists(H.fake_feats):
+        raise UsageError(f"--fake_feats {H.fake_feats} exists and contradicts --fake_images_path: give one of them")
+    device = pick_device(H.device)
+    wanted = not (H.real_feats and os.path.exists(H.real_feats)), not (H.fake_feats and os.path.exists(H.fake_feats))
+    extractor = Inception(H.feature_weights, device) if any(wanted) else None
+    sampling = wanted[1] and not H.fake_images_path
+    models = load_models(H) if sampling else None
+    about = dict(autoencoder=models.autoencoder, sampler=models.sampler) if sampling else {}
+    with Report(H, device, **about) as report:
+
+        def fake_features():
+            if sampling:
+                return Samples(H, models, H.n_samples).features(extractor).features
+            return image_features(H, extractor, fake_images(H), kind="fake", keep=True).features
+
+        fake = from_file(H.fake_feats, H.n_samples, fake_features)
+        real = from_file(H.real_feats, H.n_samples, lambda: real_features(H, extractor))
+        values = prdc(real.to(device), fake.to(device), H.nearest_k, progress=lambda tiles: track(tiles, "distances"))
+        report.values(
+            f"{len(fake)} samples against {len(real)} training images of '{H.dataset}', k = {H.nearest_k}",
+            dict(values, samples=len(fake), training_images=len(real)),
+            features=extractor.identity if extractor else None,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_main(dry_run_of_sampler if H.dry_run else main, H)

@@ -1,0 +1,145 @@
+"""How well the VQGAN reconstructs: FID of reconstructions, L1, PSNR, LPIPS, use of the codebook."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments.flags import FeaturesConfig
+from hparams import get_hparams
+from hparams.config import opt
+
+
+@dataclass
+class ReconstructionConfig:
+    """reconstructions"""
+
+    ae_load_dir: str = opt(None, "folder under logs/ that holds the VQGAN (or --load_dir)", metavar="NAME")
+    ae_load_step: int = opt(None, "step of the VQGAN to load (or --load_step)", min=0)
+    n_samples: int = opt(None, "images, spread evenly over the split (default: all)", min=2)
+    split: str = opt("train", "images to reconstruct", choices=["train", "val"])
+    save_images: bool = opt(False, "write the reconstructions that were measured to logs/<log_dir>/reconstructions")
+
+
+EXAMPLES = """examples:
+  python experiments/calc_VQGAN_FID.py --dataset churches --log_dir VQGAN_FID_log \\
+      --ae_load_dir vqgan_churches --ae_load_step 2200000 --n_samples 50000
+  python experiments/calc_VQGAN_FID.py ... --split val
+
+Both sides of the FID are the same images: as they are, and reconstructed.
+"""
+if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
+    H = get_hparams(
+        "vqgan", "FID, L1, PSNR and LPIPS of a VQGAN's reconstructions.", epilog=EXAMPLES,
+        extra=(ReconstructionConfig, FeaturesConfig),
+    )  # fmt: skip
+
+import math
+
+import torch
+
+from experiments.common import load_models
+from experiments.measure import batches_of, compute_fid, image_features, new_folder, saving_images, watched
+from experiments.report import Report
+from models.load import load_lpips
+from models.quantizers import usage_figures
+from models.summary import describe_vqgan, print_dry_run
+from models.vqgan import VQGAN
+from utils.data import open_images, to_float
+from utils.errors import UsageError, UserError, run_main
+from utils.features import Inception, collect
+from utils.images import pairs, to_uint8
+from utils.meters import CodeUsage, Meters
+from utils.progress import say
+from utils.run import pick_device
+
+N_SHOWN = 16
+LEAST_MSE = 1e-10  # the PSNR of a perfect reconstruction would be infinite: 100 dB at most
+
+
+class Reconstructor:
+    """Reconstructs batches, and takes their errors into sums as they pass."""
+
+    def __init__(self, H, models, lpips):
+        self.models, self.lpips = models, lpips
+        self.latent_shape = H.latent_shape[1:]
+        self.meters, self.usage = Meters(models.device), CodeUsage(H.codebook_size, models.device)
+        self.shown = []
+
+    @torch.no_grad()
+    def __call__(self, x):
+        """uint8 (B, C, H, W) -> its reconstruction, uint8 on the device. All errors are of these bytes."""
+        models = self.models
+        x = x.to(models.device)
+        with models.precision.autocast():
+            ids = models.autoencoder.model.encode(to_float(x))
+            x_hat = to_uint8(models.autoencoder.model.decode(ids, *self.latent_shape))
+        self.usage.add(ids)
+        a, b = to_float(x), to_float(x_hat)
+        mse = (a - b).square().flatten(1).mean(1).clamp(min=LEAST_MSE)
+        errors = dict(l1=(a - b).abs().mean(), psnr=(-10 * mse.log10()).mean())
+        if self.lpips is not None:
+            errors["lpips"] = self.lpips(2 * a.expand(-1, 3, -1, -1) - 1, 2 * b.expand(-1, 3, -1, -1) - 1).mean()
+        self.meters.add(errors, len(x))
+        if sum(len(x) for x, _ in self.shown) < N_SHOWN:
+            self.shown.append((x.cpu(), x_hat.cpu()))
+        return x_hat
+
+    def picture(self):
+        """The first originals beside their reconstructions."""
+        left, right = (torch.cat(side)[:N_SHOWN] for side in zip(*self.shown, strict=True))
+        return pairs(left, right)
+
+
+def find_lpips(H, autoencoder, device):
+    """LPIPS with VGG16 where its weights are (the checkpoint may hold them), else None, and says so."""
+    try:
+        return load_lpips("vgg", H.perceptual_weights, autoencoder.path).to(device)
+    except UserError as error:
+        if H.perceptual_weights:
+            raise
+        say(f"note: no LPIPS: {error}")
+        return None
+
+
+def main(H):
+    device = pick_device(H.device)
+    extractor = Inception(H.feature_weights, device)
+    images = open_images(H, H.split)
+    if H.n_samples is not None and H.n_samples < len(images):
+        images = images.evenly(H.n_samples)
+    models = load_models(H, with_sampler=False)
+    reconstruct = Reconstructor(H, models, find_lpips(H, models.autoencoder, device))
+    with Report(H, device, autoencoder=models.autoencoder) as report:
+        save = saving_images(new_folder(report.folder / "reconstructions")) if H.save_images else None
+        batches = watched(map(reconstruct, batches_of(images, H)), save)
+        fake = collect(extractor, batches, len(images), "features of reconstructions")
+        real = image_features(H, extractor, images)
+        values = dict(
+            rfid=compute_fid(real, fake), **reconstruct.meters.pop_means(),
+            **usage_figures(reconstruct.usage.pop_counts()), codebook_size=H.codebook_size, images=fake.count,
+        )  # fmt: skip
+        path = report.picture("reconstructions", reconstruct.picture())
+        report.values(
+            f"reconstructions of {fake.count} images ('{H.split}') of '{H.dataset}'; {path}", values,
+            features=extractor.identity, bits_per_code=math.log2(H.codebook_size),
+        )  # fmt: skip
+
+
+def dry_run(H):
+    with torch.device("meta"):
+        print_dry_run(H, describe_vqgan(H, VQGAN(H)))
+
+
+def choose_vqgan(H):
+    """--load_dir, --load_step are another way to say --ae_load_dir, --ae_load_step."""
+    if H.ae_load_dir is None and H.load_step:
+        H.ae_load_dir, H.ae_load_step = H.load_dir, H.load_step
+    if H.ae_load_dir is None or H.ae_load_step is None:
+        raise UsageError("give the VQGAN with --ae_load_dir and --ae_load_step")
+    (dry_run if H.dry_run else main)(H)
+
+
+if __name__ == "__main__":
+    run_main(choose_vqgan, H)

@@ -1,0 +1,175 @@
+"""The likelihood of images: a bound on -log p(x), in nats and in bits per dimension.
+
+-log p(x) <= -log p(x | z) - log p(z), z the codes of x: the first term from a Gaussian around the
+reconstruction, whose variance (the generator's head `logsigma`) is fitted here; the second from the prior.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments.flags import ModelsConfig
+from hparams import get_hparams
+from hparams.config import opt
+
+FIT_STEPS = 10_000
+FIT_LR = 1e-4
+
+
+@dataclass
+class ELBOConfig:
+    """likelihood"""
+
+    elbo_images: int = opt(None, "validation images, spread evenly over the set (default: all)", min=1)
+    elbo_passes: int = opt(0, "network passes an image for the prior's bound, stratified: far less noise a pass; "
+                           "0: the original's estimator, one pass for each of --total_steps", min=0)  # fmt: skip
+    n_bits: int = opt(5, "bits a subpixel to count: 5 as the original, 8 for the usual images", min=1, max=16)
+
+
+EXAMPLES = f"""examples:
+  python experiments/calc_approximate_ELBO.py --sampler absorbing --dataset ffhq --log_dir nll_churches \\
+      --ae_load_dir vqgan_churches --ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 \\
+      --ema --steps_per_eval 5000 --train_steps 10000
+  python experiments/calc_approximate_ELBO.py ... --resume --elbo_passes 32 --n_bits 8
+
+Here --train_steps ({FIT_STEPS} unless given), --lr ({FIT_LR:g} unless given) and --batch_size are of the fit of
+logsigma; it is evaluated every --steps_per_eval steps and at the end. --resume continues a fit that was stopped,
+and only evaluates one that is finished.
+"""
+if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
+    H = get_hparams(
+        "sampler", "A bound on the likelihood of validation images.", extra=(ELBOConfig, ModelsConfig),
+        epilog=EXAMPLES, fits=True,
+    )  # fmt: skip
+
+import copy
+import math
+
+import torch
+
+from experiments.common import dry_run_of_sampler, load_models
+from experiments.report import Report
+from models.losses import gaussian_nll
+from utils.checkpoint import LOGS
+from utils.data import one_pass, open_images, to_float, training_batches
+from utils.errors import UserError, run_main
+from utils.io import read_json
+from utils.progress import Progress
+from utils.run import Run, count_parameters
+from utils.seed import StepRandom
+from utils.sources import open_source
+
+CLIP_NORM = 0.1
+
+
+def fit_step(models, optimiser, x, latent_shape):
+    """One update of logsigma on images x (B, C, H, W) in [0, 1], all else frozen -> mean nats a subpixel ()."""
+    generator, head = models.autoencoder.model.generator, models.autoencoder.model.generator.logsigma
+    with torch.no_grad(), models.precision.autocast():
+        ids = models.autoencoder.model.encode(x)
+        features = generator.features(models.autoencoder.model.embed(ids, *latent_shape))
+        mean = generator.blocks[-1](features)
+    loss = gaussian_nll(x, mean.float(), head(features.float())).mean() / x[0].numel()
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(head.parameters(), CLIP_NORM)
+    optimiser.step()
+    return loss.detach()
+
+
+class Evaluation:
+    """The bound over all of an ImageSet. The prior's part does not change with the fit: it is computed once."""
+
+    def __init__(self, H, models, images):
+        self.H, self.models, self.images = H, models, images
+        self.nats_z = None
+
+    @torch.no_grad()
+    def run(self):
+        """{name: value}, means over the images with their standard errors (`_se`)."""
+        H, model = self.H, self.models.autoencoder.model
+        nats_x, nats_z = [], []
+        with Progress(len(self.images), "evaluating", "img") as progress:
+            for number, (x, _) in enumerate(one_pass(self.images, H.batch_size, H.num_workers)):
+                x = to_float(x.to(self.models.device))
+                with self.models.precision.autocast():
+                    ids = model.encode(x)
+                    mean, logsigma = model.generator.distribution(model.embed(ids, *H.latent_shape[1:]))
+                    if self.nats_z is None:
+                        rng = StepRandom("elbo", H.seed, number, device=self.models.device)
+                        nats_z.append(self.models.sampler.model.nll(ids, rng, passes=H.elbo_passes).double().cpu())
+                nats_x.append(gaussian_nll(x, mean.float(), logsigma.float()).double().cpu())
+                progress.update(len(x))
+        if self.nats_z is None:
+            self.nats_z = torch.cat(nats_z)
+        return self.figures(torch.cat(nats_x), self.nats_z)
+
+    def figures(self, nats_x, nats_z):
+        """Both parts (N,) in nats of the density of images in [0, 1] -> the figures to report."""
+        H = self.H
+        dims = H.n_channels * H.img_size**2
+        bits = ((nats_x + nats_z) / math.log(2) + H.n_bits * dims) / dims
+        per_image = dict(nats=nats_x + nats_z, nats_x=nats_x, nats_z=nats_z, bits_per_dim=bits)
+        per_image["bits_per_code"] = nats_z / (math.log(2) * H.block_size)
+        figures = {}
+        for name, values in per_image.items():
+            figures[name] = float(values.mean())
+            figures[f"{name}_se"] = float(values.std() / len(values) ** 0.5) if len(values) > 1 else math.nan
+        return figures
+
+
+def warn_if_seen(H, run):
+    """A sampler that trained on all images has seen those that it is evaluated on."""
+    path = LOGS / H.load_dir / "config.json"
+    if not path.is_file() or open_source(H.data_entry, "val") is not None:
+        return
+    if not read_json(path).get("hparams", {}).get("steps_per_eval"):
+        run.say(f"note: {LOGS / H.load_dir} was trained without validation, on all images: those that are "
+                "evaluated here were among them")  # fmt: skip
+
+
+def main(H):
+    H.train_steps = H.train_steps if "train_steps" in H.explicit or H.resume else FIT_STEPS
+    H.lr = H.lr if "lr" in H.explicit or H.resume else FIT_LR
+    if not H.load_step:
+        raise UserError("--load_dir and --load_step must name a trained sampler")
+    split = copy.copy(H)
+    split.steps_per_eval = H.steps_per_eval or H.train_steps  # what is evaluated is not fitted on
+    fit = copy.copy(H)
+    fit.load_step = 0  # this names the sampler; the fit starts afresh
+    with Run(fit, "logsigma") as run:
+        models = load_models(H)
+        images, val_images = open_images(split, "train"), open_images(split, "val")
+        if H.elbo_images is not None and H.elbo_images < len(val_images):
+            val_images = val_images.evenly(H.elbo_images)
+        head = models.autoencoder.model.generator.logsigma.requires_grad_(True)
+        optimiser = torch.optim.Adam(head.parameters(), lr=H.lr)
+        report = Report(H, run.device, run.dashboard, autoencoder=models.autoencoder, sampler=models.sampler)
+        run.about.update(report.checkpoints)
+        run.restore(dict(logsigma=head, logsigma_optim=optimiser), extra={})
+        run.introduce(len(images), count_parameters(head), models.precision.describe())
+        warn_if_seen(H, run)
+        evaluation = Evaluation(H, models, val_images)
+
+        def evaluate(step):
+            figures = evaluation.run()
+            val_images.check_broken(run.say)
+            report.values(
+                f"{len(evaluation.nats_z)} validation images of '{H.dataset}', logsigma fitted for {step} steps, "
+                f"{H.n_bits}-bit images", figures, step=step, images=len(evaluation.nats_z),
+            )  # fmt: skip
+            return figures
+
+        for step, (x, _) in run.steps(lambda start: training_batches(images, H, start)):
+            loss = fit_step(models, optimiser, to_float(x.to(run.device)), H.latent_shape[1:])
+            images.check_broken(run.say)
+            run.report(loss=loss)
+            if run.due(H.steps_per_eval) and step < H.train_steps:
+                run.record(**{f"val_{k}": v for k, v in evaluate(step).items() if math.isfinite(v)})
+        evaluate(run.step)
+
+
+if __name__ == "__main__":
+    run_main(dry_run_of_sampler if H.dry_run else main, H)

@@ -1,0 +1,148 @@
+"""The training images nearest to each sample by LPIPS (Zhang et al. 2018): does the model copy what it has seen?"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from experiments.flags import ModelsConfig
+from hparams import get_hparams
+from hparams.config import opt
+
+
+@dataclass
+class NeighboursConfig:
+    """nearest neighbours"""
+
+    n_samples: int = opt(16, "samples to find neighbours of", min=1)
+    n_neighbours: int = opt(10, "training images to find for each of them", min=1)
+    query_images: list[str] = opt(None, "pictures, or folders of them, to find neighbours of instead of samples: no "
+                                  "sampler is needed", metavar="PATH")  # fmt: skip
+    alexnet_weights: str = opt(None, "file with the AlexNet weights for LPIPS (default: torchvision's place, "
+                               "$TORCH_HOME/hub/checkpoints)", metavar="PATH")  # fmt: skip
+
+
+EXAMPLES = """examples:
+  python experiments/calc_nearest_neighbours.py --sampler absorbing --dataset churches \\
+      --log_dir nearest_neighbours_churches --ae_load_dir vqgan_churches --ae_load_step 2200000 \\
+      --load_dir absorbing_churches --load_step 2000000 --ema
+  python experiments/calc_nearest_neighbours.py ... --query_images ~/church.jpg ~/more_churches
+
+Writes logs/<log_dir>/nearest_neighbours.json and images/nearest_neighbours.png: each row a query and, to the right
+of the gap, its neighbours, nearest first (of more than 50 queries the first 50). Training images are read once,
+--batch_size at a time.
+"""
+if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
+    H = get_hparams(
+        "sampler", "The training images nearest to each sample.", extra=(NeighboursConfig, ModelsConfig),
+        epilog=EXAMPLES,
+    )  # fmt: skip
+
+import statistics
+
+import torch
+
+from experiments.common import decoded_batches, dry_run_of_sampler, load_models, sample_batches
+from experiments.report import Report
+from models.load import load_lpips
+from models.perceptual import find_candidates, nearest_of
+from utils.data import one_pass, open_images, to_float
+from utils.decoding import decode
+from utils.errors import UserError, run_main
+from utils.images import enlarge, sheet
+from utils.io import hash_tensors, write_json
+from utils.progress import Progress, say, track
+from utils.run import pick_device
+from utils.sources import find_images
+
+MAX_ROWS = 50  # of the picture
+MIN_SHOWN = 96  # pixels to which smaller images are enlarged in it
+
+
+def read_pictures(H):
+    """--query_images -> their names, and themselves decoded as training images are, uint8 (Q, C, H, W)."""
+    names, pictures = [], []
+    for path in H.query_images:
+        if not Path(path).exists():
+            raise UserError(f"--query_images: {path!r} does not exist")
+        found = sorted(find_images(path)) if Path(path).is_dir() else [path]
+        if not found:
+            raise UserError(f"--query_images: no images under {path!r}")
+        names += found
+    for name in names:
+        data = Path(name).read_bytes()
+        try:
+            pictures.append(decode(data, H.img_size, H.n_channels))
+        except Exception:  # Pillow's readers raise nearly everything
+            raise UserError(f"--query_images: {name!r} cannot be decoded") from None
+    return names, torch.stack(pictures)
+
+
+def read_again(images, i):
+    """Image i of an ImageSet, which could be read before. Raises UserError where it cannot any more."""
+    image = images.load(i)
+    if image is None:
+        raise UserError(f"{images.source.name(images.indices[i])!r} was there and cannot be read any more")
+    return image
+
+
+def search(H, lpips, images, queries, device):
+    """Queries uint8 (Q, C, H, W) -> of each a list of (distance, index) of its nearest images in an ImageSet."""
+
+    def batches():
+        with Progress(len(images), "comparing training images", "img") as progress:
+            for x, indices in one_pass(images, H.batch_size, H.num_workers):
+                yield to_float(x.to(device)), indices
+                progress.update(len(x))
+                images.check_broken(say)
+        images.check_broken(say)  # when there was no batch at all
+
+    queries = to_float(queries.to(device))
+    candidates = find_candidates(lpips, queries, batches(), H.n_neighbours).tolist()
+    return [
+        nearest_of(lpips, query, near, lambda i: to_float(read_again(images, i).to(device)), H.n_neighbours)
+        for query, near in track(zip(queries, candidates), "measuring the nearest", len(queries), "query")
+    ]
+
+
+def draw_rows(queries, rows, images):
+    """Each row a query, a gap, and its neighbours: uint8 (C, h, w)."""
+    neighbours = [read_again(images, i) for row in rows for _, i in row]
+    left, right = (torch.stack([enlarge(x, MIN_SHOWN) for x in xs]) for xs in (queries, neighbours))
+    left, right = sheet(left, 1), sheet(right, len(rows[0]))
+    gap = torch.full((*left.shape[:2], left.shape[2] // 4), 255, dtype=torch.uint8)
+    return torch.cat((left, gap, right), 2)
+
+
+def main(H):
+    device = pick_device(H.device)
+    names, queries = read_pictures(H) if H.query_images else (None, None)
+    lpips = load_lpips("alex", H.alexnet_weights).to(device)  # before any long work, which would be in vain
+    images = open_images(H, "train")
+    models = None if H.query_images else load_models(H)
+    about = {} if models is None else dict(autoencoder=models.autoencoder, sampler=models.sampler)
+    with Report(H, device, **about) as report:
+        if models is not None:
+            names = list(range(H.n_samples))
+            ids = sample_batches(models.sampler.model, H.n_samples, H, models.precision, models.device)
+            queries = torch.cat([x.cpu() for x in decoded_batches(ids, H, models)])
+        rows = search(H, lpips, images, queries, device)
+        found = [
+            dict(query=name, neighbours=[
+                dict(index=i, name=images.source.name(images.indices[i]), distance=distance) for distance, i in row
+            ]) for name, row in zip(names, rows, strict=True)
+        ]  # fmt: skip
+        write_json(report.folder / "nearest_neighbours.json", found)
+        path = report.picture("nearest_neighbours", draw_rows(queries[:MAX_ROWS], rows[:MAX_ROWS], images), min_side=1)
+        nearest = [row[0][0] for row in rows]
+        report.values(
+            f"LPIPS to the nearest training image of '{H.dataset}' ({path})",
+            dict(median=statistics.median(nearest), minimum=min(nearest), queries=len(rows),
+                 training_images=len(images) - int(images.broken.sum())),
+            lpips=hash_tensors(lpips.state_dict()),
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_main(dry_run_of_sampler if H.dry_run else main, H)

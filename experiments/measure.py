@@ -1,0 +1,132 @@
+"""Features of both sides of a comparison: real images, and what the models make."""
+
+import itertools
+
+import torch
+
+from experiments.common import decoded_batches, sample_batches
+from utils import features
+from utils.data import one_pass
+from utils.errors import UserError
+from utils.features import collect, regroup
+from utils.images import save_png
+from utils.io import hash_tensors, load_npy, load_tensors
+from utils.progress import say
+
+
+def batches_of(images, H):
+    """Every decodable image of an ImageSet once, uint8 (B, C, H, W); broken ones are named."""
+    for x, _ in one_pass(images, H.feature_batch, H.num_workers):
+        images.check_broken(say)
+        yield x
+
+
+def image_features(H, extractor, images, kind="real", keep=False):
+    """The FeatureSet of an ImageSet, from the cache or computed now. kind: 'real' or 'fake'."""
+    header = dict(kind=kind, **extractor.identity, images=images.identity())
+    if features.cache_path(dict(header, keep=True)).is_file():
+        keep = True  # more than was asked for
+    what = f"features of {kind} images"
+    return features.cached(
+        dict(header, keep=keep), lambda: collect(extractor, batches_of(images, H), len(images), what, keep), say
+    )
+
+
+class Samples:
+    """The first n samples of a model, or the first n codes of a file: batches of ids, and what they depend on."""
+
+    def __init__(self, H, models, n, latents_path=None):
+        self.H, self.models, self.n = H, models, n
+        self.ids = None if latents_path is None else read_latents(latents_path, n, H)
+
+    def id_batches(self):
+        """Yield ids (b, L), n rows altogether."""
+        H, models = self.H, self.models
+        if self.ids is not None:
+            return iter(self.ids.split(H.batch_size))
+        return sample_batches(models.sampler.model, self.n, H, models.precision, models.device, show=False)
+
+    def header(self):
+        """For the keys of caches."""
+        H, models = self.H, self.models
+        common = dict(autoencoder=models.autoencoder.hash, precision=models.precision.describe(), n=self.n)
+        if self.ids is not None:
+            return dict(common, latents=hash_tensors(dict(ids=self.ids)))
+        return dict(
+            common, sampler=models.sampler.hash, seed=H.seed, temp=H.temp, sample_steps=H.sample_steps,
+            sample_type=H.sample_type, device=models.device.type,
+        )  # fmt: skip
+
+    def features(self, extractor, on_ids=None, on_images=None):
+        """Their FeatureSet with features and logits, from the cache or computed now.
+
+        on_ids, on_images: called with each batch on its way; with either, the samples are drawn in any case.
+        """
+
+        def compute():
+            id_batches = watched(self.id_batches(), on_ids)
+            images = watched(decoded_batches(id_batches, self.H, self.models), on_images)
+            batches = regroup(images, self.H.feature_batch)
+            return collect(extractor, batches, self.n, "features of samples", keep=True, logits=True)
+
+        if on_ids or on_images:
+            return compute()
+        return features.cached(dict(kind="samples", **extractor.identity, **self.header()), compute, say)
+
+
+def watched(batches, look):
+    """The batches; look(batch) is called with each of them."""
+    for batch in batches:
+        if look:
+            look(batch)
+        yield batch
+
+
+def read_latents(path, n, H):
+    """The first n rows of codes in a file: ids (n, L) int64.
+
+    A torch file (a tensor, a list of tensors, {'ids': tensor}, or a cache under latents/) or a .npy file, of
+    whole numbers (N, L) or (N, h, w). Raises UserError for anything else, or fewer than n.
+    """
+    if str(path).endswith(".npy"):
+        ids = torch.from_numpy(load_npy(path))
+    else:
+        value = load_tensors(path)
+        value = value.get("tensors", value) if isinstance(value, dict) else value
+        value = value.get("ids") if isinstance(value, dict) else value
+        ids = torch.cat(value) if isinstance(value, list) and value else value
+    if not torch.is_tensor(ids) or ids.is_floating_point() or ids.ndim < 2 or ids[0].numel() != H.block_size:
+        found = tuple(ids.shape) if torch.is_tensor(ids) else type(ids).__name__
+        raise UserError(f"{path} holds no codes of shape (N, {H.block_size}), but {found}")
+    ids = ids.flatten(1).long()
+    if len(ids) < n:
+        raise UserError(f"{path} holds {len(ids)} rows of codes; --n_samples {n} asks for more")
+    if ids.min() < 0 or ids.max() >= H.codebook_size:
+        raise UserError(f"{path} holds codes outside 0 ... {H.codebook_size - 1}: not of this autoencoder")
+    return ids[:n]
+
+
+def compute_fid(real, fake):
+    """FID of two FeatureSets, by torch-fidelity."""
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+
+    return fid_statistics_to_metric(real.statistics(), fake.statistics(), verbose=False)[KEY_METRIC_FID]
+
+
+def new_folder(path):
+    """A folder for this run's images alone: what an earlier run left there must not be taken for them."""
+    if path.exists() and any(path.iterdir()):
+        raise UserError(f"{path} holds images of an earlier run: remove it, or give another --log_dir")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def saving_images(folder):
+    """A function that writes each image of each batch it is called with as a PNG file."""
+    number = itertools.count()
+
+    def save(batch):
+        for image in batch.cpu():
+            save_png(folder / f"{next(number):06d}.png", image)
+
+    return save

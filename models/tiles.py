@@ -1,0 +1,65 @@
+"""Decoding large canvases in overlapping tiles: the memory of one tile, and no seams.
+
+GroupNorm and attention see the tile only, so that neighbouring tiles disagree a little everywhere: each
+is faded into the next over the whole of their overlap. A tile's rim suffers from the convolutions' padding: with
+an overlap of a quarter of a tile that still shows, with half a tile it does not.
+"""
+
+import math
+
+import torch
+
+
+def decode_tiled(decode, ids, tile, overlap=None):
+    """Decode a canvas of codes in tiles of `tile` x `tile` latents, blended with weights that sum to one.
+
+    decode: ids (h, w) -> picture (C, s*h, s*w), s pixels a latent; ids (H, W); overlap: least overlap of
+    neighbouring tiles in latents (default: half a tile), below `tile`. Returns (C, s*H, s*W) float32 on the
+    CPU. A canvas that fits in one tile is decoded at once; where it is smaller than a tile in one direction
+    only, so are the tiles.
+    """
+    H, W = ids.shape
+    if max(H, W) <= tile:
+        return decode(ids).float().cpu()
+    overlap = tile // 2 if overlap is None else overlap
+    tops, lefts = tile_starts(H, tile, overlap), tile_starts(W, tile, overlap)
+    h, w = min(tile, H), min(tile, W)
+    picture = None
+    for i, top in enumerate(tops):
+        for j, left in enumerate(lefts):
+            part = decode(ids[top : top + h, left : left + w]).float().cpu()
+            if picture is None:
+                s = part.shape[1] // h
+                picture = part.new_zeros(len(part), s * H, s * W)
+                down, across = blend_weights(tops, h, H, s), blend_weights(lefts, w, W, s)
+            rows, cols = slice(s * top, s * (top + h)), slice(s * left, s * (left + w))
+            picture[:, rows, cols] += down[i, rows, None] * across[j, None, cols] * part
+    return picture
+
+
+def tile_starts(length, tile, overlap):
+    """Where tiles begin that cover `length` latents, evenly, each within it: list of int."""
+    if length <= tile:
+        return [0]
+    gaps = math.ceil((length - tile) / (tile - overlap))
+    return [i * (length - tile) // gaps for i in range(gaps + 1)]
+
+
+def blend_weights(starts, tile, length, scale):
+    """How much each tile counts at each pixel along one axis: (tiles, scale * length) float32, columns
+    summing to one. Over an overlap a tile's weight follows half a cosine from 0 to 1, its neighbour's the rest."""
+    x = torch.arange(scale * length) + 0.5
+    weights = torch.zeros(len(starts), scale * length)
+    for i, start in enumerate(starts):
+        weight = ((x > scale * start) & (x < scale * (start + tile))).float()
+        if i > 0:
+            weight *= rise(x, scale * start, scale * (starts[i - 1] + tile))
+        if i + 1 < len(starts):
+            weight *= 1 - rise(x, scale * starts[i + 1], scale * (start + tile))
+        weights[i] = weight
+    return weights / weights.sum(0)  # three tiles or more may overlap
+
+
+def rise(x, start, end):
+    """From 0 at `start` to 1 at `end`, smooth at both; a step where they are one."""
+    return (1 - (((x - start) / max(end - start, 1e-9)).clamp(0, 1) * math.pi).cos()) / 2

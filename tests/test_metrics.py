@@ -1,0 +1,437 @@
+"""The metrics: their arithmetic against plain definitions, their caches, the scripts on tiny models."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_shapes
+from PIL import Image
+from scripts import experiment, prior_flags, vqgan_flags
+from torch import nn
+from torch_fidelity import feature_extractor_inceptionv3 as inception
+
+from experiments import calc_approximate_ELBO, calc_FID, calc_PRDC, calc_VQGAN_FID, get_samples, measure
+from utils import features
+from utils.errors import DamagedFile, UsageError, UserError
+from utils.features import Inception, collect, read_features, regroup, write_features
+from utils.images import to_uint8
+from utils.io import load_tensors, save_tensors
+
+
+class SmallExtractor:
+    """In the place of Inception, which takes 0.1 s an image: means over a grid as features, some as logits."""
+
+    identity = dict(extractor="means", weights="none")
+    seen = 0
+
+    def __init__(self, *_):
+        pass
+
+    def __call__(self, x):
+        type(self).seen += len(x)
+        means = nn.functional.adaptive_avg_pool2d(x.float().cpu() / 16, 2).flatten(1)
+        return means, means[:, :5]
+
+
+@pytest.fixture
+def place(trained, tmp_path, monkeypatch):
+    """A folder in which the trained models are, and nothing else; a small extractor."""
+    monkeypatch.chdir(tmp_path)
+    Path("logs").mkdir()
+    for name in ("ae", "prior", "ar"):
+        Path("logs", name).symlink_to(trained / "logs" / name)
+    for script in (calc_FID, calc_PRDC, calc_VQGAN_FID):
+        monkeypatch.setattr(script, "Inception", SmallExtractor)
+    SmallExtractor.seen = 0
+    return tmp_path
+
+
+def call(script, words, family="sampler"):
+    """Run the script in this process; returns its last line of metrics.jsonl."""
+    H = experiment(script, words, family)
+    (script.choose_vqgan if script is calc_VQGAN_FID else script.main)(H)
+    path = Path("logs", H.log_dir, "metrics.jsonl")
+    return json.loads(path.read_text().splitlines()[-1]) if path.exists() else None
+
+
+def pngs(folder):
+    return torch.stack([torch.from_numpy(np.array(Image.open(p))) for p in sorted(folder.glob("*.png"))])
+
+
+# ---------------------------------------------------------------------- features
+
+
+def test_statistics_are_those_of_all_features():
+    x = [torch.randint(0, 256, (n, 3, 8, 8), dtype=torch.uint8) for n in (5, 1, 7)]
+    found = collect(SmallExtractor(), x, 13, "x", keep=True, logits=True)
+    plain = SmallExtractor()(torch.cat(x))[0].double().numpy()
+    assert found.count == 13 and torch.equal(found.features.double(), torch.from_numpy(plain))
+    np.testing.assert_allclose(found.statistics()["mu"], plain.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.statistics()["sigma"], np.cov(plain, rowvar=False), rtol=1e-9, atol=1e-12)
+    assert found.logits.shape == (13, 5)
+
+
+def test_one_image_has_no_statistics():
+    with pytest.raises(UserError, match="two or more"):
+        collect(SmallExtractor(), [torch.zeros(1, 3, 8, 8, dtype=torch.uint8)], 1, "features of x")
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 100])
+def test_regroup(size):
+    lengths, rows = (3, 1, 7, 2), torch.arange(13)
+    groups = list(regroup(rows.split(lengths), size))
+    assert torch.equal(torch.cat(groups), rows)
+    assert all(len(g) == size for g in groups[:-1]) and 0 < len(groups[-1]) <= size
+
+
+@pytest.mark.parametrize("name", ["f.npy", "f.pt"])
+def test_features_in_files(tmp_path, name):
+    values = torch.randn(4, 3)
+    write_features(tmp_path / name, values)
+    assert torch.equal(read_features(tmp_path / name), values)
+    (tmp_path / name).write_bytes(b"\x93NUMPY rubbish")
+    with pytest.raises(DamagedFile, match=name):
+        read_features(tmp_path / name)
+
+
+def test_features_files_cannot_run_code(tmp_path):
+    np.save(tmp_path / "f.npy", np.array([print], dtype=object), allow_pickle=True)
+    with pytest.raises(DamagedFile):
+        read_features(tmp_path / "f.npy")
+
+
+# ---------------------------------------------------------------------- Inception's weights
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory):
+    """A file like torch-fidelity's, with random weights."""
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    save_tensors(path, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        torch.manual_seed(0)
+        net = inception.FeatureExtractorInceptionV3("i", ["2048"], feature_extractor_weights_path=str(path))
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    save_tensors(path, net.state_dict())
+    return path
+
+
+def test_missing_weights_are_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UserError, match=f"{tmp_path}/hub/checkpoints/weights-inception.*--feature_weights PATH"):
+        Inception(None, torch.device("cpu"))
+    with pytest.raises(UserError, match="there is no /no/such"):
+        Inception("/no/such", torch.device("cpu"))
+
+
+def test_weights_that_are_none(tmp_path):
+    save_tensors(tmp_path / "w.pth", dict(a=torch.zeros(1)))
+    with pytest.raises(UserError, match="does not hold torch-fidelity's Inception weights"):
+        Inception(tmp_path / "w.pth", torch.device("cpu"))
+    torch.save(dict(a=print), tmp_path / "w.pth")
+    with pytest.raises(DamagedFile, match="refused"):
+        Inception(tmp_path / "w.pth", torch.device("cpu"))
+
+
+def test_inception_features(inception_file):
+    extractor = Inception(inception_file, torch.device("cpu"))
+    grey = torch.randint(0, 256, (2, 1, 16, 16), dtype=torch.uint8)
+    values, logits = extractor(grey)
+    assert values.shape == (2, 2048) and logits.shape == (2, 1008)
+    assert torch.equal(extractor(grey.repeat(1, 3, 1, 1))[0], values)
+    assert len(extractor.identity["weights"]) == 64
+
+
+@pytest.mark.slow
+def test_fid_equals_torch_fidelitys_command_line(shapes, trained, inception_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("logs").symlink_to(trained / "logs")
+    flags = ["--n_samples", "12", "--save_images", "--feature_weights", str(inception_file)]
+    row = call(calc_FID, prior_flags(shapes, tmp_path.name, flags))
+    fidelity = Path(sys.executable).with_name("fidelity")
+    done = subprocess.run(
+        [fidelity, "--fid", "--input1", f"logs/{tmp_path.name}/samples", "--input2", str(shapes), "--json",
+         "--samples-resize-and-crop", "16", "--feature-extractor-weights-path", str(inception_file), "--no-cache",
+         "--save-cpu-ram", "--silent"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    theirs = json.loads(done.stdout)["frechet_inception_distance"]
+    assert row["values"]["fid"] == pytest.approx(theirs, abs=1e-3)
+    assert theirs > 0.01
+
+
+# ---------------------------------------------------------------------- FID
+
+
+def test_fid_of_exactly_n_samples(place, shapes):
+    row = call(calc_FID, prior_flags(shapes, "fid", "--n_samples 13 --kid --isc --save_images --save_latents"))
+    assert row["values"]["samples"] == 13 and row["values"]["training_images"] == 40
+    assert SmallExtractor.seen == 53
+    saved = pngs(Path("logs/fid/samples"))
+    assert len(saved) == 13
+
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+    extractor = SmallExtractor()
+    real = extractor(pngs_at_16(shapes))[0]
+    fake = extractor(saved.permute(0, 3, 1, 2))[0]
+    expected = fid_statistics_to_metric(fid_features_to_statistics(real), fid_features_to_statistics(fake), False)
+    assert row["values"]["fid"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-4)
+    assert math.isfinite(row["values"]["kid"]) and row["values"]["isc"] >= 1
+
+    assert row["args"]["n_samples"] == 13 and row["metric"] == "calc_FID"
+    assert row["checkpoints"]["autoencoder"]["path"].endswith("vqgan_ema_4.th")
+    assert len(row["checkpoints"]["sampler"]["hash"]) == 64
+
+    ids = load_tensors("logs/fid/latents.pt")["ids"]
+    assert ids.shape == (13, 16)
+    again = call(calc_FID, prior_flags(shapes, "again", "--n_samples 13 --latents_path logs/fid/latents.pt"))
+    assert again["values"]["fid"] == row["values"]["fid"]
+    assert "sampler" not in again["checkpoints"]
+
+
+def pngs_at_16(folder):
+    from utils.decoding import decode
+
+    return torch.stack([decode(p.read_bytes(), 16) for p in sorted(folder.glob("*.png"))])
+
+
+def test_images_of_an_earlier_run_do_not_enter(place, shapes):
+    flags = "--n_samples 5 --save_images"
+    call(calc_FID, prior_flags(shapes, "fid", flags))
+    with pytest.raises(UserError, match=r"logs/fid/samples holds images of an earlier run"):
+        call(calc_FID, prior_flags(shapes, "fid", flags))
+    assert len(list(Path("logs/fid/samples").iterdir())) == 5
+
+
+def test_features_are_computed_once_for_all_that_they_depend_on(place, shapes):
+    seen = []
+
+    def fid(more=""):
+        SmallExtractor.seen = 0
+        row = call(calc_FID, prior_flags(shapes, "fid", ["--n_samples", "6", *more.split()]))
+        seen.append(SmallExtractor.seen)
+        return row["values"]["fid"]
+
+    first = fid()
+    assert fid() == first and fid("--batch_size 2 --feature_batch 4") == pytest.approx(first, rel=1e-3)
+    assert fid("--seed 1") != first
+    fid("--temp 0.5")
+    fid("--kid")  # wants the features of the training images, not their statistics alone
+    fid()
+    call(calc_PRDC, prior_flags(shapes, "prdc", "--n_samples 6 --nearest_k 2"))
+    seen.append(SmallExtractor.seen)
+    assert seen == [46, 0, 0, 6, 6, 40, 0, 6]
+
+
+def test_other_images_have_other_features(place, shapes, tmp_path):
+    images = draw_shapes(tmp_path / "images", 24)
+    first = call(calc_FID, prior_flags(images, "fid", "--n_samples 4"))
+    draw_shapes(images, 24, seed=5)
+    second = call(calc_FID, prior_flags(images, "fid", "--n_samples 4"))
+    assert first["values"]["fid"] != second["values"]["fid"]
+    (images / "0000.png").unlink()
+    assert call(calc_FID, prior_flags(images, "fid", "--n_samples 4"))["values"]["training_images"] == 23
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (dict(ids=torch.zeros(3, 16, dtype=torch.int64)), "3 rows of codes; --n_samples 4"),
+        (torch.zeros(4, 15, dtype=torch.int64), r"no codes of shape \(N, 16\), but \(4, 15\)"),
+        (torch.zeros(4, 16), "no codes"),
+        ({}, "no codes"),
+        ("text", "no codes"),
+        (torch.full((4, 16), 16), "outside 0 ... 15"),
+        (torch.full((4, 16), -1), "outside 0 ... 15"),
+    ],
+)
+def test_latents_that_do_not_fit(place, shapes, value, said):
+    save_tensors("l.pt", value)
+    with pytest.raises(UserError, match=said):
+        call(calc_FID, prior_flags(shapes, "fid", "--n_samples 4 --latents_path l.pt"))
+
+
+def test_latents_of_other_kinds(tmp_path, trained):
+    H = type("H", (), dict(block_size=16, codebook_size=16))
+    ids = torch.arange(64).view(4, 16) % 16
+    expected = ids[:3]
+    np.save(tmp_path / "l.npy", ids.view(4, 4, 4).numpy())
+    save_tensors(tmp_path / "list.pt", [ids[:2], ids[2:]])
+    for name in ("l.npy", "list.pt"):
+        assert torch.equal(measure.read_latents(tmp_path / name, 3, H), expected)
+    cache = next((trained / "latents").glob("custom_train_*.pt"))
+    assert measure.read_latents(cache, 40, H).shape == (40, 16)
+
+
+# ---------------------------------------------------------------------- PRDC
+
+
+def test_prdc_of_samples_files_and_folders(place, shapes):
+    flags = "--n_samples 20 --nearest_k 2 --real_feats r.npy --fake_feats f.pt"
+    row = call(calc_PRDC, prior_flags(shapes, "prdc", flags))
+    assert {"precision", "recall", "density", "coverage"} <= row["values"].keys()
+    real, fake = read_features("r.npy"), read_features("f.pt")
+    assert len(real) == len(fake) == 20
+    from prdc import compute_prdc
+
+    expected = compute_prdc(real.numpy(), fake.numpy(), 2)
+    assert {k: row["values"][k] for k in expected} == pytest.approx(expected, abs=1e-6)
+
+    SmallExtractor.seen = 0
+    assert call(calc_PRDC, prior_flags(shapes, "again", flags))["values"] == row["values"]
+    assert SmallExtractor.seen == 0
+    perfect = call(calc_PRDC, prior_flags(shapes, "self", ["--n_samples", "40", "--fake_images_path", str(shapes)]))
+    assert perfect["values"]["precision"] == perfect["values"]["coverage"] == 1.0
+
+
+def test_prdc_with_too_little(place, shapes, tmp_path):
+    with pytest.raises(UserError, match="holds 40 images; --n_samples 41"):
+        call(calc_PRDC, prior_flags(shapes, "p", ["--n_samples", "41", "--fake_images_path", str(shapes)]))
+    with pytest.raises(UserError, match="is not a folder"):
+        call(calc_PRDC, prior_flags(shapes, "p", "--n_samples 9 --fake_images_path /no/such"))
+    write_features("f.npy", torch.randn(5, 12))
+    with pytest.raises(UserError, match="features of 5 images; --n_samples 9"):
+        call(calc_PRDC, prior_flags(shapes, "p", "--n_samples 9 --fake_feats f.npy"))
+    with pytest.raises(UsageError, match="contradicts --fake_images_path"):
+        call(calc_PRDC, prior_flags(shapes, "p", "--n_samples 4 --fake_feats f.npy --fake_images_path ."))
+
+
+# ---------------------------------------------------------------------- reconstructions
+
+
+@pytest.mark.parametrize("how", ["--ae_load_dir ae --ae_load_step 4", "--load_dir ae --load_step 4"])
+def test_reconstructions(place, shapes, how, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(place))
+    row = call(calc_VQGAN_FID, vqgan_flags(shapes, "rfid", f"{how} --n_samples 7 --save_images"), "vqgan")
+    saved = pngs(Path("logs/rfid/reconstructions")).permute(0, 3, 1, 2).float() / 255
+    from utils.data import evenly_spaced
+
+    originals = pngs_at_16(shapes)[evenly_spaced(7, 40)].float() / 255
+    mse = (saved - originals).square().flatten(1).mean(1)
+    assert row["values"]["l1"] == pytest.approx((saved - originals).abs().mean().item(), rel=1e-5)
+    assert row["values"]["psnr"] == pytest.approx((-10 * mse.log10()).mean().item(), rel=1e-5)
+    assert row["values"]["images"] == 7 and row["values"]["rfid"] > 0 and "lpips" not in row["values"]
+    assert 1 <= row["values"]["codes_used"] <= 16 and 1 <= row["values"]["perplexity"] <= 16
+    assert Path("logs/rfid/images/reconstructions.png").is_file()
+
+
+def test_reconstructions_of_the_validation_split(place, shapes):
+    flags = "--ae_load_dir ae --ae_load_step 4 --split val"
+    assert call(calc_VQGAN_FID, vqgan_flags(shapes, "rfid", flags), "vqgan")["values"]["images"] == 2
+
+
+def test_a_vqgan_must_be_named(place, shapes):
+    with pytest.raises(UsageError, match="--ae_load_dir and --ae_load_step"):
+        call(calc_VQGAN_FID, vqgan_flags(shapes, "rfid"), "vqgan")
+
+
+# ---------------------------------------------------------------------- likelihood
+
+
+def elbo_flags(shapes, more="", sampler="absorbing"):
+    return prior_flags(shapes, "elbo", f"--train_steps 6 --steps_per_eval 3 --lr 1e-2 {more}", sampler)
+
+
+@pytest.mark.parametrize("sampler", ["absorbing", "autoregressive"])
+def test_the_likelihood_of_validation_images(place, shapes, sampler):
+    row = call(calc_approximate_ELBO, elbo_flags(shapes, "", sampler))
+    rows = [json.loads(line) for line in Path("logs/elbo/metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [3, 6] and row["images"] == 2
+    first, last = (r["values"] for r in rows)
+    assert last["nats_x"] < first["nats_x"] and last["nats_z"] == first["nats_z"]
+    dims = 3 * 16 * 16
+    assert last["nats"] == pytest.approx(last["nats_x"] + last["nats_z"])
+    assert last["bits_per_dim"] == pytest.approx((last["nats"] + math.log(32) * dims) / (dims * math.log(2)))
+    assert last["bits_per_code"] == pytest.approx(last["nats_z"] / (16 * math.log(2)))
+    assert last["bits_per_dim_se"] > 0
+
+
+def test_a_finished_fit_is_only_evaluated(place, shapes):
+    five = call(calc_approximate_ELBO, elbo_flags(shapes))["values"]
+    fitted = Path("logs/elbo/saved_models/logsigma_6.th").read_bytes()
+    eight = call(calc_approximate_ELBO, elbo_flags(shapes, "--resume --n_bits 8 --elbo_passes 4"))["values"]
+    assert eight["nats_x"] == pytest.approx(five["nats_x"]) and eight["nats_z"] != five["nats_z"]
+    assert eight["bits_per_dim"] - five["bits_per_dim"] == pytest.approx(3, abs=0.05)
+    assert Path("logs/elbo/saved_models/logsigma_6.th").read_bytes() == fitted
+    with pytest.raises(UserError, match="--resume continues it"):
+        call(calc_approximate_ELBO, elbo_flags(shapes))
+
+
+def test_one_image_has_no_standard_error(place, shapes):
+    row = call(calc_approximate_ELBO, elbo_flags(shapes, "--elbo_images 1"))
+    assert row["images"] == 1 and row["values"]["bits_per_dim_se"] is None
+
+
+def test_nothing_but_logsigma_is_fitted(place, shapes):
+    call(calc_approximate_ELBO, elbo_flags(shapes))
+    before = load_tensors("logs/ae/saved_models/vqgan_ema_4.th")
+    after = load_tensors("logs/elbo/saved_models/logsigma_6.th")
+    assert all(not torch.equal(v, before[f"ae.generator.logsigma.{k}"]) for k, v in after.items())
+    assert {p.name.split("_")[0] for p in Path("logs/elbo/saved_models").iterdir()} == {"logsigma", "manifest"}
+
+
+# ---------------------------------------------------------------------- samples
+
+
+@pytest.mark.parametrize("sampler", ["absorbing", "autoregressive"])
+def test_samples_do_not_depend_on_the_batch(place, shapes, sampler):
+    flags = "--n_samples 9 --save_latents --batch_size"
+    ids = []
+    for size in (9, 4, 1):
+        call(get_samples, prior_flags(shapes, f"s{size}", f"{flags} {size}", sampler))
+        ids.append(load_tensors(f"logs/s{size}/latents.pt")["ids"])
+    call(get_samples, prior_flags(shapes, "later", f"{flags} 9 --first_sample 5", sampler))
+    ids.append(torch.cat((ids[0][:5], load_tensors("logs/later/latents.pt")["ids"][:4])))
+    for other in ids[1:]:
+        assert torch.equal(other, ids[0])
+    assert len(list(Path("logs/s9/images").iterdir())) == 9
+
+
+def test_a_sample_is_what_its_codes_decode_to(place, shapes):
+    call(get_samples, prior_flags(shapes, "s", "--n_sheets 2 --save_individually --save_latents"))
+    assert len(list(Path("logs/s/images").iterdir())) == 50
+    from experiments.common import load_models
+
+    H = experiment(get_samples, prior_flags(shapes, "x"))
+    models = load_models(H)
+    ids = load_tensors("logs/s/latents.pt")["ids"]
+    decoded = to_uint8(models.autoencoder.model.decode(ids[7:8], 4, 4))[0].permute(1, 2, 0).int()
+    saved = torch.from_numpy(np.array(Image.open("logs/s/images/sample_7.png")))
+    assert (saved - decoded).abs().max() <= 1
+
+
+# ---------------------------------------------------------------------- models that do not belong together
+
+
+def test_a_sampler_of_another_autoencoder_is_refused(place, shapes):
+    from scripts import train_stage_1
+
+    train_stage_1(shapes, "other", "--train_steps 4 --seed 1")
+    flags = prior_flags(shapes, "fid", "--n_samples 4 --ae_load_dir other")
+    with pytest.raises(UserError, match=r"logs/prior \(step 3\).*ema_4.th, which is not .*other.*--allow_other_ae"):
+        call(calc_FID, flags)
+    assert call(calc_FID, [*flags, "--allow_other_ae"])["values"]["samples"] == 4
+
+
+def test_a_missing_checkpoint_lists_those_that_exist(place, shapes):
+    with pytest.raises(UserError, match="absorbing_9.th does not exist; steps of 'absorbing' in .*: 3"):
+        call(calc_FID, prior_flags(shapes, "fid", "--n_samples 4 --load_step 9"))
+    with pytest.raises(UserError, match="vqgan_9.th does not exist; steps of 'vqgan' in .*: 4"):
+        call(calc_FID, prior_flags(shapes, "fid", "--n_samples 4 --ae_load_step 9"))
+
+
+def test_a_cache_that_is_damaged_is_computed_again(place, shapes, capsys):
+    first = call(calc_FID, prior_flags(shapes, "fid", "--n_samples 4"))["values"]
+    for path in Path(features.FEATURES).iterdir():
+        path.write_bytes(path.read_bytes()[:-50])
+    assert call(calc_FID, prior_flags(shapes, "fid", "--n_samples 4"))["values"] == first
+    assert capsys.readouterr().out.count("computed again") == 2

@@ -1,0 +1,156 @@
+"""Inception features of images, their statistics, and a cache of both.
+
+Features are those of torch-fidelity's 'inception-v3-compat' (the weights of the original FID, converted).
+Whatever made a set of features is in the name of the file that keeps them: the images, their size and
+resizing, the weights of the extractor, or the models, seed and temperature that made the samples.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils import cache
+from utils.errors import UserError
+from utils.io import atomic_write, hash_json, load_npy, load_tensors, save_tensors, sha256_file
+from utils.progress import Progress
+
+FEATURES = Path("features")
+FORMAT = 1  # part of the header
+EXTRACTOR = "inception-v3-compat"
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+
+
+def inception_place():
+    """Where torch-fidelity keeps the Inception weights."""
+    return os.path.join(torch.hub.get_dir(), "checkpoints", INCEPTION_FILE)
+
+
+class Inception:
+    """The feature extractor. Raises UserError where its weights are missing or do not fit.
+
+    weights_path: the file (default: torch-fidelity's own place).
+    """
+
+    def __init__(self, weights_path, device):
+        path = weights_path or inception_place()
+        if not os.path.isfile(path):
+            raise UserError(
+                f"the Inception weights are missing: put torch-fidelity's {INCEPTION_FILE} at {inception_place()}, "
+                f"or name the file with --feature_weights PATH" + (f" (there is no {path})" if weights_path else "")
+            )
+        load_tensors(path)  # torch-fidelity would run code that a file brings; this refuses such a file
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # takes seconds
+
+        try:
+            self.net = FeatureExtractorInceptionV3(
+                EXTRACTOR, ["2048", "logits_unbiased"], feature_extractor_weights_path=path
+            ).to(device)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            detail = " ".join(str(error).split())[:200]
+            raise UserError(f"{path} does not hold torch-fidelity's Inception weights: {detail}") from None
+        self.device = device
+        self.identity = dict(extractor=EXTRACTOR, weights=sha256_file(path))
+
+    @torch.no_grad()
+    def __call__(self, x):
+        """uint8 (B, 3 or 1, H, W) -> features (B, 2048) and logits (B, 1008), float32 on the CPU."""
+        x = x.to(self.device).expand(-1, 3, -1, -1)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            features, logits = self.net(x)
+        return features.cpu(), logits.cpu()
+
+
+@dataclass
+class FeatureSet:
+    """Features of N images: their mean (2048,) and covariance (2048, 2048) in float64; where they were
+    asked for, the features themselves (n, 2048) and logits (n, 1008)."""
+
+    count: int
+    mu: torch.Tensor
+    sigma: torch.Tensor
+    features: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+    def statistics(self):
+        """As torch-fidelity's FID wants them."""
+        return dict(mu=self.mu.numpy(), sigma=self.sigma.numpy())
+
+
+def collect(extractor, batches, total, what, keep=False, logits=False):
+    """The FeatureSet of all images in `batches` (iterable of uint8 (B, C, H, W)).
+
+    The statistics are summed up as the images come, in float64: of millions of images nothing but
+    these need be kept. keep, logits: keep the features (8 KiB an image), the logits (4 KiB) too.
+    total: images to expect, for the progress bar. Raises UserError where there are fewer than 2.
+    """
+    count, kept, kept_logits = 0, [], []
+    first = second = 0.0
+    with Progress(total, what, "img") as progress:
+        for x in batches:
+            features, classes = extractor(x)
+            f = features.double()
+            first, second, count = first + f.sum(0), second + f.T @ f, count + len(f)
+            if keep:
+                kept.append(features)
+            if logits:
+                kept_logits.append(classes)
+            progress.update(len(f))
+    if count < 2:
+        raise UserError(f"{what}: {count} image(s): statistics need two or more")
+    mu = first / count
+    sigma = (second - count * torch.outer(mu, mu)) / (count - 1)
+    return FeatureSet(
+        count, mu, sigma, torch.cat(kept) if keep else None, torch.cat(kept_logits) if logits else None
+    )
+
+
+def cache_path(header):
+    """features/<kind>_<key>.pt; the key is a hash of the whole header."""
+    return FEATURES / f"{header['kind']}_{hash_json(dict(header, format=FORMAT))}.pt"
+
+
+def cached(header, compute, say):
+    """The FeatureSet that `header` (JSON values: all that it depends on) names, from features/ or from compute()."""
+
+    def tensors():
+        s = compute()
+        values = dict(count=torch.tensor(s.count), mu=s.mu, sigma=s.sigma, features=s.features, logits=s.logits)
+        return {k: v for k, v in values.items() if v is not None}
+
+    found = cache.cached(cache_path(header), dict(header, format=FORMAT), tensors, say, f"{header['kind']} features")
+    return FeatureSet(**{**found, "count": int(found["count"])})
+
+
+def read_features(path):
+    """Features (N, D) float32 from a .npy file, or from a torch file of a tensor. Raises UserError for others."""
+    features = torch.from_numpy(load_npy(path)) if str(path).endswith(".npy") else load_tensors(path)
+    if not torch.is_tensor(features) or features.ndim != 2 or not features.is_floating_point():
+        raise UserError(f"{path} holds no features of shape (N, D)")
+    return features.float()
+
+
+def write_features(path, features):
+    """Features (N, D) -> a .npy file, or a torch file by any other name; complete or absent."""
+    if str(path).endswith(".npy"):
+        with atomic_write(path) as f:
+            np.lib.format.write_array(f, features.numpy())
+    else:
+        save_tensors(path, features)
+
+
+def regroup(batches, size):
+    """Batches of any lengths -> batches of `size` (the last may be smaller), rows in the same order."""
+    waiting = []
+    n = 0
+    for x in batches:
+        waiting.append(x)
+        n += len(x)
+        while n >= size:
+            rows = torch.cat(waiting)
+            yield rows[:size]
+            waiting, n = [rows[size:]], n - size
+    if n:
+        yield torch.cat(waiting)
