@@ -64,17 +64,21 @@ def cached_codes(H, images, split, autoencoder, precision, device, say, flip=Fal
         latent_shape=H.latent_shape, images=images.identity(),
     )  # fmt: skip
 
-    def compute():
+    what = f"encoding {split} images" + (" (mirrored)" if flip else "")
+    progress = Progress(len(images), what, "img", enabled=distributed.is_main(), lazy=True)
+
+    def encode(positions):
+        progress.skip_to(positions.start)
         parts = []
-        what = f"encoding {split} images" + (" (mirrored)" if flip else "")
-        with Progress(len(images), what, "img", enabled=distributed.is_main()) as progress:
-            for x, _ in one_pass(images, H.batch_size, H.num_workers, flip):
-                parts.append(encode_batch(autoencoder.model, x.to(device), precision))
-                progress.update(len(x))
-                images.check_broken(say)
+        for x, _ in one_pass(images, H.batch_size, H.num_workers, flip, positions):
+            parts.append(encode_batch(autoencoder.model, x.to(device), precision))
+            progress.update(len(x))
+            images.check_broken(say)
+        images.check_broken(say)  # when there was no batch at all
         return torch.cat(parts)
 
-    return codes.cached(header, compute, say).long()
+    with progress:
+        return codes.cached(header, len(images), H.batch_size, encode, say).long()
 
 
 @torch.no_grad()

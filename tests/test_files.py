@@ -424,12 +424,12 @@ class Compute:
     def __init__(self):
         self.calls, self.said = 0, []
 
-    def __call__(self):
+    def __call__(self, positions):
         self.calls += 1
-        return IDS
+        return IDS[positions.start : positions.stop]
 
     def cached(self, **given):
-        assert torch.equal(codes.cached(header(**given), self, self.said.append), IDS)
+        assert torch.equal(codes.cached(header(**given), len(IDS), 1, self, self.said.append), IDS)
         return self.calls
 
 
@@ -491,6 +491,37 @@ GOOD = dict(format=cache.FORMAT, header=header(), tensors=dict(ids=IDS), sha256=
 def test_files_that_are_no_codes(latents, value):
     save_tensors(codes.cache_path(header()), value)
     assert Compute().cached() == 1
+
+
+def test_codes_that_were_encoded_before_a_kill_are_not_lost(latents, monkeypatch):
+    monkeypatch.setattr(codes, "PART", 2)
+
+    def killed(positions):
+        if positions.start == 2:
+            raise KeyboardInterrupt
+        return IDS[positions.start : positions.stop]
+
+    with pytest.raises(KeyboardInterrupt):
+        codes.cached(header(), len(IDS), 1, killed, print)
+    assert len(list(latents.iterdir())) == 1
+    (latents / "faces_train_x.part").touch()  # somebody else's
+    compute = Compute()
+    assert compute.cached() == 1, "the first part was there"
+    assert sorted(p.name for p in latents.iterdir()) == sorted([codes.cache_path(header()).name, "faces_train_x.part"])
+    assert compute.cached() == 1
+
+
+def test_parts_hold_whole_batches(latents, monkeypatch):
+    monkeypatch.setattr(codes, "PART", 3)
+    asked = []
+
+    def encode(positions):
+        asked.append((positions.start, positions.stop))
+        return IDS[positions.start : positions.stop]
+
+    codes.cached(header(), 4, 2, encode, print)
+    codes.cached(header(flip=True), 4, 5, encode, print)
+    assert asked == [(0, 2), (2, 4), (0, 4)]
 
 
 def test_codes_cannot_run_code(latents, tmp_path):

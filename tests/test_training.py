@@ -103,7 +103,7 @@ def test_both_stages_on_mixed_and_partly_broken_images(here, capsys):
     for name in ("empty.png", "text.jpg", "cut.png"):
         assert printed.count(f"{name}' cannot be decoded") == 2  # once in each run
     (cache,) = Path("latents").iterdir()
-    assert load_tensors(cache)["ids"].shape == (66, 16)
+    assert load_tensors(cache)["tensors"]["ids"].shape == (66, 16)
 
 
 def test_too_many_broken_images_stop_the_run(here):

@@ -2,15 +2,20 @@
 
 A file under latents/ holds ids (N, L) in the smallest integer type and a header that says what made
 them: the autoencoder's weights, the images, split and flip. Nothing is reused for another autoencoder.
+While a large set is encoded, what is done is kept in parts beside it: a job that is killed loses one part.
 """
 
+import glob
 from pathlib import Path
+
+import torch
 
 from utils import cache
 from utils.io import hash_json
 
 LATENTS = Path("latents")
 FORMAT = 2  # part of the header
+PART = 1 << 14  # images of a part: minutes of work, some megabytes
 
 
 def cache_path(header):
@@ -19,6 +24,31 @@ def cache_path(header):
     return LATENTS / f"{header['dataset']}_{header['split']}_{hash_json(header)}{suffix}.pt"
 
 
-def cached(header, compute, say):
-    """The ids (N, L) of this header from the cache, or from compute(), which is then cached."""
-    return cache.cached(cache_path(header), header, lambda: dict(ids=compute()), say, "codes")["ids"]
+def cached(header, n, batch_size, encode, say):
+    """The ids of n images from the cache of this header, or from encode(), which are then cached.
+
+    encode: positions (a range within range(n)) -> ids of those images, (up to as many, L).
+    """
+    path = cache_path(header)
+
+    def compute():
+        size = max(1, PART // batch_size) * batch_size  # the batches are those of one pass over all
+        ranges = [range(start, min(start + size, n)) for start in range(0, n, size)]
+        if len(ranges) == 1:
+            return dict(ids=encode(ranges[0]))
+        return dict(ids=torch.cat([_cached_part(path, header, r, encode, say) for r in ranges]))
+
+    ids = cache.cached(path, header, compute, say, "codes")["ids"]
+    for part in _parts(path):
+        part.unlink(missing_ok=True)
+    return ids
+
+
+def _cached_part(path, header, positions, encode, say):
+    header = dict(header, part=[positions.start, positions.stop])
+    part = path.with_name(f"{path.stem}.part{positions.start}")
+    return cache.cached(part, header, lambda: dict(ids=encode(positions)), say, "some of the codes")["ids"]
+
+
+def _parts(path):
+    return [p for p in path.parent.glob(f"{glob.escape(path.stem)}.part*") if p.suffix[5:].isdigit()]

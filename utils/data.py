@@ -208,13 +208,13 @@ def training_batches(images, H, start_step):
     return worker_errors_in_words(loader)
 
 
-def one_pass(images, batch_size, num_workers, flip=False):
+def one_pass(images, batch_size, num_workers, flip=False, positions=None):
     """Every decodable image once, in order, the last partial batch included.
 
-    Yields (uint8 (B, C, H, W), indices (B,)); broken images are left out.
+    positions: a range of them (default: all). Yields (uint8 (B, C, H, W), indices (B,)); broken images are left out.
     """
     loader = DataLoader(
-        images, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate_good,
+        images, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate_good, sampler=positions,
         pin_memory=torch.cuda.is_available(), worker_init_fn=ignore_signals,
     )  # fmt: skip
     for x, indices in worker_errors_in_words(loader):

@@ -16,21 +16,30 @@ def say(message):
 
 
 class Progress:
-    """A count towards a total. `update(n, **shown)`; use as a context manager."""
+    """A count towards a total. `update(n, **shown)`; use as a context manager.
 
-    def __init__(self, total, description, unit="it", initial=0, enabled=True):
+    lazy: nothing is shown before the first skip_to or update: perhaps there is nothing to do.
+    """
+
+    def __init__(self, total, description, unit="it", initial=0, enabled=True, lazy=False):
         self.total, self.description, self.unit = total, description, unit
         self.done, self.initial = initial, initial
         self.start = self.last_line = time.monotonic()
         self.plain = enabled and not sys.stderr.isatty()
         self.bar = self.last_shown = None
-        if enabled and not self.plain:
-            self.bar = tqdm(total=total, desc=description, unit=unit, initial=initial, dynamic_ncols=True,
-                            smoothing=0.05, mininterval=0.2)  # fmt: skip
+        self.wants_bar = enabled and not self.plain
+        if not lazy:
+            self._show_bar()
+
+    def _show_bar(self):
+        if self.wants_bar and self.bar is None:
+            self.bar = tqdm(total=self.total, desc=self.description, unit=self.unit, initial=self.initial,
+                            dynamic_ncols=True, smoothing=0.05, mininterval=0.2)  # fmt: skip
 
     def update(self, n=1, shown=None):
         """Advance by n; shown: {name: value} to stand beside the count."""
         self.done += n
+        self._show_bar()
         if self.bar is not None:
             if shown:
                 self.bar.set_postfix_str(_shown_text(shown), refresh=False)
@@ -40,6 +49,15 @@ class Progress:
             if time.monotonic() - self.last_line >= PLAIN_INTERVAL and self.done < self.total:
                 self.last_line = time.monotonic()
                 say(self.line())
+
+    def skip_to(self, done):
+        """Count what was done before this run, and need not be done again."""
+        if done > self.done:
+            self.initial += done - self.done
+            self.done = done
+        self._show_bar()
+        if self.bar is not None:
+            self.bar.initial, self.bar.n = self.initial, self.done
 
     def rate(self):
         """Units a second since the start."""
