@@ -69,9 +69,12 @@ class Samples:
             batches = regroup(images, self.H.feature_batch)
             return collect(extractor, batches, self.n, "features of samples", keep=True, logits=True)
 
-        if on_ids or on_images:
-            return compute()
-        return features.cached(dict(kind="samples", **extractor.identity, **self.header()), compute, say)
+        header = dict(kind="samples", **extractor.identity, **self.header())
+        if not (on_ids or on_images):
+            return features.cached(header, compute, say)
+        found = compute()
+        features.write(header, found)
+        return found
 
 
 def watched(batches, look):

@@ -191,6 +191,10 @@ def test_fid_of_exactly_n_samples(place, shapes):
     assert row["checkpoints"]["autoencoder"]["path"].endswith("vqgan_ema_4.th")
     assert len(row["checkpoints"]["sampler"]["hash"]) == 64
 
+    SmallExtractor.seen = 0
+    assert call(calc_FID, prior_flags(shapes, "fid", "--n_samples 13"))["values"]["fid"] == row["values"]["fid"]
+    assert SmallExtractor.seen == 0, "what was saved is cached, too"
+
     ids = load_tensors("logs/fid/latents.pt")["ids"]
     assert ids.shape == (13, 16)
     again = call(calc_FID, prior_flags(shapes, "again", "--n_samples 13 --latents_path logs/fid/latents.pt"))

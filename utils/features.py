@@ -112,16 +112,22 @@ def cache_path(header):
     return FEATURES / f"{header['kind']}_{hash_json(dict(header, format=FORMAT))}.pt"
 
 
+def write(header, found):
+    """Store a FeatureSet under `header` (JSON values: all that it depends on)."""
+    cache.write(cache_path(header), dict(header, format=FORMAT), _tensors(found))
+
+
 def cached(header, compute, say):
-    """The FeatureSet that `header` (JSON values: all that it depends on) names, from features/ or from compute()."""
-
-    def tensors():
-        s = compute()
-        values = dict(count=torch.tensor(s.count), mu=s.mu, sigma=s.sigma, features=s.features, logits=s.logits)
-        return {k: v for k, v in values.items() if v is not None}
-
-    found = cache.cached(cache_path(header), dict(header, format=FORMAT), tensors, say, f"{header['kind']} features")
+    """The FeatureSet of this header from features/, or from compute(), which is then stored there."""
+    found = cache.cached(
+        cache_path(header), dict(header, format=FORMAT), lambda: _tensors(compute()), say, f"{header['kind']} features"
+    )
     return FeatureSet(**{**found, "count": int(found["count"])})
+
+
+def _tensors(s):
+    values = dict(count=torch.tensor(s.count), mu=s.mu, sigma=s.sigma, features=s.features, logits=s.logits)
+    return {k: v for k, v in values.items() if v is not None}
 
 
 def read_features(path):
