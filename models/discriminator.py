@@ -2,6 +2,32 @@
 
 from torch import nn
 
+from utils import distributed
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """nn.BatchNorm2d whose statistics in training are those of the images of all processes.
+
+    (nn.SyncBatchNorm, which does the same, runs on CUDA alone.)
+    """
+
+    def forward(self, x):
+        if not self.training or distributed.world_size() == 1:
+            return super().forward(x)
+        x = x.float()  # as under autocast: sums over many pixels
+        mean = distributed.mean_with_gradient(x.mean((0, 2, 3)))
+        centred = x - mean[:, None, None]
+        variance = distributed.mean_with_gradient(centred.square().mean((0, 2, 3)))
+        self._keep(mean.detach(), variance.detach(), x[:, 0].numel() * distributed.world_size())
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return centred * scale[:, None, None] + self.bias[:, None, None]
+
+    def _keep(self, mean, variance, count):
+        """Into the running statistics, as nn.BatchNorm2d does: of the variance the unbiased estimate."""
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+
 
 class Discriminator(nn.Module):
     """(B, C, H, W) -> (B, 1, h', w'). Module order and names are those of the published checkpoints."""
@@ -15,7 +41,7 @@ class Discriminator(nn.Module):
             stride = 2 if n < n_layers else 1
             layers += [
                 nn.Conv2d(c_in, width, kernel_size=4, stride=stride, padding=1, bias=False),
-                nn.BatchNorm2d(width),
+                BatchNorm(width),
                 nn.LeakyReLU(0.2),
             ]
         layers.append(nn.Conv2d(width, 1, kernel_size=4, stride=1, padding=1))

@@ -49,6 +49,16 @@ def all_reduce_mean(tensor):
     return tensor
 
 
+def mean_with_gradient(tensor):
+    """The mean of `tensor` over the processes. Gradients flow back to every process's tensor, as those of the
+    sum of all processes' losses: averaging the parameters' gradients makes them the mean loss's."""
+    if world_size() == 1:
+        return tensor
+    import torch.distributed.nn.functional as collectives
+
+    return collectives.all_reduce(tensor) / world_size()
+
+
 def average_gradients(parameters):
     """Replace each gradient by its mean over the processes, in one flat message per type."""
     if world_size() == 1:
