@@ -4,12 +4,14 @@ import argparse
 import difflib
 import sys
 
+from utils.errors import printable
+
 
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors that suggest what was meant."""
 
     def error(self, message):
-        print(f"{self.prog}: error: {' '.join(str(message).splitlines())}", file=sys.stderr)
+        print(f"{self.prog}: error: {printable(' '.join(str(message).splitlines()))}", file=sys.stderr)
         raise SystemExit(2)
 
     def parse(self, argv):
@@ -57,7 +59,9 @@ class _Switch(argparse.Action):
 
 def build_parser(flags, description, epilog):
     """A Parser in which nothing has a default, so that what was given is known."""
+    required = " ".join(f"--{f.name} {_metavar(f)}" for f in flags if f.meta.get("required"))
     parser = Parser(
+        usage=f"%(prog)s {required} [flags]",  # argparse would list all of them, on 50 lines
         description=description, epilog=epilog, allow_abbrev=False, argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -89,8 +93,14 @@ def _argparse_kw(flag):
     if meta.get("choices"):
         kw["choices"] = meta["choices"]
     else:
-        kw["metavar"] = meta.get("metavar", {int: "INT", float: "FLOAT", str: "STR"}[flag.type])
+        kw["metavar"] = _metavar(flag)
     return kw
+
+
+def _metavar(flag):
+    if flag.meta.get("choices"):
+        return "{" + ",".join(map(str, flag.meta["choices"])) + "}"
+    return flag.meta.get("metavar", {int: "INT", float: "FLOAT", str: "STR"}[flag.type])
 
 
 def _default_text(flag):
