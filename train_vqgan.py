@@ -65,6 +65,8 @@ def generator_step(vqgan, optimiser, precision, H, x, step, rng):
             *precision.unscaled(distributed.all_reduce_mean(at_last_layer)), maximum=H.disc_weight_max
         )
         gradient = gradient + d_weight * g_gradient
+        if precision.scaling:  # where scaled gradients overflow, the update is skipped; the loss is no worse for it
+            d_weight = d_weight.nan_to_num(0.0)
         loss = loss + d_weight * g_loss.detach()
         scalars.update(g_loss=g_loss, d_weight=d_weight)
 

@@ -54,7 +54,7 @@ from utils.images import enlarge, sheet
 from utils.io import hash_tensors, write_json
 from utils.progress import Progress, say, track
 from utils.run import pick_device
-from utils.sources import find_images
+from utils.sources import find_images, read_file
 
 MAX_ROWS = 50  # of the picture
 MIN_SHOWN = 96  # pixels to which smaller images are enlarged in it
@@ -71,9 +71,8 @@ def read_pictures(H):
             raise UserError(f"--query_images: no images under {path!r}")
         names += found
     for name in names:
-        data = Path(name).read_bytes()
         try:
-            pictures.append(decode(data, H.img_size, H.n_channels))
+            pictures.append(decode(read_file(name), H.img_size, H.n_channels))
         except Exception:  # Pillow's readers raise nearly everything
             raise UserError(f"--query_images: {name!r} cannot be decoded") from None
     return names, torch.stack(pictures)

@@ -13,7 +13,6 @@ from utils.checkpoint import checkpoints_of
 from utils.data import one_pass, to_float
 from utils.errors import UserError
 from utils.images import to_uint8
-from utils.io import read_json
 from utils.progress import Progress
 from utils.run import pick_device
 from utils.seed import sample_uniforms
@@ -43,10 +42,10 @@ def load_models(H, with_sampler=True):
 
 def check_pair(H, autoencoder):
     """Refuse a sampler that was trained on another autoencoder's codes (where the run recorded it)."""
-    path = checkpoints_of(H.load_dir).manifest_path(H.load_step)
-    if not path.is_file():
+    store = checkpoints_of(H.load_dir)
+    if not store.manifest_path(H.load_step).is_file():
         return  # a published checkpoint
-    known = read_json(path).get("autoencoder")
+    known = store.manifest(H.load_step).get("autoencoder")
     if known and known.get("hash") != autoencoder.hash:
         raise UserError(
             f"the sampler logs/{H.load_dir} (step {H.load_step}) was trained on the codes of "

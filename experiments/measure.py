@@ -1,5 +1,6 @@
 """Features of both sides of a comparison: real images, and what the models make."""
 
+import contextlib
 import itertools
 
 import torch
@@ -8,10 +9,12 @@ from experiments.common import decoded_batches, sample_batches
 from utils import features
 from utils.data import one_pass
 from utils.errors import UserError
-from utils.features import collect, regroup
+from utils.features import collect, is_plain, regroup, tensor_of_npy
 from utils.images import save_png
-from utils.io import hash_tensors, load_npy, load_tensors
+from utils.io import hash_tensors, load_tensors
 from utils.progress import say
+
+WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def batches_of(images, H):
@@ -92,21 +95,23 @@ def read_latents(path, n, H):
     whole numbers (N, L) or (N, h, w). Raises UserError for anything else, or fewer than n.
     """
     if str(path).endswith(".npy"):
-        ids = torch.from_numpy(load_npy(path))
+        ids = tensor_of_npy(path)
     else:
         value = load_tensors(path)
         value = value.get("tensors", value) if isinstance(value, dict) else value
-        value = value.get("ids") if isinstance(value, dict) else value
-        ids = torch.cat(value) if isinstance(value, list) and value else value
-    if not torch.is_tensor(ids) or ids.is_floating_point() or ids.ndim < 2 or ids[0].numel() != H.block_size:
+        ids = value.get("ids") if isinstance(value, dict) else value
+        if isinstance(ids, list):
+            with contextlib.suppress(TypeError, RuntimeError):  # not tensors, or of different shapes: told below
+                ids = torch.cat(ids)
+    if not is_plain(ids) or ids.dtype not in WHOLE or ids.ndim < 2 or ids.shape[1:].numel() != H.block_size:
         found = tuple(ids.shape) if torch.is_tensor(ids) else type(ids).__name__
         raise UserError(f"{path} holds no codes of shape (N, {H.block_size}), but {found}")
-    ids = ids.flatten(1).long()
     if len(ids) < n:
         raise UserError(f"{path} holds {len(ids)} rows of codes; --n_samples {n} asks for more")
+    ids = ids[:n].flatten(1).long()
     if ids.min() < 0 or ids.max() >= H.codebook_size:
         raise UserError(f"{path} holds codes outside 0 ... {H.codebook_size - 1}: not of this autoencoder")
-    return ids[:n]
+    return ids
 
 
 def compute_fid(real, fake):

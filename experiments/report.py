@@ -1,8 +1,8 @@
 """What an experiment found: a table on the terminal, a line of metrics.jsonl, pictures, the dashboard."""
 
+import contextlib
 import json
 import math
-import os
 import time
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 from utils.checkpoint import LOGS
 from utils.dashboard import Dashboard
 from utils.images import enlarge, save_png
+from utils.io import Lines
 from utils.progress import say
 
 
@@ -55,13 +56,9 @@ class Report:
 
     def append(self, row):
         """One line of metrics.jsonl, in one piece: several commands may write to the same file."""
-        path = self.folder / "metrics.jsonl"
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(fd, (json.dumps(row) + "\n").encode())
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        with contextlib.closing(Lines(self.folder / "metrics.jsonl")) as lines:
+            lines.append(json.dumps(row))
+            lines.sync()
 
     def picture(self, name, picture, caption=None, min_side=256, shown=None):
         """Save uint8 (C, h, w) as logs/<log_dir>/images/<name>.png, small ones enlarged, and show it on the

@@ -71,6 +71,8 @@ class OutputConfig:
     steps_per_display_output: int = opt(5000, "steps between pictures on the dashboard", min=0)
     steps_per_save_output: int = opt(5000, "steps between pictures saved under logs/<log_dir>/images", min=0)
     steps_per_checkpoint: int = opt(25_000, "steps between checkpoints (one is written at the end, always)", min=0)
+    keep_checkpoints: int = opt(0, "checkpoints of this run to keep, the newest whole ones (1 counts as 2); 0: all",
+                                min=0)  # fmt: skip
     save_individually: bool = opt(False, "save pictures one by one rather than as one sheet")
     visdom_port: int = opt(8097, "port of the visdom server", min=1, max=65535)
     visdom_server: str = opt(None, "address of the visdom server (default: this machine)", metavar="URL")
@@ -152,10 +154,10 @@ WITHOUT_EFFECT = ("greedy_epochs", "greedy", "sample_block_size")
 # What only a script that trains reads. (--ema is not among them: averaged weights are preferred with it or without.)
 OF_TRAINING = (
     "load_optim", "resume", "train_steps", "lr", "ema_beta", "steps_per_update_ema", "steps_per_log",
-    "steps_per_display_output", "steps_per_save_output", "steps_per_checkpoint", "beta", "gumbel_kl_weight",
-    "gumbel_straight_through", "base_lr", "codebook_init", "codebook_init_step", "codebook_restart_steps",
-    "disc_start_step", "disc_weight_max", "diff_aug", "horizontal_flip", "embd_pdrop", "attn_pdrop", "resid_pdrop",
-    "loss_type", "warmup_iters",
+    "steps_per_display_output", "steps_per_save_output", "steps_per_checkpoint", "keep_checkpoints", "beta",
+    "gumbel_kl_weight", "gumbel_straight_through", "base_lr", "codebook_init", "codebook_init_step",
+    "codebook_restart_steps", "disc_start_step", "disc_weight_max", "diff_aug", "horizontal_flip", "embd_pdrop",
+    "attn_pdrop", "resid_pdrop", "loss_type", "warmup_iters",
 )  # fmt: skip
 
 # What a checkpoint's tensors depend on: a command line may not contradict a loaded model in these.

@@ -14,6 +14,7 @@ from hparams import config
 from hparams.config import sampler_family, vqgan_family
 from hparams.parser import build_parser
 from hparams.sources import checked, dataset_entry, preset_of, require_folder, run_folder, saved_config
+from utils.address import server_address
 from utils.errors import UsageError
 
 
@@ -64,6 +65,7 @@ def resolve(flags, given, family):
     H = Hparams(**copy.deepcopy(values))  # the presets keep their lists
     H.explicit = sorted(given)
     H.data_entry = entry
+    _check_places(H)
     _derive(H, family)
     _check_shapes(H)
     _check_together(H, family)
@@ -103,7 +105,6 @@ def _from_loaded(values, given, family, flags):
     """What the models that this command loads were trained with. The command line may not contradict
     their architecture, nor one of them another's."""
     result, origins = {}, {}
-    run_folder(values["log_dir"])
     for option, name, keys in _loads(values, family):
         saved = saved_config(name, flags)
         if saved is None:
@@ -169,12 +170,21 @@ def _derive(H, family):
         H.num_workers = min(8, cores)
     if H.lr is None:
         H.lr = H.base_lr * H.batch_size
+        if H.lr == math.inf:
+            raise UsageError(f"--base_lr {H.base_lr} times --batch_size {H.batch_size} is too large a learning rate")
     if family == "sampler" and H.block_size is None:
         H.block_size = math.prod(H.latent_shape)
     if H.quantizer != "nearest":  # a preset's care for the codebook of the nearest quantizer
         for name, off in (("codebook_init", "uniform"), ("codebook_restart_steps", 0)):
             if name not in H.explicit:
                 setattr(H, name, off)
+
+
+def _check_places(H):
+    for name in ("log_dir", "load_dir", "ae_load_dir"):
+        if getattr(H, name, None) is not None:
+            run_folder(getattr(H, name))
+    server_address(H.visdom_server, H.visdom_port)
 
 
 def _check_shapes(H):

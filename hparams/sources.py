@@ -3,9 +3,11 @@ is written by people or by other programs, so that every value is checked like o
 
 import contextlib
 import difflib
+import hashlib
 import json
 import math
 import os
+import reprlib
 from pathlib import Path
 
 from hparams import config
@@ -18,6 +20,8 @@ ENTRY_KEYS = ("paths", "category", "preset", "hparams")
 STAGES = ("vqgan", "sampler")
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_SHORT = reprlib.Repr()  # of what a file holds: YAML can say 10 to the 9th values in ten lines
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxstring, _SHORT.maxother = 2, 20, 200, 200
 _LARGEST_INT = 10**12  # of what has no bound of its own: beyond, arithmetic overflows somewhere
 
 
@@ -30,7 +34,7 @@ def checked(flag, value, where=""):
     if not flag.is_list:
         return _checked_one(flag, value, name)
     if not isinstance(value, list) or not value:
-        raise UsageError(f"{name} {value!r} must be a list, each of it {_KINDS[flag.type]}")
+        raise UsageError(f"{name} {_SHORT.repr(value)} must be a list, each of it {_KINDS[flag.type]}")
     return [_checked_one(flag, v, name) for v in value]
 
 
@@ -39,7 +43,7 @@ def _checked_one(flag, value, name):
         with contextlib.suppress(ValueError, OverflowError):
             value = float(value)
     if type(value) is not flag.type:
-        raise UsageError(f"{name} {value!r} must be {_KINDS[flag.type]}")
+        raise UsageError(f"{name} {_SHORT.repr(value)} must be {_KINDS[flag.type]}")
     _check_range(flag.meta, value, name, largest=_LARGEST_INT if flag.type is int else math.inf)
     return value
 
@@ -122,7 +126,8 @@ def preset_of(entry, family, flags):
     where = f"{DATASETS}, '{entry['name']}': "
     name = entry.get("preset", entry["name"] if entry["name"] in PRESETS else "custom")
     if name not in list(PRESETS):
-        raise UsageError(f"{where}preset '{name}' is unknown: {nearest(str(name), PRESETS, _listed(PRESETS))}")
+        hint = nearest(name, PRESETS, _listed(PRESETS)) if isinstance(name, str) else _listed(PRESETS)
+        raise UsageError(f"{where}preset {_SHORT.repr(name)} is unknown: {hint}")
     preset = PRESETS[name]["vqgan"]
     if family == "sampler":
         preset = {k: v for k, v in preset.items() if k in config.AUTOENCODER_KEYS}
@@ -149,10 +154,10 @@ def _own_hparams(own, family, flags, where):
 
 
 def run_folder(name):
-    """logs/<name>, refusing names that lead out of logs/."""
+    """logs/<name>, refusing names that lead out of logs/ or cannot be shown."""
     parts = Path(name).parts
-    if os.path.isabs(name) or ".." in parts or not parts:
-        raise UsageError(f"'{name}' is not a name under {LOGS}/: no absolute paths, no '..'")
+    if os.path.isabs(name) or ".." in parts or not parts or not name.isprintable():
+        raise UsageError(f"{name!r} is not a name under {LOGS}/: no absolute paths, no '..', no control characters")
     return LOGS / name
 
 
@@ -172,8 +177,11 @@ def saved_config(name, flags):
     path = run_folder(name) / "config.json"
     try:
         with open(path, encoding="utf-8") as f:
-            saved = json.load(f)["hparams"].items()
-        return {k: checked(flags[k], v) if k in flags else v for k, v in saved if v is not None}
+            whole = json.load(f)
+        saved = whole["hparams"]
+        if whole.get("digest", _digest(saved)) != _digest(saved):  # none: written before there were any
+            raise ValueError
+        return {k: checked(flags[k], v) if k in flags else v for k, v in saved.items() if v is not None}
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -183,6 +191,11 @@ def saved_config(name, flags):
         raise UsageError(
             f"{path} is damaged{reason}: restore it, or remove it and give the model's flags"
         ) from None
+
+
+def _digest(value):
+    """As utils.io.hash_json, whose module takes torch to import."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _listed(words):

@@ -9,7 +9,7 @@ import torch
 from models.autoencoder import VQAutoEncoder
 from models.samplers import build_sampler
 from utils.checkpoint import checkpoints_of, load_into
-from utils.errors import UserError
+from utils.errors import DamagedFile, UserError
 from utils.io import hash_tensors, load_tensors
 
 # Of each network of LPIPS: its name, torchvision's file of its weights, and what helps where that is missing.
@@ -32,8 +32,16 @@ class Loaded:
 def find_weights(name, folder, step):
     """(state dict, path) of the averaged weights <name>_ema_<step>.th where they are, else <name>_<step>.th."""
     store = checkpoints_of(folder)
-    chosen = f"{name}_ema" if store.path(f"{name}_ema", step).is_file() else name
-    return store.load(chosen, step), str(store.path(chosen, step))
+    chosen = f"{name}_ema" if store.has(f"{name}_ema", step) else name
+    path = str(store.path(chosen, step))
+    return named(store.load(chosen, step), path), path
+
+
+def named(state, path):
+    """What a file held, if that is a dict by names. Raises DamagedFile for anything else."""
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise DamagedFile(f"{path} holds no state dict, but a {type(state).__name__} of something else")
+    return state
 
 
 def load_autoencoder(H, device):
@@ -85,9 +93,7 @@ def load_lpips(net, weights_path=None, checkpoint=None):
                 f"the {name} weights for LPIPS are missing: put torchvision's {file} at {lpips_place(net)}, or {remedy}"
             )
     path = weights_path or lpips_place(net)
-    state = load_tensors(path)
-    if not isinstance(state, dict):
-        raise UserError(f"{path} holds no state dict, but {type(state).__name__}")
+    state = named(load_tensors(path), path)
     import lpips
 
     with warnings.catch_warnings():  # lpips calls torchvision as it was called once
@@ -98,7 +104,7 @@ def load_lpips(net, weights_path=None, checkpoint=None):
 
 
 def has_perceptual(path):
-    return any(k.startswith("perceptual.net.") for k in load_tensors(path))
+    return any(k.startswith("perceptual.net.") for k in named(load_tensors(path), path))
 
 
 def to_lpips_names(state, model):

@@ -2,6 +2,8 @@
 
 import torch
 
+from utils.progress import say
+
 
 def count_flops(function, *shapes_and_types):
     """FLOPs (2 per multiply-add) of function(*inputs) on the meta device."""
@@ -56,6 +58,5 @@ def print_dry_run(H, description):
     """The resolved configuration, then the model's description."""
     for name, value in H.to_dict().items():
         mark = "  (command line)" if name in H.explicit else ""
-        print(f"{name}: {' '.join(map(str, value)) if isinstance(value, list) else value}{mark}")
-    print()
-    print(description)
+        say(f"{name}: {' '.join(map(str, value)) if isinstance(value, list) else value}{mark}")
+    say(f"\n{description}")

@@ -179,11 +179,15 @@ def test_server_address():
     assert server_address(None, 8097) == ("http://localhost", 8097, "")
     assert server_address("box", 1) == ("http://box", 1, "")
     assert server_address("box:9000", 1) == ("http://box", 9000, "")
-    assert server_address("https://u:pw@box:9000/vis/", 1) == ("https://box", 9000, "/vis")
+    assert server_address("https://box:9000/vis/", 1) == ("https://box", 9000, "/vis")
     assert server_address("http://[::1]", 1) == ("http://[::1]", 1, "")
-    for wrong in ("ftp://box", "http://", "box:port", "box:99999"):
+    for wrong in ("ftp://box", "http://", "box:port", "box:99999", "a box", "box\n", "http://box\\x", "javascript:alert(1)"):
         with pytest.raises(UsageError, match="host name or an http"):
             server_address(wrong, 1)
+    for login in ("u:pw@box", "https://u@box:9000/vis"):
+        with pytest.raises(UsageError, match="no login.*VISDOM_PASSWORD") as caught:
+            server_address(login, 1)
+        assert "pw" not in str(caught.value)
 
 
 def test_module_imports_neither_torch_nor_visdom():

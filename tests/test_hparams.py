@@ -44,6 +44,7 @@ COMMON = {
     "steps_per_display_output": ("int", 5000),
     "steps_per_save_output": ("int", 5000),
     "steps_per_checkpoint": ("int", 25000),
+    "keep_checkpoints": ("int", 0),
     "save_individually": ("bool", False),
     "visdom_port": ("int", 8097),
     "visdom_server": ("str", None),

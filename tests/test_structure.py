@@ -71,9 +71,9 @@ def test_imports_run_one_way(source, forbidden):
         assert not {m for m in imports(name) if room(m) in forbidden}, name
 
 
-@pytest.mark.parametrize("name", [*of_room("hparams"), "utils.errors"])
+@pytest.mark.parametrize("name", [*of_room("hparams"), "utils.errors", "utils.address"])
 def test_parsing_the_command_line_imports_the_standard_library_only(name):
-    ours = {m for m in imports(name) if room(m) == "hparams" or m == "utils.errors"}
+    ours = {m for m in imports(name) if room(m) == "hparams" or m in ("utils.errors", "utils.address")}
     others = {m for m in imports(name) if room(m) not in STDLIB} - ours
     assert others <= {"yaml"}
     assert "yaml" not in at_the_top(name)

@@ -7,9 +7,10 @@ A header that differs means another file; a file that does not hold what its hea
 from pathlib import Path
 
 from utils.errors import DamagedFile
-from utils.io import hash_tensors, load_tensors, save_tensors
+from utils.io import hash_tensors, load_tensors, remove_temporaries, save_tensors
 
 FORMAT = 1
+ABANDONED = 3600.0  # seconds: another process may be writing into the same folder, but not so slowly
 
 
 def read(path, header):
@@ -45,6 +46,7 @@ def cached(path, header, compute, say, what):
         say(f"warning: {error}; the {what} are computed again")
         tensors = None
     if tensors is None:
+        remove_temporaries(Path(path).parent, unused_for=ABANDONED)
         tensors = compute()
         write(path, header, tensors)
         say(f"{what} cached in {path}")

@@ -4,14 +4,25 @@ logs/<log_dir>/saved_models/<name>_<step>.th     plain state dicts, as the origi
 logs/<log_dir>/saved_stats/stats_<step>          what else a resume needs (meters, loss scale, counts)
 logs/<log_dir>/saved_models/manifest_<step>.json sizes and hashes of these and its own; written last: a step
                                                  without a manifest that holds is not a checkpoint
+logs/<log_dir>/saved_models/.unfinished_<step>.json  while a checkpoint is written or removed: the names of its files
 """
 
+import contextlib
 import os
 import re
 from pathlib import Path
 
 from utils.errors import DamagedFile, UserError
-from utils.io import hash_json, load_tensors, read_json, save_tensors, sha256_file, write_json
+from utils.io import (
+    fsync_folder,
+    hash_json,
+    load_tensors,
+    read_json,
+    remove_temporaries,
+    save_tensors,
+    sha256_file,
+    write_json,
+)
 
 FORMAT = 1
 LOGS = Path("logs")
@@ -24,6 +35,7 @@ class Checkpoints:
         self.folder = Path(folder)
         self.models = self.folder / "saved_models"
         self.stats = self.folder / "saved_stats"
+        self._whole = set()  # steps that this process has written or verified
 
     def path(self, name, step):
         return self.models / f"{name}_{step}.th"
@@ -33,6 +45,13 @@ class Checkpoints:
 
     def manifest_path(self, step):
         return self.models / f"manifest_{step}.json"
+
+    def _unfinished_path(self, step):
+        return self.models / f".unfinished_{step}.json"
+
+    def _key(self, path):
+        """A file's name in manifests."""
+        return path.relative_to(self.folder).as_posix()
 
     def steps(self):
         """Steps that have a manifest, ascending."""
@@ -53,38 +72,86 @@ class Checkpoints:
     def save(self, step, state_dicts, extra, about):
         """Write one checkpoint: state_dicts {name: state dict}, extra (tensors and plain values), about
         (JSON values for the manifest). Nothing counts until the manifest is there."""
-        self._sweep()
-        files = {}
-        for name, state in state_dicts.items():
-            path = self.path(name, step)
-            files[str(path.relative_to(self.folder))] = save_tensors(path, state)
-        path = self.stats_path(step)
-        files[str(path.relative_to(self.folder))] = save_tensors(path, extra)
-        manifest = dict(format=FORMAT, step=step, **about, files=files)
-        write_json(self.manifest_path(step), dict(manifest, digest=hash_json(manifest)))
+        self.sweep()
+        values = {self.path(name, step): state for name, state in state_dicts.items()}
+        values[self.stats_path(step)] = extra
+        keys = {path: self._key(path) for path in values}
+        write_json(self._unfinished_path(step), dict(files=list(keys.values())))
+        self._whole.discard(step)
+        try:
+            files = {keys[path]: save_tensors(path, value) for path, value in values.items()}
+            manifest = dict(format=FORMAT, step=step, **about, files=files)
+            write_json(self.manifest_path(step), dict(manifest, digest=hash_json(manifest)))
+        except OSError:
+            with contextlib.suppress(OSError):  # on a full disk, its half of the checkpoint is in the way
+                self.sweep()
+            raise
+        self._whole.add(step)
+        self.sweep()
 
-    def _sweep(self):
-        """Remove the temporary files of a process that was killed while writing: they can be large."""
+    def sweep(self):
+        """Remove what was begun and not finished, by a process that was killed or by a disk that was full: temporary
+        files, and the files of checkpoints that were being written or removed."""
         for folder in (self.models, self.stats):
-            for leftover in folder.glob(".*.tmp"):
-                leftover.unlink(missing_ok=True)
+            remove_temporaries(folder)
+        for step in self._steps_of(r"\.unfinished_(\d+)\.json"):
+            if not self.manifest_path(step).is_file():
+                for path in self._files_of_unfinished(step):
+                    path.unlink(missing_ok=True)
+            self._unfinished_path(step).unlink(missing_ok=True)
+
+    def _files_of_unfinished(self, step):
+        """The files that a note (or what was a manifest) names, if they can be this step's at all."""
+        allowed = re.compile(rf"saved_models/\w+_{step}\.th|saved_stats/stats_{step}")
+        try:
+            names = [str(name) for name in read_json(self._unfinished_path(step))["files"]]
+        except (DamagedFile, KeyError, TypeError):
+            names = []
+        return [self.folder / name for name in names if allowed.fullmatch(name)]
+
+    def prune(self, keep):
+        """Remove all checkpoints that are older than the `keep` newest whole ones (2 at least); of steps that have
+        a manifest, and only what that names."""
+        whole = 0
+        for step in reversed(self.steps()):
+            if whole < max(keep, 2):
+                whole += self._is_whole(step)
+                continue
+            with contextlib.suppress(DamagedFile):  # nobody knows what the manifest named
+                self.manifest(step)
+                # At one stroke it is no checkpoint any more, and what is still to be removed is noted.
+                os.replace(self.manifest_path(step), self._unfinished_path(step))
+        fsync_folder(self.models)
+        self.sweep()
+
+    def _is_whole(self, step):
+        with contextlib.suppress(DamagedFile, OSError):
+            return step in self._whole or bool(self.verify(step))
+        return False
 
     # ------------------------------------------------------------------ reading
 
-    def verify(self, step):
-        """The manifest of a step whose files all are what it says. Raises DamagedFile otherwise."""
+    def manifest(self, step):
+        """What was written as the manifest of a step. Raises DamagedFile where it holds anything else."""
         path = self.manifest_path(step)
         manifest = read_json(path)
         try:
-            files, digest = dict(manifest["files"]), manifest.pop("digest", None)
+            digest = manifest.pop("digest", None)
             if manifest["step"] != step or digest not in (None, hash_json(manifest)):  # None: before there were any
                 raise KeyError("its contents are not what was written")
-            for name, expected in files.items():
-                self._verify_file(self.folder / name, expected["bytes"], expected["sha256"])
-        except DamagedFile:
-            raise
+            manifest["files"] = dict(manifest["files"])
+            for expected in manifest["files"].values():
+                expected["bytes"], expected["sha256"]
         except (KeyError, TypeError, ValueError, AttributeError):
             raise DamagedFile(f"{path} is damaged: not the manifest that was written") from None
+        return manifest
+
+    def verify(self, step):
+        """The manifest of a step whose files all are what it says. Raises DamagedFile otherwise."""
+        manifest = self.manifest(step)
+        for name, expected in manifest["files"].items():
+            self._verify_file(self.folder / name, expected["bytes"], expected["sha256"])
+        self._whole.add(step)
         return manifest
 
     @staticmethod
@@ -107,6 +174,13 @@ class Checkpoints:
     def load_stats(self, step):
         return load_tensors(self.stats_path(step))
 
+    def has(self, name, step):
+        """Whether <name>_<step>.th is there, or was: a manifest names it."""
+        path = self.path(name, step)
+        return path.is_file() or (
+            self.manifest_path(step).is_file() and self._key(path) in self.manifest(step)["files"]
+        )
+
     def load(self, name, step):
         """The state dict <name>_<step>.th, verified where a manifest names it.
 
@@ -117,14 +191,9 @@ class Checkpoints:
             there = ", ".join(map(str, self.steps_with(name)[-20:])) or "none"
             raise UserError(f"{path} does not exist; steps of '{name}' in {self.models}: {there}")
         if self.manifest_path(step).is_file():
-            key = str(path.relative_to(self.folder))
-            try:
-                expected = read_json(self.manifest_path(step))["files"].get(key)
-                size, digest = (expected["bytes"], expected["sha256"]) if expected else (None, None)
-            except (KeyError, TypeError, AttributeError):
-                raise DamagedFile(f"{self.manifest_path(step)} is damaged: not a manifest") from None
+            expected = self.manifest(step)["files"].get(self._key(path))
             if expected:
-                self._verify_file(path, size, digest)
+                self._verify_file(path, expected["bytes"], expected["sha256"])
         state = load_tensors(path)
         if not isinstance(state, dict):
             raise DamagedFile(f"{path} holds no state dict")

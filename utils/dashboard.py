@@ -13,11 +13,10 @@ import math
 import os
 import re
 import threading
-from urllib.parse import urlsplit
 
 import numpy as np
 
-from utils.errors import UsageError
+from utils.address import server_address
 
 MARKED_POINTS = 100  # shorter curves are drawn with markers: one point alone makes no line
 PANE_SIZE = (256, 640)  # bounds of the longer side of an image's pane in pixels
@@ -30,23 +29,6 @@ def env_name(log_dir):
     two; names are part of URLs and file names. So only letters, digits, '.' and '-' are kept.
     """
     return re.sub(r"(?:[^\w.-]|_)+", "-", str(log_dir)).strip("-.")[-100:].lstrip("-.") or "main"
-
-
-def server_address(server, port):
-    """Split None, a host name or a URL into (origin, port, path): ('http://localhost', 8097, '').
-
-    A port within the URL goes before `port`. Raises UsageError where it is neither a name nor a URL.
-    """
-    text = str(server or "localhost")
-    try:
-        parts = urlsplit(text if "://" in text else f"http://{text}")
-        host, port = parts.hostname, parts.port or port
-    except ValueError:
-        host = None
-    if not host or parts.scheme not in ("http", "https"):
-        raise UsageError(f"the visdom server must be a host name or an http(s) URL, not {text!r}")
-    host = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme}://{host}", port, parts.path.rstrip("/")
 
 
 class _Refused(Exception):

@@ -1,5 +1,6 @@
 """From encoded bytes to pixels: any image file -> a square of one size."""
 
+import contextlib
 import io
 import warnings
 
@@ -11,6 +12,8 @@ from PIL import Image, ImageOps
 # are not for files from anywhere.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 LONG_IMAGE = 8  # aspect ratio from which an image is cropped before it is resized
+LONGEST_SIDE = 1 << 20  # pixels: Pillow bounds the area (179 million), but keeps a pointer for each row, too
+PIECE = 1 << 22  # pixels converted at once: of an image of that area every copy takes 0.7 GB
 
 
 def decode(data, size, n_channels=3):
@@ -22,8 +25,11 @@ def decode(data, size, n_channels=3):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if max(image.size) > LONGEST_SIDE:
+            raise ValueError(f"{image.size[0]} x {image.size[1]} pixels: too long")
         image.load()
-        image = to_rgb(upright(image))
+        set_upright(image)
+        image = to_rgb(image)
     if n_channels == 1:
         image = image.convert("L")
     image = resize_and_crop(image, size)
@@ -31,16 +37,27 @@ def decode(data, size, n_channels=3):
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
-def upright(image):
-    """The image as its EXIF data says it was taken; as it is where these cannot be read."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # whatever: the pixels are good
-        return image
+def set_upright(image):
+    """Turn the image as its EXIF data says it was taken; leave it as it is where these cannot be read."""
+    with contextlib.suppress(Exception):  # whatever: the pixels are good
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def to_rgb(image):
-    """Any Pillow mode -> RGB."""
+    """Any Pillow mode -> RGB, in pieces where it is large."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    width, height = image.size
+    if width * height <= PIECE:
+        return _convert(image)
+    result = Image.new("RGB", image.size)
+    rows = max(1, PIECE // width)
+    for top in range(0, height, rows):
+        result.paste(_convert(image.crop((0, top, width, min(top + rows, height)))), (0, top))
+    return result
+
+
+def _convert(image):
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips at 255
         image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:

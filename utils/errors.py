@@ -7,10 +7,19 @@ EXIT_FAILURE = 1
 EXIT_USAGE = 2
 
 
+def printable(text):
+    """Text that does nothing to a terminal but show: control characters, what turns the writing direction and
+    bytes that are no text (all of which names of files may hold) are escaped, line breaks kept."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(text))
+
+
 class UserError(ValueError):
     """Something the user can mend; the message says what is wrong and how. Exit code 1."""
 
     exit_code = EXIT_FAILURE
+
+    def __str__(self):
+        return printable(super().__str__())
 
 
 class UsageError(UserError):
@@ -29,7 +38,7 @@ def fail(message, exit_code=EXIT_FAILURE):
         sys.stdout.flush()
     except OSError:  # nobody reads it any more, or the disk is full: Python would try again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    print(f"error: {' '.join(str(message).splitlines())}", file=sys.stderr, flush=True)
+    print(f"error: {printable(' '.join(str(message).splitlines()))}", file=sys.stderr, flush=True)
     sys.exit(exit_code)
 
 

@@ -130,10 +130,26 @@ def _tensors(s):
     return {k: v for k, v in values.items() if v is not None}
 
 
+def tensor_of_npy(path):
+    """The array of a .npy file as a tensor. Raises UserError where there is none that a tensor could hold."""
+    if not os.path.isfile(path):  # a pipe would keep its reader waiting
+        raise UserError(f"{path} does not exist")
+    array = load_npy(path)
+    try:
+        return torch.from_numpy(array)
+    except (TypeError, ValueError):  # an archive of arrays, text, bytes in another order
+        raise UserError(f"{path} holds no array of numbers as this machine writes them") from None
+
+
+def is_plain(value):
+    """Whether a file held a tensor of numbers one after the other: not sparse, quantized, or without its values."""
+    return torch.is_tensor(value) and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
+
+
 def read_features(path):
     """Features (N, D) float32 from a .npy file, or from a torch file of a tensor. Raises UserError for others."""
-    features = torch.from_numpy(load_npy(path)) if str(path).endswith(".npy") else load_tensors(path)
-    if not torch.is_tensor(features) or features.ndim != 2 or not features.is_floating_point():
+    features = tensor_of_npy(path) if str(path).endswith(".npy") else load_tensors(path)
+    if not is_plain(features) or features.ndim != 2 or not features.is_floating_point():
         raise UserError(f"{path} holds no features of shape (N, D)")
     return features.float()
 

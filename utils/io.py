@@ -5,7 +5,9 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import secrets
+import time
 import warnings
 from pathlib import Path
 
@@ -62,6 +64,67 @@ def atomic_write(path):
         cause.filename = cause.filename or str(path)
         raise cause from None
     fsync_folder(path.parent)
+
+
+def remove_temporaries(folder, unused_for=0.0):
+    """Remove what processes that were killed within atomic_write left in a folder: it can be large.
+
+    unused_for: only what nobody has written to for so many seconds: where others may be writing now.
+    """
+    folder = Path(folder)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", path.name):
+            with contextlib.suppress(FileNotFoundError):  # it was in use, or another process is as tidy
+                if time.time() - path.stat().st_mtime >= unused_for:
+                    path.unlink()
+
+
+class Lines:
+    """A file that grows by whole lines, each handed to the system at once.
+
+    size and sha256 (a hex digest) are of what it holds.
+    """
+
+    def __init__(self, path, keep=None):
+        """keep: cut the file back to so many bytes (default: all of it). A last line that is not whole goes too."""
+        self.path = path
+        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+        content = Path(path).read_bytes()
+        kept = content[:keep]
+        kept = kept[: kept.rfind(b"\n") + 1]
+        if kept != content:
+            self.file.truncate(len(kept))
+        self.size, self._hash = len(kept), hashlib.sha256(kept)
+
+    @property
+    def sha256(self):
+        return self._hash.hexdigest()
+
+    def append(self, line):
+        """Write one line: all of it, or, where the disk does not take it, nothing."""
+        data = line.encode("utf-8", "backslashreplace") + b"\n"
+        done = 0
+        try:
+            while done < len(data):  # a disk that is nearly full takes a part
+                done += self.file.write(data[done:])
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.file.truncate(self.size)
+            error.filename = str(self.path)
+            raise
+        self.size += len(data)
+        self._hash.update(data)
+
+    def sync(self):
+        """Make what was appended durable."""
+        try:
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
+
+    def close(self):
+        self.file.close()
 
 
 def write_json(path, value):

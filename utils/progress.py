@@ -5,13 +5,16 @@ import time
 
 from tqdm import tqdm
 
+from utils.errors import printable
+
 PLAIN_INTERVAL = 15.0  # seconds between lines without a terminal
 
 
 def say(message):
-    """Print a line without breaking a bar; what the terminal's encoding lacks (file names!) is escaped."""
+    """Print a line without breaking a bar; what the terminal's encoding lacks, and what would not be shown but
+    obeyed, is escaped (file names!)."""
     encoding = sys.stdout.encoding or "utf-8"
-    tqdm.write(str(message).encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
+    tqdm.write(printable(message).encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
     sys.stdout.flush()
 
 

@@ -14,6 +14,7 @@ Randomness and data order are functions of (seed, step), so that what is saved i
 a resumed run equals the uninterrupted one bit for bit on the CPU.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -26,7 +27,7 @@ from utils.checkpoint import LOGS, checkpoints_of, load_into
 from utils.dashboard import Dashboard
 from utils.errors import DamagedFile, UserError
 from utils.images import enlarge, pairs, save_png, sheet
-from utils.io import write_json
+from utils.io import Lines, hash_json, remove_temporaries, write_json
 from utils.meters import Meters
 from utils.progress import Progress, say
 from utils.seed import seed_everything
@@ -123,12 +124,17 @@ class Run:
         H = self.H
         if distributed.is_main():
             os.makedirs(self.folder, exist_ok=True)
+            for folder in (self.folder, os.path.join(self.folder, "images")):
+                remove_temporaries(folder)
+            self.store.sweep()
+            hparams = H.to_dict()
             write_json(
-                os.path.join(self.folder, "config.json"), dict(format=1, script=H.script, hparams=H.to_dict())
+                os.path.join(self.folder, "config.json"),
+                dict(format=1, script=H.script, hparams=hparams, digest=hash_json(hparams)),
             )
-            self._log = open(os.path.join(self.folder, "log.txt"), "a", encoding="utf-8")
+            self._log = Lines(os.path.join(self.folder, "log.txt"))
             self._stats = self._open_stats()
-            self._speed = open(os.path.join(self.folder, "speed.jsonl"), "a", encoding="utf-8")
+            self._speed = Lines(os.path.join(self.folder, "speed.jsonl"))
         self.dashboard = Dashboard(
             H.visdom_server, H.visdom_port, H.log_dir, enabled=not H.no_visdom and distributed.is_main(), warn=self.say
         )
@@ -138,13 +144,13 @@ class Run:
     def _open_stats(self):
         """stats.jsonl, cut back to what the checkpoint knew: later lines will be written again."""
         path = os.path.join(self.folder, "stats.jsonl")
-        keep = self.manifest.get("stats_bytes", 0) if self.manifest else 0
-        size = os.path.getsize(path) if os.path.exists(path) else 0
-        if size < keep:
-            self._say_early(f"warning: {path} has lost lines; the curves before step {self.step} are incomplete")
-        file = open(path, "ab")  # noqa: SIM115 (closed by __exit__)
-        file.truncate(min(keep, size))
-        return file
+        known = self.manifest or {}
+        stats = Lines(path, keep=known.get("stats_bytes", 0))
+        if stats.size < known.get("stats_bytes", 0) or known.get("stats_sha256", stats.sha256) != stats.sha256:
+            self._say_early(
+                f"warning: {path} is not what was written; the curves before step {self.step} are incomplete or wrong"
+            )
+        return stats
 
     def history(self):
         """The rows of stats.jsonl so far."""
@@ -194,7 +200,7 @@ class Run:
             if name.endswith("_optim") and not H.load_optim:
                 continue
             path = source.path(name, H.load_step)
-            if name == f"{self.name}_ema" and not path.is_file():
+            if name == f"{self.name}_ema" and not source.has(name, H.load_step):
                 state = main_state  # a run without averages: they start at the weights
             else:
                 state = main_state if name == self.name else source.load(name, H.load_step)
@@ -241,7 +247,7 @@ class Run:
                     self.save_checkpoint()
                     self.say(f"stopped by a signal after step {step}; continue with --resume")
                     raise SystemExit(128 + signalled)
-        self.save_checkpoint()
+            self.save_checkpoint()
 
     def due(self, every):
         """True where the current step is a multiple of `every` (0: never), and at the last step."""
@@ -292,24 +298,17 @@ class Run:
         speed = dict(step=self.step, images_per_second=rate)
         if self.device.type == "cuda":
             speed["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self._append(self._speed, speed)
+        if self._speed is not None:
+            self._speed.append(json.dumps(speed))
         self.dashboard.scalars(self.step, dict(images_per_second=rate))
         shown = {k: means[k] for k in ("loss",) if k in means}
         return dict(shown, **{"img/s": round(rate, 1)})
 
     def record(self, **values):
         """Write one line of stats.jsonl for the current step, and its curves."""
-        row = dict(step=self.current, **values)
-        self._append(self._stats, row)
+        if self._stats is not None:
+            self._stats.append(json.dumps(dict(step=self.current, **values)))
         self.dashboard.scalars(self.current, curves_of(values))
-
-    @staticmethod
-    def _append(file, row):
-        if file is None:
-            return
-        line = json.dumps(row) + "\n"
-        file.write(line if "b" not in file.mode else line.encode())
-        file.flush()
 
     # ------------------------------------------------------------------ what is written
 
@@ -317,15 +316,16 @@ class Run:
         """Write the checkpoint of the current step, unless it is there and whole."""
         self._check_finite()
         if distributed.is_main() and self._saved_step != self.step:
-            self._stats.flush()
-            os.fsync(self._stats.fileno())
+            self._stats.sync()
             self.store.save(
                 self.step,
                 {name: item.state_dict() for name, item in self.files.items()},
                 {name: item.state_dict() for name, item in self.extra.items()},
-                dict(stats_bytes=self._stats.tell(), run=self.name, **self.about),
+                dict(stats_bytes=self._stats.size, stats_sha256=self._stats.sha256, run=self.name, **self.about),
             )
             self._saved_step = self.step
+            if self.H.keep_checkpoints:
+                self.store.prune(self.H.keep_checkpoints)
         distributed.barrier()
 
     def show_images(self, name, images, save, n_columns=None):
@@ -355,12 +355,12 @@ class Run:
             return
         say(message)
         if self._log is not None:
-            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
-            self._log.flush()
+            self._log.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}")
 
     def __exit__(self, kind, error, _traceback):
         if isinstance(error, UserError) and self._log is not None:
-            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {error}\n")
+            with contextlib.suppress(OSError):  # what is on its way up says more
+                self._log.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {error}")
         self.dashboard.close()
         for file in (self._log, self._stats, self._speed):
             if file is not None:

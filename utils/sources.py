@@ -1,8 +1,10 @@
 """Where encoded images come from: folders and LMDBs. Bytes, not pixels."""
 
 import bisect
+import errno
 import hashlib
 import os
+import stat
 from array import array
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from utils.errors import UserError
 from utils.io import hash_json
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+LARGEST_FILE = 1 << 30  # bytes of an encoded image
 LMDB_SLACK = 1 << 20  # bytes that a whole LMDB file may be shorter than its page count says
 
 
@@ -43,8 +46,7 @@ class FolderImages:
         return len(self.files)
 
     def read(self, i):
-        with open(self.files[i], "rb") as f:
-            return f.read()
+        return read_file(self.files[i])
 
     def name(self, i):
         return os.fsdecode(self.files[i])
@@ -53,9 +55,21 @@ class FolderImages:
         """What the images are, for the keys of caches: names, sizes and times of all files."""
         digest = hashlib.sha256()
         for i in range(len(self)):
-            stat = os.stat(self.files[i])
-            digest.update(f"{self.name(i)!a} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            status = os.stat(self.files[i])
+            digest.update(f"{self.name(i)!a} {status.st_size} {status.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
+
+
+def read_file(path):
+    """The bytes of a file. OSError for what is none (a pipe would keep its reader waiting for ever) or is larger
+    than any image."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as f:
+        status = os.fstat(f.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a file", path)
+        if status.st_size > LARGEST_FILE:
+            raise OSError(errno.EFBIG, "too large for an image", path)
+        return f.read()
 
 
 def find_images(folder):

@@ -1,0 +1,1 @@
+"""What can go wrong, made to go wrong: kills, full disks, damaged files, hostile input."""

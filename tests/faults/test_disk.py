@@ -1,0 +1,127 @@
+"""A disk that is full, read-only, or not ours, at each write in turn: one clear line, exit code 1, the last
+checkpoint intact, and when there is space again --resume goes on bit for bit."""
+
+import errno
+import os
+import random
+import resource
+import signal
+
+import pytest
+from faults.forks import REFUSED, Disk, forked, read_events, refuse_from
+from faults.stages import (
+    EXPERIMENTS,
+    STAGES,
+    assert_nothing_half_counts,
+    assert_same_and_tidy,
+    assert_same_results,
+    draw,
+    leftovers,
+)
+
+LAST = 5
+FLAGS = ("--train_steps", str(LAST), "--keep_checkpoints", "2")
+FAULTS_IN_A_ROW = 8
+
+
+def assert_one_line(outcome, words):
+    """Exit code 1, and of the output one line, the last, is an error that says so."""
+    assert outcome.code == 1 and "Traceback" not in outcome.text, outcome.text
+    lines = outcome.text.splitlines()
+    assert [line for line in lines if "error: " in line] == lines[-1:] and words in lines[-1], outcome.text
+
+
+def refusable(events, number):
+    """The events that this error can meet; of the many writes to a large file the first, the last and one between."""
+    groups = {}
+    for event in events:
+        groups.setdefault(event[:3], []).append(event)
+    few = [e for group in groups.values() for e in {*group[:1], *group[len(group) // 2 :][:1], *group[-1:]}]
+    new = {e.file for e in events if e.kind == "mkdir" and e.nth == 0}
+    made, chosen = set(), []
+    for e in sorted(few, key=events.index):
+        if e.kind not in REFUSED[number] or (e.kind == "mkdir" and e.file in made):
+            continue
+        if e.kind == "fsync" and e.file in new:
+            continue  # of a folder: where the system cannot, that is no error
+        made.add(e.file)
+        chosen.append(e)
+    return chosen
+
+
+def refuse_and_resume(stage, place, events, number):
+    """Refuse at each of these events, in order, resuming in between. Returns those that were met."""
+    met = []
+    work = STAGES[stage](*FLAGS, "--resume")
+    for event in events:
+        outcome = forked(work, place, Disk(refuse_from(event, number)))
+        if outcome.code == 0:  # that write is done already
+            break
+        met.append(event)
+        assert_one_line(outcome, os.strerror(number))
+        assert_nothing_half_counts(place)
+        if number == errno.ENOSPC:
+            assert not leftovers(place), f"{event}: they would fill the disk"
+    outcome = forked(work, place)
+    assert outcome.code == 0, outcome.text
+    return met
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES], ids=errno.errorcode.get)
+@pytest.mark.parametrize("stage", ["vqgan", "sampler"])
+def test_a_disk_that_takes_no_more(stage, number, few_or_all, whole, new_place, figures):
+    same, events = whole(stage, *FLAGS)
+    rng, tried = random.Random(f"{stage} {number}"), figures(f"{errno.errorcode[number]}, {stage}")
+    goal = refusable(events, number)
+    count = few_or_all(3 if number == errno.ENOSPC else 1, len(goal) if number == errno.ENOSPC else 30)
+    left = goal if count >= len(goal) else sorted({draw(rng, goal) for _ in range(count)}, key=events.index)
+    while left:
+        place = new_place()
+        stride = -(-len(left) // FAULTS_IN_A_ROW)
+        met = refuse_and_resume(stage, place, left[::stride], number)
+        assert_same_and_tidy(same, place, LAST)
+        assert met, f"{left[0]} did not come"
+        tried["mended"] += len(met)
+        left = [event for event in left if event not in met]
+
+
+@pytest.mark.parametrize("stage", ["vqgan", "sampler"])
+def test_a_limit_of_the_size_of_files(stage, few_or_all, whole, new_place, figures):
+    """The system's own refusal, wherever it comes."""
+    same, _ = whole(stage, *FLAGS)
+    rng, tried = random.Random(stage), figures(f"RLIMIT_FSIZE, {stage}")
+    largest = max(p.stat().st_size for p in same.rglob("*.th"))
+    for number in range(few_or_all(1, 20)):
+        place, work = new_place(), STAGES[stage](*FLAGS, "--resume")
+        limit = int(largest ** rng.uniform(0.3, 0.99)) if number else largest // 2
+
+        def limited(work=work, limit=limit):
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            work()
+
+        outcome = forked(limited, place)
+        assert outcome.code == 1 or limit < 500, outcome.text
+        assert_nothing_half_counts(place)
+        assert not leftovers(place)
+        if limit > 500:  # else the terminal's file is full, too
+            assert_one_line(outcome, os.strerror(errno.EFBIG))
+        assert forked(work, place).code == 0
+        assert_same_and_tidy(same, place, LAST)
+        tried["mended"] += 1
+
+
+@pytest.mark.parametrize("script", EXPERIMENTS)
+def test_a_disk_that_takes_nothing_of_an_experiment(script, few_or_all, trained_place, whole_experiment, figures):
+    same, events = whole_experiment(script)
+    tried = figures(f"ENOSPC, {script}")
+    goal = refusable(events, errno.ENOSPC)
+    if len(goal) > (count := few_or_all(4, len(goal))):
+        goal = random.Random(script).sample(goal, count)
+    for event in goal:
+        place = trained_place()
+        assert_one_line(forked(EXPERIMENTS[script], place, Disk(refuse_from(event, errno.ENOSPC))), "No space left")
+        assert not leftovers(place)
+        assert forked(EXPERIMENTS[script], place).code == 0
+        assert_same_results(same, place)
+        tried["mended"] += 1
