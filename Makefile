@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV = 0.13.9
 RUN = .venv/bin/python
 
-.PHONY: demo test test-all lint clean-demo
+.PHONY: demo test test-all test-faults lint clean-demo
 
 # One environment, made once and again whenever the pins change.
 .venv/.ready: requirements.txt build-constraints.txt
@@ -18,10 +18,13 @@ demo: .venv/.ready  ## train both stages on emoji, draw samples (about 12 minute
 	$(RUN) experiments/demo.py
 
 test: .venv/.ready  ## all tests but the slow ones
-	$(RUN) -m pytest -m "not slow" tests
+	$(RUN) -m pytest -m "not slow" tests --ignore tests/faults
 
 test-all: .venv/.ready  ## all tests
 	$(RUN) -m pytest tests
+
+test-faults: .venv/.ready  ## kills, full disks, damaged files and hostile input, in full numbers
+	FAULTS=full $(RUN) -m pytest tests/faults
 
 lint: .venv/.ready
 	$(RUN) -m ruff check .

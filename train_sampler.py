@@ -69,6 +69,8 @@ def validate(sampler, ids, H, run, precision):
 def all_codes(H, split, autoencoder, precision, run):
     """The codes of a split, (N, L); with --horizontal_flip training has those of the mirror images too."""
     images = open_images(H, split)
+    if split == "train":
+        run.trains_on(images)
     ids = [cached_codes(H, images, split, autoencoder, precision, run.device, run.say)]
     if H.horizontal_flip and split == "train":
         ids.append(cached_codes(H, images, split, autoencoder, precision, run.device, run.say, flip=True))

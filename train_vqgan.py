@@ -151,6 +151,7 @@ def train(H):
         return "its images begin " + ", ".join(repr(images.source.name(images.indices[i])) for i in positions)
 
     with Run(H, "vqgan", name_batch) as run:
+        run.trains_on(images)
         device = run.device
         seed_everything("init", H.seed)
         start_from = checkpoints_of(H.load_dir if H.load_step else H.log_dir).path("vqgan", run.step)

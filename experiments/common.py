@@ -68,7 +68,7 @@ def cached_codes(H, images, split, autoencoder, precision, device, say, flip=Fal
 
     def encode(positions):
         progress.skip_to(positions.start)
-        parts = []
+        parts = [torch.empty(0, H.block_size, dtype=torch.int16)]  # of some thousand images all may be broken
         for x, _ in one_pass(images, H.batch_size, H.num_workers, flip, positions):
             parts.append(encode_batch(autoencoder.model, x.to(device), precision))
             progress.update(len(x))

@@ -198,6 +198,8 @@ def _check_shapes(H):
             raise UsageError(f"--attn_resolutions {r} never occurs: {by} give {shown(resolutions)}")
     if H.nf % 32:
         raise UsageError(f"--nf {H.nf} must be a multiple of 32 (the groups of the normalisation)")
+    if side == 1 and H.nf == 32 and 1 in H.ch_mult[-2:]:
+        raise UsageError(f"--nf 32 is too small where {by} give 1 x 1 codes: the normalisation needs 2 values a group")
 
 
 def _check_together(H, family):

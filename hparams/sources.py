@@ -8,6 +8,7 @@ import json
 import math
 import os
 import reprlib
+import sys
 from pathlib import Path
 
 from hparams import config
@@ -183,6 +184,8 @@ def saved_config(name, flags):
             raise ValueError
         return {k: checked(flags[k], v) if k in flags else v for k, v in saved.items() if v is not None}
     except FileNotFoundError:
+        if any((path.parent / "saved_models").glob("manifest_*.json")) and os.environ.get("RANK", "0") == "0":
+            print(f"note: {path} is gone: what the command line does not give has its default", file=sys.stderr)
         return None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None

@@ -245,6 +245,7 @@ def test_learning_rate_follows_the_batch_size():
         ("vqgan", "--img_size 100", ["--img_size 100", "--ch_mult"]),
         ("vqgan", "--ch_mult" + " 1" * 12, ["--img_size 256", "--ch_mult"]),
         ("vqgan", "--nf 48", ["--nf 48", "32"]),
+        ("vqgan", "--nf 32 --img_size 8 --ch_mult 2 2 1 2 --disc_layers 1", ["--nf 32", "--img_size 8", "1 x 1 codes"]),
         ("vqgan", "--disc_layers 7", ["--disc_layers 7", "--img_size 256"]),
         ("vqgan", "--quantizer gumbel --codebook_init kmeans", ["--quantizer gumbel", "--codebook_init kmeans"]),
         ("vqgan", "--quantizer gumbel --codebook_restart_steps 5", ["--quantizer", "--codebook_restart_steps 5"]),

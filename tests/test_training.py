@@ -83,7 +83,7 @@ def test_stage_1_and_2_on_an_lsun_lmdb(here, shapes):
     flags = sampler_flags("unused", "prior", "ae", 4, "--train_steps 4 --steps_per_eval 2")
     at = flags.index("--dataset")
     train_sampler.train(get_hparams("sampler", "", [*flags[:at], "--dataset", "churches", *flags[at + 4 :]]))
-    sizes = sorted(len(load_tensors(p)["ids"]) for p in Path("latents").iterdir())
+    sizes = sorted(len(load_tensors(p)["tensors"]["ids"]) for p in Path("latents").iterdir())
     assert sizes == [7, 40]
 
 

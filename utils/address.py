@@ -19,7 +19,8 @@ def server_address(server, port):
         host = None
     if host and "@" in parts.netloc:
         raise UsageError(
-            "the address of the visdom server must hold no login: that is taken from VISDOM_USERNAME and VISDOM_PASSWORD"
+            "the address of the visdom server must hold no login: that is taken from VISDOM_USERNAME and "
+            "VISDOM_PASSWORD"
         )
     if not host or parts.scheme not in ("http", "https") or not text.isprintable() or set(text) & set(" \\"):
         raise UsageError(f"the visdom server must be a host name or an http(s) URL, not {text!r}")

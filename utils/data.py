@@ -7,6 +7,7 @@ device (`to_float`).
 import atexit
 import hashlib
 import multiprocessing
+import os
 import signal
 import weakref
 
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from utils import distributed
 from utils.decoding import decode
 from utils.errors import UserError
+from utils.io import hash_json
 from utils.seed import derive_seed, permutation
 from utils.signals import StopRequest
 from utils.sources import open_source
@@ -98,6 +100,12 @@ class ImageSet(Dataset):
             source=self.source.identity(), indices=hashlib.sha256(self.indices.astype("<i8").tobytes()).hexdigest(),
             img_size=self.img_size, n_channels=self.n_channels, resize="short side, bilinear, centre crop",
         )  # fmt: skip
+
+    def sketch(self):
+        """Enough to notice that a set is another one, however large: how many, and the names of some of them."""
+        some = evenly_spaced(min(1000, len(self)), len(self)).tolist()
+        names = [os.path.basename(self.source.name(self.indices[i])) for i in some]
+        return dict(count=len(self), names=hash_json(names))
 
     def evenly(self, n):
         """n of these images, spread evenly over them."""

@@ -207,6 +207,16 @@ class Run:
             load_into(item, state, str(path))
         self.say(f"loaded step {H.load_step} of {LOGS}/{H.load_dir}" + (" with optimisers" if H.load_optim else ""))
 
+    def trains_on(self, images):
+        """Note in the manifests what the weights learn from, and say so where a resumed run has other images."""
+        known, now = (self.manifest or {}).get("images"), images.sketch()
+        if known not in (None, now):
+            self.say(
+                f"warning: {self.folder} goes on with other images than it was trained on until step {self.step} "
+                f"({now['count']} of '{self.H.dataset}', {known['count']} before)"
+            )
+        self.about["images"] = now
+
     def introduce(self, n_items, n_parameters, precision, items="images"):
         """The first lines: what trains, on what, where it is written."""
         H = self.H

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import draw_shapes
+
 from faults.forks import Disk, forked, read_events
 from faults.stages import EXPERIMENTS, STAGES, train_autoencoder
 

@@ -11,15 +11,15 @@ import zlib
 import numpy as np
 import torch
 from conftest import TINY_SAMPLER, TINY_VQGAN, words
-from faults.stages import AUTOENCODER, SMALL
 from scripts import experiment
 from test_files import RunsCode
 from test_metrics import SmallExtractor
 
+from faults.stages import AUTOENCODER, SMALL
 from utils.checkpoint import Checkpoints
 from utils.io import hash_json, sha256_file
 
-MARKER = "executed"  # what hostile code leaves in the current folder
+MARKER = "executed"  # the file that hostile code leaves in the current folder
 
 
 def hostile_value(folder):
@@ -56,7 +56,7 @@ def plant(path, write, folder):
     path.unlink(missing_ok=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     write(hostile_value(folder), path)
-    for manifest in path.parent.parent.glob("saved_models/manifest_*.json"):
+    for manifest in {*path.parent.parent.glob("saved_models/manifest_*.json")} - {path}:
         value = json.loads(manifest.read_text())
         key = path.relative_to(path.parent.parent).as_posix()
         if key in value["files"]:
@@ -66,14 +66,26 @@ def plant(path, write, folder):
             assert Checkpoints(path.parent.parent).verify(value["step"])
 
 
+def assert_one_line(outcome, code, named=""):
+    """Exit code, and one line that is an error, the last, and can be shown."""
+    assert outcome.code == code and "Traceback" not in outcome.text, outcome.text
+    lines = outcome.text.splitlines()
+    assert [line for line in lines if "error: " in line] == lines[-1:] and named in lines[-1], outcome.text
+    assert_harmless(outcome.text)
+
+
+def assert_harmless(text):
+    assert all(c.isprintable() or c == "\n" for c in text), repr(text)
+
+
 # ---------------------------------------------------------------------- commands
 
 
 def measuring(module, more="", family="sampler", extractor=SmallExtractor):
-    """A function that runs experiments/<module> on logs/ae (step 2) and the prior logs/run (step 2)."""
+    """A function that runs experiments/<module> on logs/ae (step 2) and the prior logs/run (step 4)."""
     tiny = [*TINY_VQGAN, *AUTOENCODER] if family == "vqgan" else [*TINY_SAMPLER, *words("--sampler absorbing")]
     flags = [*tiny, *SMALL, *words("--ae_load_dir ae --ae_load_step 2 --log_dir out")]
-    flags += words("--load_dir run --load_step 2") if family == "sampler" else []
+    flags += words("--load_dir run --load_step 4") if family == "sampler" else []
 
     def work():
         if extractor is not None and hasattr(module, "Inception"):

@@ -42,6 +42,20 @@ def stage_2(*flags):
     return work
 
 
+def again(stage):
+    """A function that resumes logs/run as its user would: all else is in its config.json."""
+    flags = words("--dataset pics --log_dir run --resume --no_visdom --num_workers 0 --device cpu")
+    if stage == "vqgan":
+        return lambda: train_vqgan.train(get_hparams("vqgan", "", flags, script="train_vqgan"))
+    flags += words("--sampler absorbing --ae_load_dir ae --ae_load_step 2")
+
+    def work():
+        codes.PART = PART
+        train_sampler.train(get_hparams("sampler", "", flags, script="train_sampler"))
+
+    return work
+
+
 STAGES = {"vqgan": stage_1, "sampler": stage_2}
 
 

@@ -8,7 +8,8 @@ import resource
 import signal
 
 import pytest
-from faults.forks import REFUSED, Disk, forked, read_events, refuse_from
+
+from faults.forks import REFUSED, Disk, forked, refuse_from
 from faults.stages import (
     EXPERIMENTS,
     STAGES,
@@ -18,6 +19,7 @@ from faults.stages import (
     draw,
     leftovers,
 )
+from utils.io import Lines, sha256_file
 
 LAST = 5
 FLAGS = ("--train_steps", str(LAST), "--keep_checkpoints", "2")
@@ -125,3 +127,56 @@ def test_a_disk_that_takes_nothing_of_an_experiment(script, few_or_all, trained_
         assert forked(EXPERIMENTS[script], place).code == 0
         assert_same_results(same, place)
         tried["mended"] += 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_a_terminal_that_takes_nothing(whole, place):
+    """As where the output goes to a file on a full disk; the errors go elsewhere."""
+    work = STAGES["vqgan"](*FLAGS, "--resume")
+
+    def to_a_full_disk():
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+        work()
+
+    assert_one_line(forked(to_a_full_disk, place), "No space left")
+    assert forked(work, place).code == 0
+    assert_same_and_tidy(whole("vqgan", *FLAGS)[0], place, LAST)
+
+
+# ---------------------------------------------------------------------- lines
+
+
+def test_a_line_that_was_not_finished_does_not_spoil_the_next(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"one\ntwo\nthr")
+    lines = Lines(path)
+    lines.append("caf\u00e9 \udcff")
+    assert path.read_bytes() == b"one\ntwo\ncaf\xc3\xa9 \\udcff\n"
+    assert (lines.size, lines.sha256) == (path.stat().st_size, sha256_file(path))
+    lines.close()
+    lines = Lines(path, keep=4)
+    assert path.read_bytes() == b"one\n" and (lines.size, lines.sha256) == (4, sha256_file(path))
+
+
+def test_a_line_is_written_whole_or_not_at_all(tmp_path):
+    class NearlyFull:
+        """Takes ten bytes more."""
+
+        def __init__(self, file):
+            self.file, self.left, self.truncate = file, 10, file.truncate
+
+        def write(self, data):
+            if not self.left:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            done = self.file.write(data[: self.left])
+            self.left -= done
+            return done
+
+    lines = Lines(tmp_path / "x.jsonl")
+    lines.file = NearlyFull(lines.file)
+    lines.append("first")
+    with pytest.raises(OSError) as error:
+        lines.append("second")
+    assert error.value.filename == str(tmp_path / "x.jsonl")
+    assert (tmp_path / "x.jsonl").read_bytes() == b"first\n"
+    assert (lines.size, lines.sha256) == (6, sha256_file(tmp_path / "x.jsonl"))

@@ -6,9 +6,9 @@ import random
 import signal
 
 import pytest
+
 from faults.forks import Disk, die_at, forked, signal_at
 from faults.stages import STAGES, assert_nothing_half_counts, assert_same_and_tidy, draw
-
 from utils.checkpoint import Checkpoints
 
 LAST = 7
