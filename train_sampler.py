@@ -16,14 +16,14 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes are 
 
 import torch
 
-from experiments.common import cached_codes, decode_batch, dry_run_of_sampler
+from experiments.common import cached_codes, check_autoencoder, decode_batch, dry_run_of_sampler
 from models.load import load_autoencoder
 from models.samplers import build_sampler
 from utils import distributed
 from utils.amp import Precision
 from utils.data import batch_positions, local_rows, open_images
 from utils.ema import EMA
-from utils.errors import UserError, run_main
+from utils.errors import run_main
 from utils.meters import Meters
 from utils.run import Run, count_parameters
 from utils.seed import StepRandom, sample_uniforms, seed_everything
@@ -87,23 +87,12 @@ def code_batches(ids, H, start_step, device):
         step += 1
 
 
-def check_autoencoder(run, autoencoder, H):
-    """A sampler goes on only with the autoencoder whose codes it has learned."""
-    known = (run.manifest or {}).get("autoencoder")
-    if known and known["hash"] != autoencoder.hash:
-        raise UserError(
-            f"{run.folder} was trained on the codes of {known['path']}, which is not {autoencoder.path}: "
-            "give that autoencoder, or another --log_dir"
-        )
-    run.about["autoencoder"] = dict(path=autoencoder.path, hash=autoencoder.hash)
-
-
 def train(H):
     with Run(H, H.sampler) as run:
         device = run.device
         precision = Precision(H.amp, H.amp_dtype, device)
         autoencoder = load_autoencoder(H, device)
-        check_autoencoder(run, autoencoder, H)
+        check_autoencoder(run, autoencoder)
         ids = all_codes(H, "train", autoencoder, precision, run)
         val_ids = all_codes(H, "val", autoencoder, precision, run) if H.steps_per_eval else None
 

@@ -155,7 +155,10 @@ def train(H):
         device = run.device
         seed_everything("init", H.seed)
         start_from = checkpoints_of(H.load_dir if H.load_step else H.log_dir).path("vqgan", run.step)
-        perceptual = load_lpips("vgg", H.perceptual_weights, start_from) if H.perceptual_weight > 0 else None
+        perceptual = None
+        if H.perceptual_weight > 0:
+            without = ", or train without: --perceptual_weight 0"
+            perceptual = load_lpips("vgg", H.perceptual_weights, start_from, without)
         vqgan = VQGAN(H, perceptual).to(device, memory_format=memory_format(device))
         precision = Precision(H.amp, H.amp_dtype, device)
         fused = device.type == "cuda"

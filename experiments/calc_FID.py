@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.flags import FeaturesConfig, ModelsConfig
 from hparams import get_hparams
-from hparams.config import opt
+from hparams.config import OF_SAMPLING, opt
 
 
 @dataclass
@@ -17,9 +17,10 @@ class FIDConfig:
 
     n_samples: int = opt(None, "samples to compare with the training images; the paper: 50000", required=True, min=2)
     latents_path: str = opt(None, "file of codes to decode instead of sampling: a tensor (N, codes), or a cache "
-                            "under latents/", metavar="PATH")  # fmt: skip
+                            "under latents/", metavar="PATH",
+                            replaces=("load_dir", "load_step", *OF_SAMPLING, "seed"))  # fmt: skip
     kid: bool = opt(False, "the kernel inception distance (Binkowski et al. 2018) too")
-    isc: bool = opt(False, "the inception score (Salimans et al. 2016) too")
+    isc: bool = opt(False, "the inception score (Salimans et al. 2016) too, of 10 parts of the samples")
     save_images: bool = opt(False, "write the samples that were measured to logs/<log_dir>/samples, one PNG each")
     save_latents: bool = opt(False, "write their codes to logs/<log_dir>/latents.pt, for --latents_path")
 
@@ -33,25 +34,26 @@ EXAMPLES = """examples:
 Features of the training images are cached under features/, and so are those of the samples: the same command
 with --kid, or calc_PRDC.py for the same samples, does not sample again.
 """
+COMMAND_LINE = dict(
+    family="sampler", description="FID of samples against the training images.", epilog=EXAMPLES,
+    extra=(FIDConfig, FeaturesConfig, ModelsConfig), reads=OF_SAMPLING,
+)  # fmt: skip
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
-    H = get_hparams(
-        "sampler", "FID of samples against the training images.", extra=(FIDConfig, FeaturesConfig, ModelsConfig),
-        epilog=EXAMPLES,
-    )  # fmt: skip
+    H = get_hparams(**COMMAND_LINE)
 
 import torch
 
 from experiments.common import dry_run_of_sampler, load_models
-from experiments.measure import Samples, compute_fid, image_features, new_folder, saving_images
+from experiments.measure import Samples, compute_fid, image_features, new_folder, saving_images, write_latents
 from experiments.report import Report
 from utils.data import open_images
-from utils.errors import run_main
+from utils.errors import UserError, run_main
 from utils.features import Inception
-from utils.io import save_tensors
 from utils.progress import say
 from utils.run import pick_device
 
 KID_SUBSET = 1000
+ISC_SAMPLES = 5000
 KID_REAL = 100_000  # of more training images, evenly spread ones stand for all in the KID, which draws subsets anyway
 
 
@@ -70,6 +72,8 @@ def compute_isc(logits):
     """Mean and standard deviation over splits of the inception score, by torch-fidelity. logits (N, 1008)."""
     from torch_fidelity.metric_isc import isc_features_to_metric
 
+    if len(logits) < ISC_SAMPLES:
+        say(f"note: the inception score of {len(logits)} samples says little: it is usually taken of 50000")
     result = isc_features_to_metric(logits, splits=min(10, len(logits)))
     return dict(isc=result["inception_score_mean"], isc_std=result["inception_score_std"])
 
@@ -78,18 +82,21 @@ def main(H):
     device = pick_device(H.device)
     extractor = Inception(H.feature_weights, device)  # first: without it all else is in vain
     images = open_images(H, "train")
+    if len(images) < 2:
+        raise UserError(f"{H.data_entry['origin']}: the FID needs two training images or more, not {len(images)}")
     models = load_models(H, with_sampler=H.latents_path is None)
     with Report(H, device, autoencoder=models.autoencoder, sampler=models.sampler) as report:
         samples = Samples(H, models, H.n_samples, H.latents_path)
+        few = len(images) <= KID_REAL
+        # First, because damaged images are found here, and samples may take hours.
+        real = image_features(H, extractor, images, keep=H.kid and few)
         ids = []
         fake = samples.features(
             extractor, on_ids=(lambda batch: ids.append(batch.cpu())) if H.save_latents else None,
             on_images=saving_images(new_folder(report.folder / "samples")) if H.save_images else None,
         )  # fmt: skip
         if H.save_latents:
-            save_tensors(report.folder / "latents.pt", dict(ids=torch.cat(ids)))
-        few = len(images) <= KID_REAL
-        real = image_features(H, extractor, images, keep=H.kid and few)
+            write_latents(report.folder / "latents.pt", torch.cat(ids), models.autoencoder)
         values = dict(fid=compute_fid(real, fake))
         if H.kid:
             for_kid = real if few else image_features(H, extractor, images.evenly(KID_REAL), keep=True)

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.flags import FeaturesConfig, ModelsConfig
 from hparams import get_hparams
-from hparams.config import opt
+from hparams.config import OF_SAMPLING, opt
 
 
 @dataclass
@@ -21,7 +21,8 @@ class PRDCConfig:
     real_feats: str = opt(None, "file of the training images' features (N, 2048), .npy or .pt: read where it is, "
                           "written where it is not", metavar="PATH")  # fmt: skip
     fake_feats: str = opt(None, "the same of the samples", metavar="PATH")
-    fake_images_path: str = opt(None, "folder of images to measure instead of samples", metavar="DIR")
+    fake_images_path: str = opt(None, "folder of images to measure instead of samples", metavar="DIR",
+                                replaces=("load_dir", "load_step", *OF_SAMPLING, "seed"))  # fmt: skip
 
 
 EXAMPLES = """examples:
@@ -30,13 +31,15 @@ EXAMPLES = """examples:
       --ema --n_samples 50000
   python experiments/calc_PRDC.py ... --n_samples 50000 --fake_images_path ~/other_model/samples
 
-Features are cached under features/: what calc_FID.py computed is not computed again.
+Features are cached under features/: samples that calc_FID.py measured (the same models, --n_samples, --temp, --seed)
+are not drawn again.
 """
+COMMAND_LINE = dict(
+    family="sampler", description="Precision, recall, density and coverage of samples.", epilog=EXAMPLES,
+    extra=(PRDCConfig, FeaturesConfig, ModelsConfig), reads=OF_SAMPLING,
+)  # fmt: skip
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
-    H = get_hparams(
-        "sampler", "Precision, recall, density and coverage of samples.", epilog=EXAMPLES,
-        extra=(PRDCConfig, FeaturesConfig, ModelsConfig),
-    )  # fmt: skip
+    H = get_hparams(**COMMAND_LINE)
 
 import os
 
@@ -52,13 +55,14 @@ from utils.run import pick_device
 from utils.sources import FolderImages
 
 
-def real_features(H, extractor):
-    """Features (n, 2048) of training images."""
+def real_images(H):
+    """n_samples training images, spread evenly over the set, or all where there are fewer."""
     images = open_images(H, "train")
-    if len(images) < H.n_samples:
-        say(f"note: there are {len(images)} training images, fewer than --n_samples {H.n_samples}: all are used")
-    n = min(H.n_samples, len(images))
-    return image_features(H, extractor, images if n == len(images) else images.evenly(n), keep=True).features
+    if len(images) < H.nearest_k + 2:
+        raise UserError(f"{H.data_entry['origin']}: {len(images)} images are too few for --nearest_k {H.nearest_k}")
+    if len(images) <= H.n_samples:
+        return images
+    return images.evenly(H.n_samples)
 
 
 def fake_images(H):
@@ -74,11 +78,8 @@ def fake_images(H):
 def from_file(path, n, compute):
     """The first n features of the file, or what compute() gives, which is then written there."""
     if path and os.path.exists(path):
-        features = read_features(path)
-        if len(features) < n:
-            raise UserError(f"{path} holds features of {len(features)} images; --n_samples {n} asks for more")
         say(f"features read from {path}")
-        return features[:n]
+        return read_features(path)[:n]
     features = compute()
     if path:
         write_features(path, features)
@@ -89,6 +90,8 @@ def from_file(path, n, compute):
 def main(H):
     if H.fake_feats and H.fake_images_path and os.path.exists(H.fake_feats):
         raise UsageError(f"--fake_feats {H.fake_feats} exists and contradicts --fake_images_path: give one of them")
+    if H.n_samples < H.nearest_k + 2:
+        raise UsageError(f"--n_samples {H.n_samples} is too small for --nearest_k {H.nearest_k}: {H.nearest_k + 2} do")
     device = pick_device(H.device)
     wanted = not (H.real_feats and os.path.exists(H.real_feats)), not (H.fake_feats and os.path.exists(H.fake_feats))
     extractor = Inception(H.feature_weights, device) if any(wanted) else None
@@ -102,8 +105,16 @@ def main(H):
                 return Samples(H, models, H.n_samples).features(extractor).features
             return image_features(H, extractor, fake_images(H), kind="fake", keep=True).features
 
+        def real_features():  # called first: damaged images are found here, and samples may take hours
+            return image_features(H, extractor, real_images(H), keep=True).features
+
+        real = from_file(H.real_feats, H.n_samples, real_features)
+        if len(real) < H.n_samples:
+            say(f"note: {len(real)} training images stand against {H.n_samples} samples: there are no more")
         fake = from_file(H.fake_feats, H.n_samples, fake_features)
-        real = from_file(H.real_feats, H.n_samples, lambda: real_features(H, extractor))
+        if len(fake) < H.n_samples:
+            n = f"--n_samples {H.n_samples}"
+            raise UserError(f"{H.fake_feats} holds features of {len(fake)} images; {n} asks for more")
         values = prdc(real.to(device), fake.to(device), H.nearest_k, progress=lambda tiles: track(tiles, "distances"))
         report.values(
             f"{len(fake)} samples against {len(real)} training images of '{H.dataset}', k = {H.nearest_k}",

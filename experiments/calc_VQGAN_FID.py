@@ -29,11 +29,12 @@ EXAMPLES = """examples:
 
 Both sides of the FID are the same images: as they are, and reconstructed.
 """
+COMMAND_LINE = dict(
+    family="vqgan", description="FID, L1, PSNR and LPIPS of a VQGAN's reconstructions.", epilog=EXAMPLES,
+    extra=(ReconstructionConfig, FeaturesConfig), reads=("perceptual_weights",),
+)  # fmt: skip
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
-    H = get_hparams(
-        "vqgan", "FID, L1, PSNR and LPIPS of a VQGAN's reconstructions.", epilog=EXAMPLES,
-        extra=(ReconstructionConfig, FeaturesConfig),
-    )  # fmt: skip
+    H = get_hparams(**COMMAND_LINE)
 
 import math
 
@@ -42,10 +43,11 @@ import torch
 from experiments.common import load_models
 from experiments.measure import batches_of, compute_fid, image_features, new_folder, saving_images, watched
 from experiments.report import Report
+from models.autoencoder import VQAutoEncoder
 from models.load import load_lpips
+from models.perceptual import lpips_input
 from models.quantizers import usage_figures
-from models.summary import describe_vqgan, print_dry_run
-from models.vqgan import VQGAN
+from models.summary import describe_autoencoder, print_dry_run
 from utils.data import open_images, to_float
 from utils.errors import UsageError, UserError, run_main
 from utils.features import Inception, collect
@@ -80,7 +82,7 @@ class Reconstructor:
         mse = (a - b).square().flatten(1).mean(1).clamp(min=LEAST_MSE)
         errors = dict(l1=(a - b).abs().mean(), psnr=(-10 * mse.log10()).mean())
         if self.lpips is not None:
-            errors["lpips"] = self.lpips(2 * a.expand(-1, 3, -1, -1) - 1, 2 * b.expand(-1, 3, -1, -1) - 1).mean()
+            errors["lpips"] = self.lpips(lpips_input(a), lpips_input(b)).mean()
         self.meters.add(errors, len(x))
         if sum(len(x) for x, _ in self.shown) < N_SHOWN:
             self.shown.append((x.cpu(), x_hat.cpu()))
@@ -99,7 +101,7 @@ def find_lpips(H, autoencoder, device):
     except UserError as error:
         if H.perceptual_weights:
             raise
-        say(f"note: no LPIPS: {error}")
+        say(f"note: LPIPS is left out: {error}")
         return None
 
 
@@ -107,14 +109,16 @@ def main(H):
     device = pick_device(H.device)
     extractor = Inception(H.feature_weights, device)
     images = open_images(H, H.split)
+    if len(images) < 2:
+        raise UserError(f"{H.data_entry['origin']}: the FID needs two images or more in '{H.split}', not {len(images)}")
     if H.n_samples is not None and H.n_samples < len(images):
         images = images.evenly(H.n_samples)
     models = load_models(H, with_sampler=False)
     reconstruct = Reconstructor(H, models, find_lpips(H, models.autoencoder, device))
     with Report(H, device, autoencoder=models.autoencoder) as report:
         save = saving_images(new_folder(report.folder / "reconstructions")) if H.save_images else None
-        batches = watched(map(reconstruct, batches_of(images, H)), save)
-        fake = collect(extractor, batches, len(images), "features of reconstructions")
+        batches = watched(map(reconstruct, batches_of(images, H, "reconstructing")), save)
+        fake = collect(extractor, batches, "reconstructions")
         real = image_features(H, extractor, images)
         values = dict(
             rfid=compute_fid(real, fake), **reconstruct.meters.pop_means(),
@@ -129,7 +133,7 @@ def main(H):
 
 def dry_run(H):
     with torch.device("meta"):
-        print_dry_run(H, describe_vqgan(H, VQGAN(H)))
+        print_dry_run(H, describe_autoencoder(H, VQAutoEncoder(H)))
 
 
 def choose_vqgan(H):

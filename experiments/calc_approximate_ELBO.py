@@ -24,7 +24,8 @@ class ELBOConfig:
 
     elbo_images: int = opt(None, "validation images, spread evenly over the set (default: all)", min=1)
     elbo_passes: int = opt(0, "network passes an image for the prior's bound, stratified: far less noise a pass; "
-                           "0: the original's estimator, one pass for each of --total_steps", min=0)  # fmt: skip
+                           "0: the original's estimator, one pass for each of --total_steps", min=0,
+                           needs=("sampler", "absorbing"))  # fmt: skip
     n_bits: int = opt(5, "bits a subpixel to count: 5 as the original, 8 for the usual images", min=1, max=16)
 
 
@@ -38,18 +39,21 @@ Here --train_steps ({FIT_STEPS} unless given), --lr ({FIT_LR:g} unless given) an
 logsigma; it is evaluated every --steps_per_eval steps and at the end. --resume continues a fit that was stopped,
 and only evaluates one that is finished.
 """
+COMMAND_LINE = dict(
+    family="sampler", description="A bound on the likelihood of validation images.", epilog=EXAMPLES,
+    extra=(ELBOConfig, ModelsConfig),
+    reads=("resume", "train_steps", "lr", "steps_per_log", "steps_per_checkpoint", "keep_checkpoints",
+           "horizontal_flip"),
+)  # fmt: skip
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
-    H = get_hparams(
-        "sampler", "A bound on the likelihood of validation images.", extra=(ELBOConfig, ModelsConfig),
-        epilog=EXAMPLES, fits=True,
-    )  # fmt: skip
+    H = get_hparams(**COMMAND_LINE)
 
 import copy
 import math
 
 import torch
 
-from experiments.common import dry_run_of_sampler, load_models
+from experiments.common import check_autoencoder, dry_run_of_sampler, load_models
 from experiments.report import Report
 from models.losses import gaussian_nll
 from utils.checkpoint import LOGS
@@ -99,8 +103,9 @@ class Evaluation:
                     mean, logsigma = model.generator.distribution(model.embed(ids, *H.latent_shape[1:]))
                     if self.nats_z is None:
                         rng = StepRandom("elbo", H.seed, number, device=self.models.device)
-                        nats_z.append(self.models.sampler.model.nll(ids, rng, passes=H.elbo_passes).double().cpu())
-                nats_x.append(gaussian_nll(x, mean.float(), logsigma.float()).double().cpu())
+                        prior = self.models.sampler.model
+                        nats_z.append(prior.nll(ids, rng, H.elbo_passes, progress.within(len(x))).cpu().double())
+                nats_x.append(gaussian_nll(x, mean.float(), logsigma.float()).cpu().double())
                 progress.update(len(x))
         if self.nats_z is None:
             self.nats_z = torch.cat(nats_z)
@@ -125,14 +130,17 @@ def warn_if_seen(H, run):
     path = LOGS / H.load_dir / "config.json"
     if not path.is_file() or open_source(H.data_entry, "val") is not None:
         return
-    if not read_json(path).get("hparams", {}).get("steps_per_eval"):
+    trained = read_json(path).get("hparams", {})
+    same = all(trained.get(name) == getattr(H, name) for name in ("dataset", "custom_dataset_path"))
+    if same and not trained.get("steps_per_eval"):
         run.say(f"note: {LOGS / H.load_dir} was trained without validation, on all images: those that are "
                 "evaluated here were among them")  # fmt: skip
 
 
 def main(H):
-    H.train_steps = H.train_steps if "train_steps" in H.explicit or H.resume else FIT_STEPS
-    H.lr = H.lr if "lr" in H.explicit or H.resume else FIT_LR
+    goes_on = H.resume and (LOGS / H.log_dir / "config.json").is_file()  # then it has given these
+    H.train_steps = H.train_steps if "train_steps" in H.explicit or goes_on else FIT_STEPS
+    H.lr = H.lr if "lr" in H.explicit or goes_on else FIT_LR
     if not H.load_step:
         raise UserError("--load_dir and --load_step must name a trained sampler")
     split = copy.copy(H)
@@ -147,7 +155,8 @@ def main(H):
         head = models.autoencoder.model.generator.logsigma.requires_grad_(True)
         optimiser = torch.optim.Adam(head.parameters(), lr=H.lr)
         report = Report(H, run.device, run.dashboard, autoencoder=models.autoencoder, sampler=models.sampler)
-        run.about.update(report.checkpoints)
+        check_autoencoder(run, models.autoencoder)
+        run.about["sampler"] = report.checkpoints["sampler"]
         run.restore(dict(logsigma=head, logsigma_optim=optimiser), extra={})
         run.introduce(len(images), count_parameters(head), models.precision.describe())
         warn_if_seen(H, run)

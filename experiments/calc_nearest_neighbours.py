@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.flags import ModelsConfig
 from hparams import get_hparams
-from hparams.config import opt
+from hparams.config import OF_SAMPLING, opt
 
 
 @dataclass
@@ -17,8 +17,10 @@ class NeighboursConfig:
 
     n_samples: int = opt(16, "samples to find neighbours of", min=1)
     n_neighbours: int = opt(10, "training images to find for each of them", min=1)
+    query_batch: int = opt(400, "queries to look for at once, each of which takes 2.5 MB at 256 x 256 pixels", min=1)
     query_images: list[str] = opt(None, "pictures, or folders of them, to find neighbours of instead of samples: no "
-                                  "sampler is needed", metavar="PATH")  # fmt: skip
+                                  "sampler is needed", metavar="PATH",
+                                  replaces=("n_samples", "load_dir", "load_step", *OF_SAMPLING, "seed"))  # fmt: skip
     alexnet_weights: str = opt(None, "file with the AlexNet weights for LPIPS (default: torchvision's place, "
                                "$TORCH_HOME/hub/checkpoints)", metavar="PATH")  # fmt: skip
 
@@ -30,16 +32,18 @@ EXAMPLES = """examples:
   python experiments/calc_nearest_neighbours.py ... --query_images ~/church.jpg ~/more_churches
 
 Writes logs/<log_dir>/nearest_neighbours.json and images/nearest_neighbours.png: each row a query and, to the right
-of the gap, its neighbours, nearest first (of more than 50 queries the first 50). Training images are read once,
---batch_size at a time.
+of the gap, its neighbours, nearest first (of more than 50 queries the first 50). Training images are read
+--batch_size at a time, once for every --query_batch queries.
 """
+COMMAND_LINE = dict(
+    family="sampler", description="The training images nearest to each sample.", epilog=EXAMPLES,
+    extra=(NeighboursConfig, ModelsConfig), reads=OF_SAMPLING,
+)  # fmt: skip
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
-    H = get_hparams(
-        "sampler", "The training images nearest to each sample.", extra=(NeighboursConfig, ModelsConfig),
-        epilog=EXAMPLES,
-    )  # fmt: skip
+    H = get_hparams(**COMMAND_LINE)
 
 import statistics
+from functools import partial
 
 import torch
 
@@ -89,20 +93,26 @@ def read_again(images, i):
 def search(H, lpips, images, queries, device):
     """Queries uint8 (Q, C, H, W) -> of each a list of (distance, index) of its nearest images in an ImageSet."""
 
-    def batches():
-        with Progress(len(images), "comparing training images", "img") as progress:
-            for x, indices in one_pass(images, H.batch_size, H.num_workers):
-                yield to_float(x.to(device)), indices
-                progress.update(len(x))
-                images.check_broken(say)
+    groups = queries.split(H.query_batch)
+
+    def batches(progress):
+        for x, indices in one_pass(images, H.batch_size, H.num_workers):
+            yield to_float(x.to(device)), indices
+            progress.update(len(x))
+            images.check_broken(say)
         images.check_broken(say)  # when there was no batch at all
 
-    queries = to_float(queries.to(device))
-    candidates = find_candidates(lpips, queries, batches(), H.n_neighbours).tolist()
+    candidates = []
+    embedding = partial(track, description="embedding queries", unit="query")
+    with Progress(len(groups) * len(images), "comparing training images", "img", lazy=True) as progress:
+        for group in groups:
+            group = to_float(group.to(device))
+            candidates += find_candidates(lpips, group, batches(progress), H.n_neighbours, embedding).tolist()
     return [
-        nearest_of(lpips, query, near, lambda i: to_float(read_again(images, i).to(device)), H.n_neighbours)
+        nearest_of(lpips, to_float(query.to(device)), near, lambda i: to_float(read_again(images, i).to(device)),
+                   H.n_neighbours)
         for query, near in track(zip(queries, candidates), "measuring the nearest", len(queries), "query")
-    ]
+    ]  # fmt: skip
 
 
 def draw_rows(queries, rows, images):

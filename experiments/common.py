@@ -40,6 +40,17 @@ def load_models(H, with_sampler=True):
     return Models(device, Precision(H.amp, H.amp_dtype, device), autoencoder, sampler)
 
 
+def check_autoencoder(run, autoencoder):
+    """A run goes on only with the autoencoder that it has learned with, which is noted in its manifests."""
+    known = (run.manifest or {}).get("autoencoder")
+    if known and known["hash"] != autoencoder.hash:
+        raise UserError(
+            f"{run.folder} was trained with {known['path']}, which is not {autoencoder.path}: "
+            "give that autoencoder, or another --log_dir"
+        )
+    run.about["autoencoder"] = dict(path=autoencoder.path, hash=autoencoder.hash)
+
+
 def check_pair(H, autoencoder):
     """Refuse a sampler that was trained on another autoencoder's codes (where the run recorded it)."""
     store = checkpoints_of(H.load_dir)
@@ -60,7 +71,7 @@ def cached_codes(H, images, split, autoencoder, precision, device, say, flip=Fal
     """
     header = dict(
         format=codes.FORMAT, dataset=H.dataset, split=split, flip=flip, autoencoder=autoencoder.hash,
-        latent_shape=H.latent_shape, images=images.identity(),
+        latent_shape=H.latent_shape, images=images.identity(), precision=precision.describe(),
     )  # fmt: skip
 
     what = f"encoding {split} images" + (" (mirrored)" if flip else "")
@@ -82,8 +93,9 @@ def cached_codes(H, images, split, autoencoder, precision, device, say, flip=Fal
 
 @torch.no_grad()
 def encode_batch(ae, x, precision):
-    """uint8 (B, C, H, W) -> ids (B, L) int16 on the CPU."""
-    with precision.autocast():
+    """uint8 (B, C, H, W) -> ids (B, L) int16 on the CPU. Without --amp in float32, not a GPU's TF32: in three digits
+    other codes are nearest."""
+    with precision.autocast(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return ae.encode(to_float(x)).to(torch.int16).cpu()
 
 
@@ -100,17 +112,14 @@ def decoded_batches(id_batches, H, models):
         yield decode_batch(models.autoencoder.model, ids.to(models.device), H, models.precision)
 
 
-def sample_batches(sampler, n, H, precision, device, first=0, show=True):
-    """Yield ids (b, L) for samples first .. first+n-1; each a function of (--seed, its number) alone.
-
-    show: with a progress bar, unless the caller has one.
-    """
-    with Progress(n, "sampling", "img", enabled=show and distributed.is_main()) as progress:
+def sample_batches(sampler, n, H, precision, device, first=0):
+    """Yield ids (b, L) for samples first .. first+n-1; each a function of (--seed, its number) alone."""
+    with Progress(n, "sampling", "img", enabled=distributed.is_main()) as progress:
         for start in range(first, first + n, H.batch_size):
             numbers = range(start, min(start + H.batch_size, first + n))
             u = sample_uniforms(H.seed, numbers, sampler.draws_per_sample(), device)
             with precision.autocast():
-                ids = sampler.sample(u, H.temp)
+                ids = sampler.sample(u, H.temp, progress.within(len(numbers)))
             yield ids
             progress.update(len(ids))
 

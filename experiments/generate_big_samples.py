@@ -48,9 +48,12 @@ def settle(H):
         raise UsageError(f"--shape {shape} is smaller than the training canvas, {h} {w}: --crop cuts it out of that")
 
 
+COMMAND_LINE = dict(
+    family="sampler", description="Draw images larger than those of training.", epilog=EXAMPLES,
+    extra=(BigConfig, ModelsConfig), reads=("temp",),
+)  # fmt: skip
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
-    H = get_hparams("sampler", "Draw images larger than those of training.", extra=(BigConfig, ModelsConfig),
-                    epilog=EXAMPLES)  # fmt: skip
+    H = get_hparams(**COMMAND_LINE)
     run_main(settle, H)
 
 import torch

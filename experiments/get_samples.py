@@ -1,6 +1,7 @@
 """Draw samples: sheets of 5 x 5, or single images."""
 
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from experiments.flags import ModelsConfig
 from hparams import get_hparams
-from hparams.config import opt
+from hparams.config import OF_SAMPLING, opt
 
 SHEET = 25
 
@@ -18,7 +19,7 @@ class SampleConfig:
     """samples"""
 
     n_sheets: int = opt(100, "sheets of 25 samples", min=1)
-    n_samples: int = opt(None, "draw this many single images instead of sheets", min=1)
+    n_samples: int = opt(None, "draw this many single images instead of sheets", min=1, replaces=("n_sheets",))
     first_sample: int = opt(0, "number of the first sample: a sample is a function of --seed and its number, "
                             "whatever --batch_size", min=0)  # fmt: skip
     save_latents: bool = opt(False, "write the codes to logs/<log_dir>/latents.pt, for calc_FID.py --latents_path")
@@ -30,19 +31,21 @@ EXAMPLES = """examples:
       --n_sheets 1 --temp 0.9 --seed 1
   python experiments/get_samples.py ... --n_samples 8 --first_sample 100 --sample_steps 50
 """
+COMMAND_LINE = dict(
+    family="sampler", description="Draw samples.", epilog=EXAMPLES, extra=(SampleConfig, ModelsConfig),
+    reads=(*OF_SAMPLING, "save_individually"),
+)  # fmt: skip
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
-    H = get_hparams("sampler", "Draw samples.", extra=(SampleConfig, ModelsConfig), epilog=EXAMPLES)
+    H = get_hparams(**COMMAND_LINE)
 
 import torch
 
 from experiments.common import decoded_batches, dry_run_of_sampler, load_models, sample_batches
-from experiments.measure import watched
+from experiments.measure import watched, write_latents
 from experiments.report import Report
 from utils.errors import run_main
 from utils.features import regroup
 from utils.images import sheet
-from utils.io import save_tensors
-from utils.progress import say
 
 
 def main(H):
@@ -50,6 +53,7 @@ def main(H):
     single = H.n_samples is not None or H.save_individually
     n = H.n_samples if H.n_samples is not None else H.n_sheets * SHEET
     ids = []
+    start = time.monotonic()
     with Report(H, models.device, autoencoder=models.autoencoder, sampler=models.sampler) as report:
         drawn = sample_batches(models.sampler.model, n, H, models.precision, models.device, H.first_sample)
         drawn = watched(drawn, (lambda batch: ids.append(batch.cpu())) if H.save_latents else None)
@@ -62,8 +66,10 @@ def main(H):
                 report.picture(f"samples_{number}-{number + SHEET - 1}", sheet(group, 5), shown="samples")
             number += len(group)
         if H.save_latents:
-            save_tensors(report.folder / "latents.pt", dict(ids=torch.cat(ids)))
-        say(f"{n} samples in {report.folder / 'images'}")
+            write_latents(report.folder / "latents.pt", torch.cat(ids), models.autoencoder)
+        seconds = time.monotonic() - start
+        report.values(f"samples in {report.folder / 'images'}",
+                      dict(samples=n, first_sample=H.first_sample, seconds=seconds))  # fmt: skip
 
 
 if __name__ == "__main__":

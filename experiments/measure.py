@@ -11,17 +11,20 @@ from utils.data import one_pass
 from utils.errors import UserError
 from utils.features import collect, is_plain, regroup, tensor_of_npy
 from utils.images import save_png
-from utils.io import hash_tensors, load_tensors
-from utils.progress import say
+from utils.io import hash_tensors, load_tensors, save_tensors
+from utils.progress import Progress, say, track
 
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def batches_of(images, H):
-    """Every decodable image of an ImageSet once, uint8 (B, C, H, W); broken ones are named."""
-    for x, _ in one_pass(images, H.feature_batch, H.num_workers):
-        images.check_broken(say)
-        yield x
+def batches_of(images, H, what):
+    """Every decodable image of an ImageSet once, uint8 (B, C, H, W); broken ones are named. what: beside the bar."""
+    with Progress(len(images), what, "img") as progress:
+        for x, _ in one_pass(images, H.feature_batch, H.num_workers):
+            images.check_broken(say)
+            yield x
+            progress.update(len(x))
+    images.check_broken(say)  # when there was no batch at all
 
 
 def image_features(H, extractor, images, kind="real", keep=False):
@@ -31,7 +34,7 @@ def image_features(H, extractor, images, kind="real", keep=False):
         keep = True  # more than was asked for
     what = f"features of {kind} images"
     return features.cached(
-        dict(header, keep=keep), lambda: collect(extractor, batches_of(images, H), len(images), what, keep), say
+        dict(header, keep=keep), lambda: collect(extractor, batches_of(images, H, what), what, keep), say
     )
 
 
@@ -40,25 +43,26 @@ class Samples:
 
     def __init__(self, H, models, n, latents_path=None):
         self.H, self.models, self.n = H, models, n
-        self.ids = None if latents_path is None else read_latents(latents_path, n, H)
+        self.ids = None if latents_path is None else read_latents(latents_path, n, H, models.autoencoder)
 
     def id_batches(self):
         """Yield ids (b, L), n rows altogether."""
         H, models = self.H, self.models
         if self.ids is not None:
-            return iter(self.ids.split(H.batch_size))
-        return sample_batches(models.sampler.model, self.n, H, models.precision, models.device, show=False)
+            return track(self.ids.split(H.batch_size), "decoding")
+        return sample_batches(models.sampler.model, self.n, H, models.precision, models.device)
 
     def header(self):
-        """For the keys of caches."""
+        """For the keys of caches: all that the samples depend on."""
         H, models = self.H, self.models
-        common = dict(autoencoder=models.autoencoder.hash, precision=models.precision.describe(), n=self.n)
+        common = dict(
+            autoencoder=models.autoencoder.hash, precision=models.precision.describe(), device=models.device.type,
+            n=self.n,
+        )  # fmt: skip
         if self.ids is not None:
             return dict(common, latents=hash_tensors(dict(ids=self.ids)))
-        return dict(
-            common, sampler=models.sampler.hash, seed=H.seed, temp=H.temp, sample_steps=H.sample_steps,
-            sample_type=H.sample_type, device=models.device.type,
-        )  # fmt: skip
+        how = ("seed", "temp", "sample_steps", "sample_type", "mask_schedule", "bert_n_head")
+        return dict(common, sampler=models.sampler.hash, **{name: getattr(H, name) for name in how})
 
     def features(self, extractor, on_ids=None, on_images=None):
         """Their FeatureSet with features and logits, from the cache or computed now.
@@ -70,13 +74,13 @@ class Samples:
             id_batches = watched(self.id_batches(), on_ids)
             images = watched(decoded_batches(id_batches, self.H, self.models), on_images)
             batches = regroup(images, self.H.feature_batch)
-            return collect(extractor, batches, self.n, "features of samples", keep=True, logits=True)
+            return collect(extractor, batches, "features of samples", keep=True, logits=True)
 
         header = dict(kind="samples", **extractor.identity, **self.header())
         if not (on_ids or on_images):
             return features.cached(header, compute, say)
         found = compute()
-        features.write(header, found)
+        features.store(header, found, say)
         return found
 
 
@@ -88,16 +92,29 @@ def watched(batches, look):
         yield batch
 
 
-def read_latents(path, n, H):
+def write_latents(path, ids, autoencoder):
+    """Codes (N, L) of an autoencoder (models.load.Loaded) -> a file that read_latents reads."""
+    save_tensors(path, dict(ids=ids, header=dict(autoencoder=autoencoder.hash)))
+
+
+def read_latents(path, n, H, autoencoder):
     """The first n rows of codes in a file: ids (n, L) int64.
 
     A torch file (a tensor, a list of tensors, {'ids': tensor}, or a cache under latents/) or a .npy file, of
-    whole numbers (N, L) or (N, h, w). Raises UserError for anything else, or fewer than n.
+    whole numbers (N, L) or (N, h, w). Raises UserError for anything else, for fewer than n, and where the file
+    says that they are another autoencoder's.
     """
     if str(path).endswith(".npy"):
         ids = tensor_of_npy(path)
     else:
         value = load_tensors(path)
+        header = value.get("header") if isinstance(value, dict) else None
+        made_by = header.get("autoencoder") if isinstance(header, dict) else None
+        if made_by is not None and made_by != autoencoder.hash and not H.allow_other_ae:
+            raise UserError(
+                f"{path} holds the codes of another autoencoder than {autoencoder.path}: "
+                "give that one (or --allow_other_ae)"
+            )
         value = value.get("tensors", value) if isinstance(value, dict) else value
         ids = value.get("ids") if isinstance(value, dict) else value
         if isinstance(ids, list):

@@ -12,7 +12,8 @@ MODELS = Path(__file__).resolve().parents[1] / "models"
 
 def opt(default, help, **kw):
     """A flag. kw: min and max (inclusive), above (exclusive minimum), choices, required, metavar, and
-    needs=(other flag, its value, or True for any but 0): without that this flag does nothing, and says so."""
+    needs=(other flag, its value, or True for any but 0): without that this flag does nothing, and says so;
+    replaces=names of flags: beside this one they do nothing."""
     kw["help"] = help
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=kw)
@@ -136,12 +137,15 @@ class SamplerConfig:
     embd_pdrop: float = opt(0.0, "dropout of the embeddings", min=0.0, max=0.999)
     attn_pdrop: float = opt(0.0, "dropout of the attention weights", min=0.0, max=0.999)
     resid_pdrop: float = opt(0.0, "dropout of the residual branches", min=0.0, max=0.999)
-    loss_type: str = opt("reweighted_elbo", "training loss (absorbing)", choices=["reweighted_elbo", "elbo", "mlm"])
+    loss_type: str = opt("reweighted_elbo", "training loss (absorbing)", choices=["reweighted_elbo", "elbo", "mlm"],
+                         needs=("sampler", "absorbing"))  # fmt: skip
     mask_schedule: str = opt("random", "mask each code with probability t/T, or exactly round(tL/T) codes (absorbing)",
-                             choices=["random", "fixed"])  # fmt: skip
-    total_steps: int = opt(256, "T, time steps of the diffusion in training (absorbing)", min=1)
-    sample_steps: int = opt(256, "S, time steps when sampling (absorbing)", min=1)
-    sample_type: str = opt("diffusion", "how to sample (absorbing)", choices=["diffusion", "mlm"])
+                             choices=["random", "fixed"], needs=("sampler", "absorbing"))  # fmt: skip
+    total_steps: int = opt(256, "T, time steps of the diffusion in training (absorbing)", min=1,
+                           needs=("sampler", "absorbing"))  # fmt: skip
+    sample_steps: int = opt(256, "S, time steps when sampling (absorbing)", min=1, needs=("sampler", "absorbing"))
+    sample_type: str = opt("diffusion", "how to sample (absorbing)", choices=["diffusion", "mlm"],
+                           needs=("sampler", "absorbing"))  # fmt: skip
     temp: float = opt(1.0, "temperature of the codes' distribution when sampling", above=0.0)
     warmup_iters: int = opt(10_000, "steps over which the learning rate rises linearly to lr (ffhq: 30000)", min=0)
     greedy_epochs: int = opt(None, "accepted for old command lines, without effect", min=0)
@@ -151,13 +155,18 @@ class SamplerConfig:
 
 WITHOUT_EFFECT = ("greedy_epochs", "greedy", "sample_block_size")
 
-# What only a script that trains reads. (--ema is not among them: averaged weights are preferred with it or without.)
+# Flags that not every script reads, by what they are for. (--ema is not among them: averaged weights are preferred
+# with it or without.)
+OF_VQGAN_TRAINING = (
+    "beta", "gumbel_kl_weight", "gumbel_straight_through", "base_lr", "codebook_init", "codebook_init_step",
+    "codebook_restart_steps", "perceptual_weight", "perceptual_weights", "ndf", "disc_layers", "disc_start_step",
+    "disc_weight_max", "diff_aug",
+)  # fmt: skip
+OF_SAMPLING = ("temp", "sample_steps", "sample_type")
 OF_TRAINING = (
-    "load_optim", "resume", "train_steps", "lr", "ema_beta", "steps_per_update_ema", "steps_per_log",
-    "steps_per_display_output", "steps_per_save_output", "steps_per_checkpoint", "keep_checkpoints", "beta",
-    "gumbel_kl_weight", "gumbel_straight_through", "base_lr", "codebook_init", "codebook_init_step",
-    "codebook_restart_steps", "disc_start_step", "disc_weight_max", "diff_aug", "horizontal_flip", "embd_pdrop",
-    "attn_pdrop", "resid_pdrop", "loss_type", "warmup_iters",
+    *OF_VQGAN_TRAINING, "load_optim", "resume", "train_steps", "lr", "ema_beta", "steps_per_update_ema",
+    "steps_per_log", "steps_per_display_output", "steps_per_save_output", "steps_per_checkpoint", "keep_checkpoints",
+    "save_individually", "horizontal_flip", "embd_pdrop", "attn_pdrop", "resid_pdrop", "loss_type", "warmup_iters",
 )  # fmt: skip
 
 # What a checkpoint's tensors depend on: a command line may not contradict a loaded model in these.
@@ -170,6 +179,8 @@ SAMPLER_KEYS = (
     "sampler", "bert_n_emb", "bert_n_head", "bert_n_layers", "block_size", "codebook_size", "latent_shape",
     "total_steps",
 )  # fmt: skip
+# What else of a loaded sampler's configuration holds unless the command line says otherwise.
+SAMPLER_DEFAULTS = ("mask_schedule",)
 
 
 def vqgan_family():

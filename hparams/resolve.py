@@ -15,7 +15,7 @@ from hparams.config import sampler_family, vqgan_family
 from hparams.parser import build_parser
 from hparams.sources import checked, dataset_entry, preset_of, require_folder, run_folder, saved_config
 from utils.address import server_address
-from utils.errors import UsageError
+from utils.errors import UsageError, quit_quietly_at_interrupt
 
 
 class Hparams(SimpleNamespace):
@@ -26,41 +26,52 @@ class Hparams(SimpleNamespace):
         return {k: v for k, v in vars(self).items() if k not in ("explicit", "data_entry", "script")}
 
 
-def get_hparams(family, description, argv=None, extra=(), epilog=None, script=None, fits=False):
+def get_hparams(family, description, argv=None, extra=(), reads=(), epilog=None, script=None):
     """Parse and resolve a script's command line.
 
     family: 'vqgan' or 'sampler'. extra: config dataclasses of the flags of a script that measures models
-    rather than trains them; fits: it does train something of its own, beside the models that it loads.
+    rather than trains them; reads: which of the flags of training and sampling it heeds.
     Returns Hparams. On bad input: SystemExit(2) with one line on stderr.
     """
+    measures = bool(extra)
+    if measures:
+        idle = set(config.OF_TRAINING + config.OF_SAMPLING) - set(reads)
+    else:
+        idle = set(config.OF_VQGAN_TRAINING if family == "sampler" else ())
     classes = (*(vqgan_family() if family == "vqgan" else sampler_family()), *extra)
     flags = config.flags_of(classes)
     parser = build_parser(flags, description, epilog)
     given = parser.parse(argv)
+    if argv is None:
+        quit_quietly_at_interrupt()
     try:
-        H = resolve(flags, given, family)
-        measures = bool(extra)
+        if measures and "img_size" not in given:  # else a mistyped folder would mean the default size
+            _require_loaded(Hparams(**{flag.name: given.get(flag.name, flag.default) for flag in flags}))
+        H = resolve(flags, given, family, idle)
         if H.resume and H.load_step and not measures:
             raise UsageError("--resume and --load_step contradict each other: resume continues --log_dir itself")
-        if not (measures or H.dry_run):  # training loads what it names; a metric may find all it needs in files
-            _require_loaded(H, family)
+        if not (measures or H.dry_run):
+            _require_loaded(H)
     except UsageError as error:
         parser.error(str(error))
     H.script = script or Path(sys.argv[0]).stem
     if os.environ.get("RANK", "0") == "0":
-        for note in notes(H, flags, trains=fits or not measures):
+        for note in notes(H, flags, idle):
             print(f"note: {note}", file=sys.stderr)
     return H
 
 
-def resolve(flags, given, family):
-    """Merge the sources by precedence, derive what can be derived, check everything."""
+def resolve(flags, given, family, idle=()):
+    """Merge the sources by precedence, derive what can be derived, check everything.
+
+    idle: names of flags that the script does not heed.
+    """
     by_name = {flag.name: flag for flag in flags}
     given = {name: checked(by_name[name], value) for name, value in given.items()}
     entry = dataset_entry(given["dataset"], given.get("custom_dataset_path"))
     values = {flag.name: flag.default for flag in flags}
     values.update(preset_of(entry, family, by_name))
-    values.update(_from_loaded({**values, **given}, given, family, by_name))
+    values.update(_from_loaded({**values, **given}, given, family, by_name, idle))
     values.update(given)
     H = Hparams(**copy.deepcopy(values))  # the presets keep their lists
     H.explicit = sorted(given)
@@ -68,29 +79,34 @@ def resolve(flags, given, family):
     _check_places(H)
     _derive(H, family)
     _check_shapes(H)
-    _check_together(H, family)
+    if family == "sampler":
+        _check_codes(H)
+    elif "train_steps" not in idle:
+        _check_training_of_vqgan(H)
     return H
 
 
-def _require_loaded(H, family):
-    if family == "sampler":
+def _require_loaded(H):
+    if getattr(H, "ae_load_dir", None):
         require_folder("ae_load_dir", H.ae_load_dir)
     if H.load_step:
         require_folder("load_dir", H.load_dir)
 
 
-def notes(H, flags, trains=True):
-    """Flags of the command line that do nothing, one sentence each. trains: the script trains something."""
-    for flag in flags:
-        if flag.name not in H.explicit or getattr(H, flag.name) is False:
-            continue
-        if not trains and flag.name in config.OF_TRAINING:
-            yield f"--{flag.name} is for training and has no effect here"
+def notes(H, flags, idle=()):
+    """Flags of the command line that do nothing, one sentence each. idle: those that the script does not heed."""
+    given = [flag for flag in flags if flag.name in H.explicit and getattr(H, flag.name) is not False]
+    for flag in given:
+        if flag.name in idle:
+            yield f"--{flag.name} has no effect in this script"
             continue
         if flag.name in config.WITHOUT_EFFECT:
             yield f"--{flag.name} is accepted for old command lines and has no effect"
+        for other in given:
+            if flag.name in other.meta.get("replaces", ()):
+                yield f"--{flag.name} has no effect beside --{other.name}"
         other, wanted = flag.meta.get("needs", (None, None))
-        if other and not (getattr(H, other) if wanted is True else getattr(H, other) == wanted):
+        if other and other not in idle and not (getattr(H, other) if wanted is True else getattr(H, other) == wanted):
             yield f"--{flag.name} has no effect without --{other}" + ("" if wanted is True else f" {wanted}")
 
 
@@ -101,9 +117,10 @@ _NEVER_RESUMED = ("resume", "dry_run", "load_dir", "load_step", "load_optim", "l
 _ARCHITECTURE = tuple(dict.fromkeys(config.VQGAN_KEYS + config.SAMPLER_KEYS))
 
 
-def _from_loaded(values, given, family, flags):
+def _from_loaded(values, given, family, flags, idle):
     """What the models that this command loads were trained with. The command line may not contradict
     their architecture, nor one of them another's."""
+    defaults = config.SAMPLER_DEFAULTS if family == "sampler" else ()
     result, origins = {}, {}
     for option, name, keys in _loads(values, family):
         saved = saved_config(name, flags)
@@ -114,6 +131,9 @@ def _from_loaded(values, given, family, flags):
             raise UsageError(f"--resume: logs/{name} is not a run of this script: give another --log_dir")
         _refuse_contradictions(given, saved, source, [*_ARCHITECTURE, "dataset"] if option == "resume" else keys)
         wanted = [k for k in flags if k not in _NEVER_RESUMED] if keys is None else keys
+        wanted = [*wanted, *(defaults if option == "load_dir" else ())]
+        if "train_steps" in idle and saved.get("dataset") == values["dataset"]:
+            wanted = [*wanted, "steps_per_eval"]  # measured against the images that it was trained on
         taken = {k: saved[k] for k in wanted if k in saved}
         for key in _ARCHITECTURE:
             if key in taken and result.get(key, taken[key]) != taken[key]:
@@ -202,21 +222,22 @@ def _check_shapes(H):
         raise UsageError(f"--nf 32 is too small where {by} give 1 x 1 codes: the normalisation needs 2 values a group")
 
 
-def _check_together(H, family):
-    if family == "vqgan":
-        for name, off in (("codebook_init", "uniform"), ("codebook_restart_steps", 0)):
-            if H.quantizer != "nearest" and getattr(H, name) != off:
-                raise UsageError(
-                    f"--{name} {getattr(H, name)} contradicts --quantizer {H.quantizer}: it is for nearest only"
-                )
-        if H.codebook_init == "kmeans" and H.train_steps < H.codebook_init_step:
+def _check_training_of_vqgan(H):
+    for name, off in (("codebook_init", "uniform"), ("codebook_restart_steps", 0)):
+        if H.quantizer != "nearest" and getattr(H, name) != off:
             raise UsageError(
-                f"--train_steps {H.train_steps} ends before --codebook_init_step {H.codebook_init_step} "
-                "puts the codes in place"
+                f"--{name} {getattr(H, name)} contradicts --quantizer {H.quantizer}: it is for nearest only"
             )
-        if H.img_size >> H.disc_layers < 3:  # two more convolutions take a pixel each
-            raise UsageError(f"--disc_layers {H.disc_layers} is too many for --img_size {H.img_size}")
-        return
+    if H.codebook_init == "kmeans" and H.train_steps < H.codebook_init_step:
+        raise UsageError(
+            f"--train_steps {H.train_steps} ends before --codebook_init_step {H.codebook_init_step} "
+            "puts the codes in place"
+        )
+    if H.img_size >> H.disc_layers < 3:  # two more convolutions take a pixel each
+        raise UsageError(f"--disc_layers {H.disc_layers} is too many for --img_size {H.img_size}")
+
+
+def _check_codes(H):
     codes = math.prod(H.latent_shape)
     if H.block_size != codes:
         raise UsageError(

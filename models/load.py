@@ -15,7 +15,7 @@ from utils.io import hash_tensors, load_tensors
 # Of each network of LPIPS: its name, torchvision's file of its weights, and what helps where that is missing.
 LPIPS_NETS = {
     "vgg": ("VGG16", "vgg16-397923af.pth",
-            "name the file with --perceptual_weights PATH, or train without with --perceptual_weight 0"),
+            "name the file with --perceptual_weights PATH"),
     "alex": ("AlexNet", "alexnet-owt-7be5be79.pth", "name the file with --alexnet_weights PATH"),
 }  # fmt: skip
 
@@ -76,13 +76,13 @@ def lpips_place(net):
     return os.path.join(torch.hub.get_dir(), "checkpoints", LPIPS_NETS[net][1])
 
 
-def load_lpips(net, weights_path=None, checkpoint=None):
+def load_lpips(net, weights_path=None, checkpoint=None, otherwise=""):
     """LPIPS (Zhang et al. 2018) with VGG16 ('vgg') or AlexNet ('alex'), frozen. Nothing is downloaded.
 
     weights_path: torchvision's state dict of that network, or a state dict of the whole LPIPS or VQGAN
     (`perceptual.*`); default: torchvision's own place. checkpoint: the path of a VQGAN checkpoint
     that is about to be loaded: when it holds `perceptual.*`, no other file is needed. Raises UserError
-    where the weights are missing or do not fit.
+    where the weights are missing (`otherwise`: what else would help then) or do not fit.
     """
     if not (weights_path or os.path.isfile(lpips_place(net))):
         if checkpoint is not None and os.path.isfile(checkpoint) and has_perceptual(checkpoint):
@@ -91,6 +91,7 @@ def load_lpips(net, weights_path=None, checkpoint=None):
             name, file, remedy = LPIPS_NETS[net]
             raise UserError(
                 f"the {name} weights for LPIPS are missing: put torchvision's {file} at {lpips_place(net)}, or {remedy}"
+                f"{otherwise}"
             )
     path = weights_path or lpips_place(net)
     state = named(load_tensors(path), path)

@@ -73,9 +73,9 @@ class QueryDistances:
     pixels, and as much for each image of a batch; some hundreds of queries fit on any GPU.
     """
 
-    def __init__(self, model, queries):
+    def __init__(self, model, queries, progress=None):
         self.model = model
-        parts = [lpips_features(model, x) for x in queries.split(1)]
+        parts = [lpips_features(model, x) for x in (progress or iter)(queries.split(1))]
         self.features, self.signs = torch.cat([features for features, _ in parts]), parts[0][1]
         self.squares = (self.features.square() * self.signs).sum(1)
         self.features *= self.signs
@@ -110,14 +110,15 @@ class NearestK:
         self.indices = indices.gather(1, order[:, : self.size])
 
 
-def find_candidates(model, queries, batches, k):
+def find_candidates(model, queries, batches, k, progress=None):
     """First pass: numbers (Q, k + SPARE, or fewer where there are fewer images) int64 of the images nearest to
     each query, up to rounding.
 
     queries: floats in [0, 1], (Q, C, H, W). batches: iterable of (images (B, C, H, W), numbers (B,)), every image
-    once. Of more than SPARE images that tie with the k-th to 1e-6, any may stand for the others.
+    once. progress: called with the list of queries, returns an iterable of them. Of more than SPARE images that tie
+    with the k-th to 1e-6, any may stand for the others.
     """
-    found, distances = NearestK(len(queries), k), QueryDistances(model, queries)
+    found, distances = NearestK(len(queries), k), QueryDistances(model, queries, progress)
     for x, numbers in batches:
         found.update(distances(x), numbers)
     return found.indices

@@ -25,20 +25,28 @@ def parameter_lines(model, depth=2):
     return lines
 
 
+def describe_autoencoder(H, ae):
+    """Summary of stage 1 without its discriminator as text. ae: models.autoencoder.VQAutoEncoder on the meta device."""
+    return _describe_stage_1(H, "autoencoder", ae, ae, "")
+
+
 def describe_vqgan(H, vqgan):
     """Summary of stage 1 as text. vqgan: models.vqgan.VQGAN on the meta device."""
+    disc = count_flops(vqgan.disc, ((1, H.n_channels, H.img_size, H.img_size), torch.float32))
+    return _describe_stage_1(H, "VQGAN", vqgan, vqgan.ae, f", discriminator {disc / 1e9:.3g}")
+
+
+def _describe_stage_1(H, name, model, ae, more_flops):
     image = ((1, H.n_channels, H.img_size, H.img_size), torch.float32)
     z = ((1, H.emb_dim, *H.latent_shape[1:]), torch.float32)
-    encode = count_flops(vqgan.ae.encoder, image)
-    decode = count_flops(vqgan.ae.generator, z)
-    disc = count_flops(vqgan.disc, image)
+    encode = count_flops(ae.encoder, image)
+    decode = count_flops(ae.generator, z)
     codes = " x ".join(map(str, H.latent_shape[1:]))
     return "\n".join([
-        f"VQGAN: {sum(p.numel() for p in vqgan.parameters()):,} parameters; "
+        f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters; "
         f"{H.img_size} x {H.img_size} pixels -> {codes} codes of {H.codebook_size}",
-        *parameter_lines(vqgan),
-        f"  forward, GFLOPs an image: encoder {encode / 1e9:.3g}, generator {decode / 1e9:.3g}, "
-        f"discriminator {disc / 1e9:.3g}",
+        *parameter_lines(model),
+        f"  forward, GFLOPs an image: encoder {encode / 1e9:.3g}, generator {decode / 1e9:.3g}{more_flops}",
     ])  # fmt: skip
 
 

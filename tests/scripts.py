@@ -1,6 +1,5 @@
 """Running the training scripts in tests: in this process, or as a user would."""
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -50,10 +49,9 @@ def run(script, flags, cwd, code=0):
     return text
 
 
-def experiment(module, words, family="sampler"):
-    """The configuration of a command line of experiments/<module>, with all its own flags."""
-    extra = [v for v in vars(module).values() if dataclasses.is_dataclass(v) and v.__name__.endswith("Config")]
-    return get_hparams(family, "", words, extra=extra, script=module.__name__.rsplit(".", 1)[-1], fits=True)
+def experiment(module, words):
+    """The configuration of a command line of experiments/<module>."""
+    return get_hparams(argv=words, script=module.__name__.rsplit(".", 1)[-1], **module.COMMAND_LINE)
 
 
 def prior_flags(images, log_dir, more="", sampler="absorbing"):

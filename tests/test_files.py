@@ -160,8 +160,8 @@ def test_tensors_come_back_as_they_were(tmp_path):
 
 
 def test_missing_file(tmp_path):
-    for path in (tmp_path / "no.th", tmp_path):
-        with pytest.raises(UserError, match="does not exist"):
+    for path, said in ((tmp_path / "no.th", "does not exist"), (tmp_path, "is a folder, not a file")):
+        with pytest.raises(UserError, match=said):
             load_tensors(path)
 
 

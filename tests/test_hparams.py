@@ -12,6 +12,8 @@ from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.calc_FID import FIDConfig
+from experiments.calc_VQGAN_FID import ReconstructionConfig
 from hparams import config, get_hparams
 from hparams.presets import PRESETS
 
@@ -217,6 +219,28 @@ def test_flags_without_effect_are_named_once(capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
+def test_flags_that_this_script_does_not_heed(capsys):
+    def noted(words, family="sampler", **kw):
+        get_hparams(family, "", f"--dataset churches {words}".split(), script="s", **kw)
+        return [line.removeprefix("note: ") for line in capsys.readouterr().err.splitlines()]
+
+    assert noted(f"{SAMPLER} --diff_aug --temp 0.5 --loss_type elbo") == ["--diff_aug has no effect in this script"]
+    assert noted("--ae_load_dir ae --ae_load_step 1 --sampler autoregressive --sample_steps 3") == [
+        "--sample_steps has no effect without --sampler absorbing"
+    ]
+    measuring = dict(extra=(FIDConfig,), reads=("temp", "lr"))
+    assert noted(f"{SAMPLER} --n_samples 4 --temp 0.5 --sample_steps 3 --lr 1 --loss_type elbo", **measuring) == [
+        "--loss_type has no effect in this script", "--sample_steps has no effect in this script",
+    ]  # fmt: skip
+    assert noted(f"{SAMPLER} --n_samples 4 --temp 0.5 --latents_path x", **measuring) == [
+        "--temp has no effect beside --latents_path"
+    ]
+    reads = dict(extra=(ReconstructionConfig,), reads=("perceptual_weights",))
+    assert noted("--perceptual_weights x --disc_layers 9 --beta 1", "vqgan", **reads) == [
+        "--beta has no effect in this script", "--disc_layers has no effect in this script",
+    ]  # fmt: skip
+
+
 # ---------------------------------------------------------------------- derived values
 
 
@@ -309,6 +333,20 @@ def test_a_sampler_takes_its_autoencoder_and_its_own_shape():
     assert (H.quantizer, H.img_size, H.block_size) == ("gumbel", 64, 16)
     assert (H.bert_n_emb, H.total_steps, H.lr) == (64, 32, 2e-4)
     assert resolved("", "sampler", "demo").quantizer == "gumbel"  # the preset's k-means does not interfere
+
+
+def test_what_a_loaded_sampler_says_unless_the_command_line_does():
+    save_run("old", resolved("--mask_schedule fixed --steps_per_eval 7 --sampler absorbing", "sampler"))
+    H = resolved("--load_dir old --load_step 3", "sampler")
+    assert (H.mask_schedule, H.steps_per_eval) == ("fixed", 0)  # a new run validates as it is told
+    assert resolved("--load_dir old --load_step 3 --mask_schedule random", "sampler").mask_schedule == "random"
+
+    def measured(words, dataset="churches"):
+        words = f"--dataset {dataset} {SAMPLER} --load_dir old --load_step 3 --n_samples 2 {words}"
+        return get_hparams("sampler", "", words.split(), extra=(FIDConfig,), script="s").steps_per_eval
+
+    assert measured("") == 7  # the training images are those that it was trained on
+    assert measured("--steps_per_eval 0") == 0 and measured("", "ffhq") == 0
 
 
 @pytest.mark.parametrize(

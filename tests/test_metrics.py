@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import draw_shapes
+from lpips import LPIPS
 from PIL import Image
 from scripts import experiment, prior_flags, vqgan_flags
 from torch import nn
 from torch_fidelity import feature_extractor_inceptionv3 as inception
 
 from experiments import calc_approximate_ELBO, calc_FID, calc_PRDC, calc_VQGAN_FID, get_samples, measure
+from models.load import Loaded
 from utils import features
 from utils.errors import DamagedFile, UsageError, UserError
 from utils.features import Inception, collect, read_features, regroup, write_features
@@ -51,9 +53,9 @@ def place(trained, tmp_path, monkeypatch):
     return tmp_path
 
 
-def call(script, words, family="sampler"):
+def call(script, words):
     """Run the script in this process; returns its last line of metrics.jsonl."""
-    H = experiment(script, words, family)
+    H = experiment(script, words)
     (script.choose_vqgan if script is calc_VQGAN_FID else script.main)(H)
     path = Path("logs", H.log_dir, "metrics.jsonl")
     return json.loads(path.read_text().splitlines()[-1]) if path.exists() else None
@@ -68,7 +70,7 @@ def pngs(folder):
 
 def test_statistics_are_those_of_all_features():
     x = [torch.randint(0, 256, (n, 3, 8, 8), dtype=torch.uint8) for n in (5, 1, 7)]
-    found = collect(SmallExtractor(), x, 13, "x", keep=True, logits=True)
+    found = collect(SmallExtractor(), x, "x", keep=True, logits=True)
     plain = SmallExtractor()(torch.cat(x))[0].double().numpy()
     assert found.count == 13 and torch.equal(found.features.double(), torch.from_numpy(plain))
     np.testing.assert_allclose(found.statistics()["mu"], plain.mean(0), rtol=1e-12)
@@ -78,7 +80,7 @@ def test_statistics_are_those_of_all_features():
 
 def test_one_image_has_no_statistics():
     with pytest.raises(UserError, match="two or more"):
-        collect(SmallExtractor(), [torch.zeros(1, 3, 8, 8, dtype=torch.uint8)], 1, "features of x")
+        collect(SmallExtractor(), [torch.zeros(1, 3, 8, 8, dtype=torch.uint8)], "features of x")
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 100])
@@ -128,7 +130,7 @@ def test_missing_weights_are_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(UserError, match=f"{tmp_path}/hub/checkpoints/weights-inception.*--feature_weights PATH"):
         Inception(None, torch.device("cpu"))
-    with pytest.raises(UserError, match="there is no /no/such"):
+    with pytest.raises(UserError, match="/no/such does not exist"):
         Inception("/no/such", torch.device("cpu"))
 
 
@@ -229,11 +231,44 @@ def test_features_are_computed_once_for_all_that_they_depend_on(place, shapes):
     assert fid() == first and fid("--batch_size 2 --feature_batch 4") == pytest.approx(first, rel=1e-3)
     assert fid("--seed 1") != first
     fid("--temp 0.5")
+    fid("--sample_type mlm --sample_steps 4")
+    fid("--sample_type mlm --sample_steps 4 --mask_schedule fixed")
     fid("--kid")  # wants the features of the training images, not their statistics alone
     fid()
     call(calc_PRDC, prior_flags(shapes, "prdc", "--n_samples 6 --nearest_k 2"))
     seen.append(SmallExtractor.seen)
-    assert seen == [46, 0, 0, 6, 6, 40, 0, 6]
+    assert seen == [46, 0, 0, 6, 6, 6, 6, 40, 0, 6]
+
+
+def test_a_place_that_takes_no_cache_is_no_error(place, shapes, capsys):
+    Path("features").touch()  # as good as a read-only disk, also for root
+    first = call(calc_FID, prior_flags(shapes, "fid", "--n_samples 4"))["values"]
+    assert capsys.readouterr().out.count("features cannot be cached in features/") == 2
+    Path("features").unlink()
+    assert call(calc_FID, prior_flags(shapes, "fid", "--n_samples 4 --save_latents"))["values"] == first
+    assert sorted(p.name.split("_")[0] for p in Path("features").iterdir()) == ["real", "samples"]
+
+
+def test_validation_images_are_not_among_the_real_ones(place, shapes):
+    from scripts import train_stage_2
+
+    train_stage_2(shapes, "held_out", "ae", 4, "--train_steps 2 --steps_per_eval 2 --mask_schedule fixed")
+    flags = prior_flags(shapes, "fid", "--n_samples 4 --load_dir held_out --load_step 2")
+    row = call(calc_FID, flags)
+    assert row["values"]["training_images"] == 38 and row["args"]["mask_schedule"] == "fixed"
+    assert call(calc_FID, [*flags, "--steps_per_eval", "0"])["values"]["training_images"] == 40
+
+
+def test_too_little_is_told_before_anything_is_sampled(place, shapes, tmp_path):
+    few = draw_shapes(tmp_path / "few", 1)
+    with pytest.raises(UserError, match="needs two training images or more, not 1"):
+        call(calc_FID, prior_flags(few, "fid", "--n_samples 4"))
+    with pytest.raises(UsageError, match="--n_samples 4 is too small for --nearest_k 3: 5 do"):
+        call(calc_PRDC, prior_flags(shapes, "p", "--n_samples 4"))
+    few = draw_shapes(tmp_path / "few", 4)
+    with pytest.raises(UserError, match="4 images are too few for --nearest_k 3"):
+        call(calc_PRDC, prior_flags(few, "p", "--n_samples 6"))
+    assert SmallExtractor.seen == 0
 
 
 def test_other_images_have_other_features(place, shapes, tmp_path):
@@ -265,15 +300,22 @@ def test_latents_that_do_not_fit(place, shapes, value, said):
 
 
 def test_latents_of_other_kinds(tmp_path, trained):
-    H = type("H", (), dict(block_size=16, codebook_size=16))
+    H = type("H", (), dict(block_size=16, codebook_size=16, allow_other_ae=False))
     ids = torch.arange(64).view(4, 16) % 16
     expected = ids[:3]
     np.save(tmp_path / "l.npy", ids.view(4, 4, 4).numpy())
     save_tensors(tmp_path / "list.pt", [ids[:2], ids[2:]])
     for name in ("l.npy", "list.pt"):
-        assert torch.equal(measure.read_latents(tmp_path / name, 3, H), expected)
+        assert torch.equal(measure.read_latents(tmp_path / name, 3, H, None), expected)
     cache = next((trained / "latents").glob("custom_train_*.pt"))
-    assert measure.read_latents(cache, 40, H).shape == (40, 16)
+    made_by = load_tensors(cache)["header"]["autoencoder"]
+    assert measure.read_latents(cache, 40, H, Loaded(None, "ae", made_by)).shape == (40, 16)
+    for path in (cache, tmp_path / "mine.pt"):
+        measure.write_latents(tmp_path / "mine.pt", ids, Loaded(None, "ae", made_by))
+        with pytest.raises(UserError, match=f"{path.name} holds the codes of another autoencoder than other"):
+            measure.read_latents(path, 3, H, Loaded(None, "other", "0"))
+    H.allow_other_ae = True
+    assert len(measure.read_latents(cache, 3, H, Loaded(None, "other", "0"))) == 3
 
 
 # ---------------------------------------------------------------------- PRDC
@@ -297,16 +339,37 @@ def test_prdc_of_samples_files_and_folders(place, shapes):
     assert perfect["values"]["precision"] == perfect["values"]["coverage"] == 1.0
 
 
+def test_prdc_against_fewer_training_images(place, shapes, tmp_path, capsys):
+    few = draw_shapes(tmp_path / "few", 9)
+    flags = prior_flags(few, "prdc", "--n_samples 12 --real_feats r.npy")
+    first = call(calc_PRDC, flags)["values"]
+    assert first["training_images"] == 9 and len(read_features("r.npy")) == 9
+    assert call(calc_PRDC, flags)["values"] == first, "what it has written it reads"
+    assert capsys.readouterr().out.count("note: 9 training images stand against 12 samples") == 2
+
+
+def test_the_autoencoder_says_how_large_images_are(place, shapes, capsys):
+    flags = prior_flags(shapes, "p", ["--n_samples", "20", "--fake_images_path", str(shapes)])
+    flags[flags.index("ae")] = "mistyped"
+    with pytest.raises(SystemExit):
+        call(calc_PRDC, flags)
+    assert "--ae_load_dir mistyped: there is no folder logs/mistyped: logs/ holds" in capsys.readouterr().err
+    assert call(calc_PRDC, [*flags, "--img_size", "16", "--ch_mult", "1", "1", "1"])["values"]["precision"] == 1
+
+
 def test_prdc_with_too_little(place, shapes, tmp_path):
     with pytest.raises(UserError, match="holds 40 images; --n_samples 41"):
         call(calc_PRDC, prior_flags(shapes, "p", ["--n_samples", "41", "--fake_images_path", str(shapes)]))
     with pytest.raises(UserError, match="is not a folder"):
         call(calc_PRDC, prior_flags(shapes, "p", "--n_samples 9 --fake_images_path /no/such"))
     write_features("f.npy", torch.randn(5, 12))
-    with pytest.raises(UserError, match="features of 5 images; --n_samples 9"):
+    with pytest.raises(UserError, match="features of 5 images; --n_samples 9 asks for more"):
         call(calc_PRDC, prior_flags(shapes, "p", "--n_samples 9 --fake_feats f.npy"))
     with pytest.raises(UsageError, match="contradicts --fake_images_path"):
-        call(calc_PRDC, prior_flags(shapes, "p", "--n_samples 4 --fake_feats f.npy --fake_images_path ."))
+        call(calc_PRDC, prior_flags(shapes, "p", "--n_samples 9 --fake_feats f.npy --fake_images_path ."))
+    with pytest.raises(UserError, match="latents is a folder"):
+        Path("latents").mkdir()
+        call(calc_PRDC, prior_flags(shapes, "p", "--n_samples 9 --fake_feats latents"))
 
 
 # ---------------------------------------------------------------------- reconstructions
@@ -315,7 +378,7 @@ def test_prdc_with_too_little(place, shapes, tmp_path):
 @pytest.mark.parametrize("how", ["--ae_load_dir ae --ae_load_step 4", "--load_dir ae --load_step 4"])
 def test_reconstructions(place, shapes, how, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(place))
-    row = call(calc_VQGAN_FID, vqgan_flags(shapes, "rfid", f"{how} --n_samples 7 --save_images"), "vqgan")
+    row = call(calc_VQGAN_FID, vqgan_flags(shapes, "rfid", f"{how} --n_samples 7 --save_images"))
     saved = pngs(Path("logs/rfid/reconstructions")).permute(0, 3, 1, 2).float() / 255
     from utils.data import evenly_spaced
 
@@ -330,12 +393,33 @@ def test_reconstructions(place, shapes, how, monkeypatch):
 
 def test_reconstructions_of_the_validation_split(place, shapes):
     flags = "--ae_load_dir ae --ae_load_step 4 --split val"
-    assert call(calc_VQGAN_FID, vqgan_flags(shapes, "rfid", flags), "vqgan")["values"]["images"] == 2
+    assert call(calc_VQGAN_FID, vqgan_flags(shapes, "rfid", flags))["values"]["images"] == 2
+
+
+def test_the_smallest_images(place, tmp_path, monkeypatch):
+    """No discriminator of the default depth would fit them, but none is needed; LPIPS takes them enlarged."""
+    from scripts import train_stage_1
+
+    images = draw_shapes(tmp_path / "images", 4)
+    train_stage_1(images, "small", "--train_steps 1 --img_size 8")
+    torch.manual_seed(0)
+    lpips = LPIPS(net="vgg", pnet_rand=True, verbose=False).eval().requires_grad_(False)
+    monkeypatch.setattr(calc_VQGAN_FID, "load_lpips", lambda *_: lpips)
+    more = "--img_size 8 --ae_load_dir small --ae_load_step 1 --disc_layers 3 --save_images"
+    flags = vqgan_flags(images, "rfid", more)
+    row = call(calc_VQGAN_FID, flags)
+    saved = pngs(Path("logs/rfid/reconstructions")).permute(0, 3, 1, 2).float() / 255
+    from utils.decoding import decode
+
+    originals = torch.stack([decode(p.read_bytes(), 8) for p in sorted(images.glob("*.png"))]).float() / 255
+    large = [2 * x.repeat_interleave(4, 2).repeat_interleave(4, 3) - 1 for x in (originals, saved)]
+    assert row["values"]["lpips"] == pytest.approx(lpips(*large).mean().item(), rel=1e-4)
+    calc_VQGAN_FID.dry_run(experiment(calc_VQGAN_FID, flags))
 
 
 def test_a_vqgan_must_be_named(place, shapes):
     with pytest.raises(UsageError, match="--ae_load_dir and --ae_load_step"):
-        call(calc_VQGAN_FID, vqgan_flags(shapes, "rfid"), "vqgan")
+        call(calc_VQGAN_FID, vqgan_flags(shapes, "rfid"))
 
 
 # ---------------------------------------------------------------------- likelihood
@@ -375,6 +459,34 @@ def test_one_image_has_no_standard_error(place, shapes):
     assert row["images"] == 1 and row["values"]["bits_per_dim_se"] is None
 
 
+def test_a_fit_that_has_nothing_to_resume_is_an_ordinary_one(place, shapes, monkeypatch):
+    monkeypatch.setattr(calc_approximate_ELBO, "FIT_STEPS", 2)
+    flags = prior_flags(shapes, "elbo", "--resume")
+    lr = flags.index("--lr")
+    row = call(calc_approximate_ELBO, flags[:lr] + flags[lr + 2 :])
+    assert row["step"] == row["args"]["train_steps"] == 2 and row["args"]["lr"] == calc_approximate_ELBO.FIT_LR
+
+
+def test_a_fit_goes_on_with_its_own_autoencoder_only(place, shapes):
+    from scripts import train_stage_1
+
+    call(calc_approximate_ELBO, elbo_flags(shapes))
+    train_stage_1(shapes, "other", "--train_steps 4 --seed 1")
+    more = "--resume --ae_load_dir other --allow_other_ae"
+    with pytest.raises(UserError, match=r"logs/elbo was trained with .*vqgan_ema_4.th, which is not .*other"):
+        call(calc_approximate_ELBO, elbo_flags(shapes, more))
+
+
+def test_a_run_of_another_script_is_left_alone(place, shapes):
+    from scripts import train_stage_2
+
+    train_stage_2(shapes, "run", "ae", 4, "--train_steps 2")
+    config = Path("logs/run/config.json").read_text()
+    with pytest.raises(UserError, match="logs/run is not a run of this script"):
+        call(calc_approximate_ELBO, prior_flags(shapes, "run", "--resume --train_steps 2 --lr 1e-3"))
+    assert Path("logs/run/config.json").read_text() == config
+
+
 def test_nothing_but_logsigma_is_fitted(place, shapes):
     call(calc_approximate_ELBO, elbo_flags(shapes))
     before = load_tensors("logs/ae/saved_models/vqgan_ema_4.th")
@@ -403,6 +515,8 @@ def test_samples_do_not_depend_on_the_batch(place, shapes, sampler):
 def test_a_sample_is_what_its_codes_decode_to(place, shapes):
     call(get_samples, prior_flags(shapes, "s", "--n_sheets 2 --save_individually --save_latents"))
     assert len(list(Path("logs/s/images").iterdir())) == 50
+    row = json.loads(Path("logs/s/metrics.jsonl").read_text())
+    assert row["values"]["samples"] == 50 and row["metric"] == "get_samples"
     from experiments.common import load_models
 
     H = experiment(get_samples, prior_flags(shapes, "x"))

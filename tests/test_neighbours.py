@@ -13,11 +13,9 @@ import torch
 import torchvision
 from conftest import draw_shapes
 from PIL import Image
-from scripts import sampler_flags, train_stage_1, train_stage_2
+from scripts import experiment, sampler_flags, train_stage_1, train_stage_2
 
 from experiments import calc_nearest_neighbours as script
-from experiments.flags import ModelsConfig
-from hparams import get_hparams
 from models.load import load_lpips
 from models.perceptual import (
     MIN_SIDE,
@@ -212,8 +210,7 @@ def flags_of(images, alexnet, more="", sampler="absorbing"):
 
 def call(*args, **kw):
     """The script in this process. Returns the JSON that it wrote."""
-    extra = (script.NeighboursConfig, ModelsConfig)
-    script.main(get_hparams("sampler", "", flags_of(*args, **kw), extra=extra, script="calc_nearest_neighbours"))
+    script.main(experiment(script, flags_of(*args, **kw)))
     return json.loads(Path("logs/nn/nearest_neighbours.json").read_text())
 
 
@@ -250,7 +247,8 @@ def test_neighbours_of_samples(here, shapes, alexnet, sampler):
     nearest = sorted(entry["neighbours"][0]["distance"] for entry in found)
     assert row["values"] == dict(median=nearest[1], minimum=nearest[0], queries=3, training_images=40)
     assert row["metric"] == "calc_nearest_neighbours" and set(row["checkpoints"]) == {"autoencoder", "sampler"}
-    again = call(shapes, alexnet, f"{load} --n_samples 2 --n_neighbours 100 --batch_size 3", sampler=sampler)
+    more = "--n_samples 2 --n_neighbours 100 --batch_size 3 --query_batch 1"
+    again = call(shapes, alexnet, f"{load} {more}", sampler=sampler)
     assert [entry["neighbours"][:4] for entry in again] == [entry["neighbours"] for entry in found[:2]]
     assert [len(entry["neighbours"]) for entry in again] == [40, 40]
 

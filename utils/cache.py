@@ -35,6 +35,16 @@ def write(path, header, tensors):
     save_tensors(path, dict(format=FORMAT, header=header, tensors=tensors, sha256=hash_tensors(tensors)))
 
 
+def store(path, header, tensors, say, what):
+    """As write, but where that cannot be done only a warning is said: the tensors are there all the same."""
+    try:
+        write(path, header, tensors)
+    except OSError as error:
+        say(f"warning: the {what} cannot be cached in {path} ({error.strerror}); the next run computes them again")
+    else:
+        say(f"{what} cached in {path}")
+
+
 def cached(path, header, compute, say, what):
     """The tensors of this header from `path`, or from compute(), which are then stored there.
 
@@ -48,8 +58,7 @@ def cached(path, header, compute, say, what):
     if tensors is None:
         remove_temporaries(Path(path).parent, unused_for=ABANDONED)
         tensors = compute()
-        write(path, header, tensors)
-        say(f"{what} cached in {path}")
+        store(path, header, tensors, say, what)
     else:
         say(f"{what} read from {path}")
     return tensors

@@ -6,6 +6,7 @@ While a large set is encoded, what is done is kept in parts beside it: a job tha
 """
 
 import glob
+import re
 from pathlib import Path
 
 import torch
@@ -46,9 +47,9 @@ def cached(header, n, batch_size, encode, say):
 
 def _cached_part(path, header, positions, encode, say):
     header = dict(header, part=[positions.start, positions.stop])
-    part = path.with_name(f"{path.stem}.part{positions.start}")
+    part = path.with_name(f"{path.stem}.part{positions.start}-{positions.stop}")
     return cache.cached(part, header, lambda: dict(ids=encode(positions)), say, "some of the codes")["ids"]
 
 
 def _parts(path):
-    return [p for p in path.parent.glob(f"{glob.escape(path.stem)}.part*") if p.suffix[5:].isdigit()]
+    return [p for p in path.parent.glob(f"{glob.escape(path.stem)}.part*") if re.fullmatch(r"\.part\d+-\d+", p.suffix)]

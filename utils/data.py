@@ -142,8 +142,8 @@ def open_images(H, split):
     indices = np.arange(len(source))[chosen]
     if len(indices) == 0:
         raise UserError(
-            f"{H.data_entry['origin']}: {len(source)} image(s) leave none for '{split}': add images, "
-            "or train without validation (--steps_per_eval 0)"
+            f"{H.data_entry['origin']}: {len(source)} image(s) leave none for '{split}' when some train and others "
+            "validate: add images"
         )
     return ImageSet(source, indices, H.img_size, H.n_channels)
 

@@ -1,6 +1,7 @@
 """Errors that are the user's to mend: one clear line, never a traceback. Standard library only."""
 
 import os
+import signal
 import sys
 
 EXIT_FAILURE = 1
@@ -42,8 +43,21 @@ def fail(message, exit_code=EXIT_FAILURE):
     sys.exit(exit_code)
 
 
+def quit_quietly_at_interrupt():
+    """From now on, and until run_main, Ctrl-C ends the process without a traceback: while torch is imported there is
+    nothing yet to put in order."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+        signal.signal(signal.SIGINT, _quit)
+
+
+def _quit(*_):
+    os._exit(128 + signal.SIGINT)
+
+
 def run_main(main, *args):
     """Call main(*args) and turn the errors that a user can mend into one line and an exit code."""
+    if signal.getsignal(signal.SIGINT) is _quit:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main(*args)
     except UserError as error:

@@ -15,7 +15,6 @@ import torch
 from utils import cache
 from utils.errors import UserError
 from utils.io import atomic_write, hash_json, load_npy, load_tensors, save_tensors, sha256_file
-from utils.progress import Progress
 
 FEATURES = Path("features")
 FORMAT = 1  # part of the header
@@ -36,10 +35,10 @@ class Inception:
 
     def __init__(self, weights_path, device):
         path = weights_path or inception_place()
-        if not os.path.isfile(path):
+        if not weights_path and not os.path.isfile(path):
             raise UserError(
                 f"the Inception weights are missing: put torch-fidelity's {INCEPTION_FILE} at {inception_place()}, "
-                f"or name the file with --feature_weights PATH" + (f" (there is no {path})" if weights_path else "")
+                "or name the file with --feature_weights PATH"
             )
         load_tensors(path)  # torch-fidelity would run code that a file brings; this refuses such a file
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # takes seconds
@@ -79,25 +78,23 @@ class FeatureSet:
         return dict(mu=self.mu.numpy(), sigma=self.sigma.numpy())
 
 
-def collect(extractor, batches, total, what, keep=False, logits=False):
+def collect(extractor, batches, what, keep=False, logits=False):
     """The FeatureSet of all images in `batches` (iterable of uint8 (B, C, H, W)).
 
     The statistics are summed up as the images come, in float64: of millions of images nothing but
     these need be kept. keep, logits: keep the features (8 KiB an image), the logits (4 KiB) too.
-    total: images to expect, for the progress bar. Raises UserError where there are fewer than 2.
+    what: their name in the error where there are fewer than 2 (UserError).
     """
     count, kept, kept_logits = 0, [], []
     first = second = 0.0
-    with Progress(total, what, "img") as progress:
-        for x in batches:
-            features, classes = extractor(x)
-            f = features.double()
-            first, second, count = first + f.sum(0), second + f.T @ f, count + len(f)
-            if keep:
-                kept.append(features)
-            if logits:
-                kept_logits.append(classes)
-            progress.update(len(f))
+    for x in batches:
+        features, classes = extractor(x)
+        f = features.double()
+        first, second, count = first + f.sum(0), second + f.T @ f, count + len(f)
+        if keep:
+            kept.append(features)
+        if logits:
+            kept_logits.append(classes)
     if count < 2:
         raise UserError(f"{what}: {count} image(s): statistics need two or more")
     mu = first / count
@@ -112,9 +109,10 @@ def cache_path(header):
     return FEATURES / f"{header['kind']}_{hash_json(dict(header, format=FORMAT))}.pt"
 
 
-def write(header, found):
-    """Store a FeatureSet under `header` (JSON values: all that it depends on)."""
-    cache.write(cache_path(header), dict(header, format=FORMAT), _tensors(found))
+def store(header, found, say):
+    """Store a FeatureSet under `header` (JSON values: all that it depends on), if the disk takes it."""
+    header = dict(header, format=FORMAT)
+    cache.store(cache_path(header), header, _tensors(found), say, f"{header['kind']} features")
 
 
 def cached(header, compute, say):
@@ -132,8 +130,6 @@ def _tensors(s):
 
 def tensor_of_npy(path):
     """The array of a .npy file as a tensor. Raises UserError where there is none that a tensor could hold."""
-    if not os.path.isfile(path):  # a pipe would keep its reader waiting
-        raise UserError(f"{path} does not exist")
     array = load_npy(path)
     try:
         return torch.from_numpy(array)

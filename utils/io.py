@@ -150,13 +150,20 @@ def save_tensors(path, value):
     return dict(bytes=os.path.getsize(path), sha256=digest)
 
 
+def require_file(path):
+    """UserError where there is none (a pipe would keep its reader waiting for ever)."""
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder, not a file")
+    if not os.path.isfile(path):
+        raise UserError(f"{path} does not exist")
+
+
 def load_tensors(path, map_location="cpu"):
     """torch.load of tensors and plain values only: a file cannot run code.
 
     Raises UserError where the file is missing, DamagedFile where it cannot be read.
     """
-    if not os.path.isfile(path):
-        raise UserError(f"{path} does not exist")
+    require_file(path)
     try:
         with warnings.catch_warnings():  # of torch, on files that are refused below
             warnings.simplefilter("ignore")
@@ -174,10 +181,9 @@ def load_tensors(path, map_location="cpu"):
 def load_npy(path):
     """A .npy file as an array; it cannot run code. Raises UserError where it is
     missing, DamagedFile where it cannot be read."""
+    require_file(path)
     try:
         return np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
     except (ValueError, EOFError) as error:
         raise DamagedFile(f"{path} is no readable .npy file ({_first_line(error)})") from None
 

@@ -30,6 +30,7 @@ class Progress:
         self.start = self.last_line = time.monotonic()
         self.plain = enabled and not sys.stderr.isatty()
         self.bar = self.last_shown = None
+        self.begun = 0.0  # units of work that is under way
         self.wants_bar = enabled and not self.plain
         if not lazy:
             self._show_bar()
@@ -37,16 +38,31 @@ class Progress:
     def _show_bar(self):
         if self.wants_bar and self.bar is None:
             self.bar = tqdm(total=self.total, desc=self.description, unit=self.unit, initial=self.initial,
-                            dynamic_ncols=True, smoothing=0.05, mininterval=0.2)  # fmt: skip
+                            dynamic_ncols=True, smoothing=0.05, mininterval=0.2, miniters=0)  # fmt: skip
 
     def update(self, n=1, shown=None):
         """Advance by n; shown: {name: value} to stand beside the count."""
         self.done += n
+        self.begun = 0.0
+        self._show(shown)
+
+    def within(self, n):
+        """A function that iterates over a list, the steps of work on the next n, and shows what is done of it."""
+
+        def steps(items):
+            for i, item in enumerate(items):
+                self.begun = n * i / len(items)
+                self._show(dict(step=f"{i + 1}/{len(items)}"))
+                yield item
+
+        return steps
+
+    def _show(self, shown):
         self._show_bar()
         if self.bar is not None:
             if shown:
                 self.bar.set_postfix_str(_shown_text(shown), refresh=False)
-            self.bar.update(n)
+            self.bar.update(max(0, int(self.done + self.begun) - self.bar.n))
         elif self.plain:
             self.last_shown = shown or self.last_shown
             if time.monotonic() - self.last_line >= PLAIN_INTERVAL and self.done < self.total:
@@ -64,10 +80,10 @@ class Progress:
 
     def rate(self):
         """Units a second since the start."""
-        return (self.done - self.initial) / max(time.monotonic() - self.start, 1e-9)
+        return (self.done + self.begun - self.initial) / max(time.monotonic() - self.start, 1e-9)
 
     def line(self):
-        left = (self.total - self.done) / max(self.rate(), 1e-9)
+        left = (self.total - self.done - self.begun) / max(self.rate(), 1e-9)
         shown = _shown_text(self.last_shown or {})
         return (
             f"{self.description}: {self.done}/{self.total} ({100 * self.done / max(self.total, 1):.0f}%), "

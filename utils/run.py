@@ -27,7 +27,7 @@ from utils.checkpoint import LOGS, checkpoints_of, load_into
 from utils.dashboard import Dashboard
 from utils.errors import DamagedFile, UserError
 from utils.images import enlarge, pairs, save_png, sheet
-from utils.io import Lines, hash_json, remove_temporaries, write_json
+from utils.io import Lines, hash_json, read_json, remove_temporaries, write_json
 from utils.meters import Meters
 from utils.progress import Progress, say
 from utils.seed import seed_everything
@@ -87,13 +87,16 @@ class Run:
     def _choose_start(self):
         """Find out what to continue; refuse to write over another run's checkpoints."""
         H = self.H
+        config = os.path.join(self.folder, "config.json")
+        if H.resume and os.path.exists(config) and read_json(config).get("script", H.script) != H.script:
+            raise UserError(f"--resume: {self.folder} is not a run of this script: give another --log_dir")
         if H.resume:
             step, self.manifest = self.store.newest_good(lambda m: self._say_early(f"warning: {m}"))
             if step is None and self.store.steps():
                 raise UserError(f"no checkpoint in {self.folder} is whole: start afresh in another --log_dir")
             weights = self.store.steps_with(self.name)
             # A run of this program that was killed in its first checkpoint has left its config.json, too.
-            if step is None and weights and not os.path.exists(os.path.join(self.folder, "config.json")):
+            if step is None and weights and not os.path.exists(config):
                 raise UserError(
                     f"{self.folder} holds weights (step {weights[-1]}) but nothing else that a resume needs: start "
                     f"from them with --load_dir {H.log_dir} --load_step {weights[-1]} and another --log_dir"

@@ -88,27 +88,29 @@ class AbsorbingDiffusion(Sampler):
     # ------------------------------------------------------------------ likelihood
 
     @torch.no_grad()
-    def nll(self, ids, rng=None, passes=0):
+    def nll(self, ids, rng=None, passes=0, progress=None):
         """An unbiased estimate of the bound sum_{t=T..1} E[CE_t] / t: ids (B, L) -> (B,) in nats.
 
         passes: of the network. 0: T, one mask drawn at each t, as the original. Others spread few masks evenly.
         """
         if passes:
-            return self.stratified_nll(ids, rng, passes)
+            return self.stratified_nll(ids, rng, passes, progress)
         total = torch.zeros(len(ids), device=ids.device)
-        for t in range(self.T, 0, -1):
+        for t in (progress or iter)(range(self.T, 0, -1)):
             times = torch.full((len(ids),), t, device=ids.device)
             total += self.cross_entropy(ids, self.draw_mask(times, rng, ids.shape[1])) / t
         return total
 
-    def stratified_nll(self, ids, rng, passes):
+    def stratified_nll(self, ids, rng, passes, progress=None):
         """The estimate of models.samplers.bound: far less noise for the same number of passes."""
         B, L = ids.shape
         weights = count_weights(self.T, L, self.mask_schedule)
         counts = stratified_counts(weights, rng.rand(B), passes).to(ids.device)
         order = rng.rand(B, L).to(ids.device).argsort(1)
         total = torch.zeros(B, device=ids.device)
-        for m, mask in zip(counts.unbind(1), balanced_masks(counts, order), strict=True):
+        masks = balanced_masks(counts, order)
+        for m in (progress or iter)(counts.unbind(1)):
+            mask = next(masks)
             total += self.cross_entropy(ids, mask) / m
         return total * (float(weights.sum()) / passes)
 

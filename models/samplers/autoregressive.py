@@ -21,8 +21,8 @@ class AutoregressiveSampler(Sampler):
         super().__init__(H)
         self.net = self.build_transformer(H, vocab_size=H.codebook_size, causal=True)
 
-    def nll(self, ids, rng=None, passes=0):
-        """Exact negative log likelihood, ids (B, L) -> (B,) in nats; rng and passes have no effect."""
+    def nll(self, ids, rng=None, passes=0, progress=None):
+        """Exact negative log likelihood, ids (B, L) -> (B,) in nats; the rest has no effect."""
         logits = self.net(ids).float()
         return F.cross_entropy(logits.transpose(1, 2), ids, reduction="none").sum(1)
 

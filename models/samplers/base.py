@@ -83,10 +83,11 @@ class Sampler(nn.Module):
         """
         raise NotImplementedError
 
-    def nll(self, ids, rng=None, passes=0):
+    def nll(self, ids, rng=None, passes=0, progress=None):
         """Negative log likelihood, or an estimate of an upper bound on it: ids (B, L) -> (B,) in nats a sample.
 
-        rng: utils.seed.StepRandom; passes: of the network (0: as the original). Exact samplers need neither.
+        rng: utils.seed.StepRandom; passes: of the network (0: as the original); progress: called with a list, one
+        entry a pass, returns an iterable of them. Exact samplers need none of these.
         """
         raise NotImplementedError
 
