@@ -85,6 +85,24 @@ def test_outside_the_repository(tmp_path):
     assert "datasets.yaml is not in this folder" in refused("train_vqgan.py", "--dataset churches", tmp_path)
 
 
+@pytest.mark.parametrize("script", ["train_vqgan.py", "experiments/get_samples.py"])
+def test_an_interrupt_while_torch_is_imported(script, workplace):
+    (workplace / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    (workplace / "logs" / "ae").mkdir(parents=True)
+    # Whoever runs the tests may ignore this signal, and its children with it.
+    code = (
+        "import runpy, signal, sys\n"
+        "sys.argv.pop(0)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    flags = ["--dataset", "churches", *(AE.split() if "get" in script else [])]
+    env = dict(os.environ, PYTHONPATH=f"{workplace}:{ROOT}")
+    done = subprocess.run([sys.executable, "-c", code, str(ROOT / script), *flags], cwd=workplace, env=env, timeout=60,
+                          capture_output=True, text=True)  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 # ---------------------------------------------------------------------- with torch
 
 # In a process of its own each of these would wait for torch, so that all but one run in this process.
