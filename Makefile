@@ -18,7 +18,7 @@ demo: .venv/.ready  ## train both stages on emoji, draw samples (about 12 minute
 	$(RUN) experiments/demo.py
 
 test: .venv/.ready  ## all tests but the slow ones
-	$(RUN) -m pytest -m "not slow" tests --ignore tests/faults
+	$(RUN) -m pytest -m "not slow" tests
 
 test-all: .venv/.ready  ## all tests
 	$(RUN) -m pytest tests

@@ -40,7 +40,7 @@ class RunConfig:
     resume: bool = opt(False, "continue --log_dir from its newest complete checkpoint, exactly where it was")
     seed: int = opt(0, "seed of everything random", min=0, max=2**63 - 1)
     device: str = opt("auto", "where to compute", choices=["auto", "cpu", "cuda", "mps"])
-    num_workers: int = opt(None, "processes that decode images (default: one a core, at most 8)", min=0)
+    num_workers: int = opt(None, "processes that decode images (default: one a core, at most 8)", min=0, max=1024)
     dry_run: bool = opt(False, "print the resolved configuration and the model's size and cost, then stop")
 
 
@@ -50,7 +50,7 @@ class TrainConfig:
 
     train_steps: int = opt(100_000_000, "train up to and including this step", min=1)
     batch_size: int = opt(None, "images (or code sequences) a step (default: 3 for the VQGAN, 20 for samplers)",
-                          min=1)  # fmt: skip
+                          min=1, max=1_000_000)  # fmt: skip
     lr: float = opt(None, "learning rate (default: base_lr x batch_size for the VQGAN; samplers 2e-4, ffhq 1e-4)",
                     above=0.0)  # fmt: skip
     amp: bool = opt(False, "mixed precision")
@@ -86,14 +86,14 @@ class VQGANConfig:
 
     img_size: int = opt(256, "side of the square training images in pixels", min=4, max=8192)
     n_channels: int = opt(3, "image channels: 3 (colour) or 1 (grey)", choices=[1, 3])
-    nf: int = opt(128, "width of the first level; a multiple of 32", min=32)
+    nf: int = opt(128, "width of the first level; a multiple of 32", min=32, max=16_384)
     ch_mult: list[int] = opt([1, 1, 2, 2, 4], "width of each level as a multiple of nf; the image is halved "
-                             "between levels", min=1)  # fmt: skip
-    res_blocks: int = opt(2, "residual blocks a level", min=1)
+                             "between levels", min=1, max=1024)  # fmt: skip
+    res_blocks: int = opt(2, "residual blocks a level", min=1, max=100)
     attn_resolutions: list[int] = opt(None, "resolutions with attention (default: the latents' side)", min=1)
     latent_shape: list[int] = opt(None, "1, height and width of the codes (default: from img_size and ch_mult)",
                                   min=1)  # fmt: skip
-    emb_dim: int = opt(256, "length of a codebook vector", min=1)
+    emb_dim: int = opt(256, "length of a codebook vector", min=1, max=65_536)
     codebook_size: int = opt(1024, "number of codes", min=1, max=32767)
     quantizer: str = opt("nearest", "how latents become codes", choices=registered("quantizers"))
     codebook_init: str = opt("uniform", "start of the codebook; kmeans: train without quantizing up to "
@@ -109,8 +109,8 @@ class VQGANConfig:
     perceptual_weight: float = opt(1.0, "weight of LPIPS; 0: no VGG weights needed", min=0.0)
     perceptual_weights: str = opt(None, "file with the VGG16 weights for LPIPS (default: torchvision's place)",
                                   metavar="PATH", needs=("perceptual_weight", True))  # fmt: skip
-    ndf: int = opt(64, "width of the discriminator's first layer", min=1)
-    disc_layers: int = opt(3, "layers of the discriminator", min=1)
+    ndf: int = opt(64, "width of the discriminator's first layer", min=1, max=16_384)
+    disc_layers: int = opt(3, "layers of the discriminator", min=1, max=30)
     disc_start_step: int = opt(30_001, "step at which the discriminator joins", min=0)
     disc_weight_max: float = opt(1.0, "upper bound of the discriminator's adaptive weight", min=0.0)
     diff_aug: bool = opt(False, "differentiable augmentation of the discriminator's inputs")
@@ -130,9 +130,9 @@ class SamplerConfig:
     """sampler"""
 
     sampler: str = opt(None, "prior over the codes", required=True, choices=registered("samplers"))
-    bert_n_emb: int = opt(512, "width of the Transformer", min=1)
-    bert_n_head: int = opt(8, "attention heads; must divide bert_n_emb", min=1)
-    bert_n_layers: int = opt(24, "layers of the Transformer", min=1)
+    bert_n_emb: int = opt(512, "width of the Transformer", min=1, max=65_536)
+    bert_n_head: int = opt(8, "attention heads; must divide bert_n_emb", min=1, max=65_536)
+    bert_n_layers: int = opt(24, "layers of the Transformer", min=1, max=1000)
     block_size: int = opt(None, "tokens a sequence (default: from latent_shape)", min=1)
     embd_pdrop: float = opt(0.0, "dropout of the embeddings", min=0.0, max=0.999)
     attn_pdrop: float = opt(0.0, "dropout of the attention weights", min=0.0, max=0.999)
@@ -141,9 +141,10 @@ class SamplerConfig:
                          needs=("sampler", "absorbing"))  # fmt: skip
     mask_schedule: str = opt("random", "mask each code with probability t/T, or exactly round(tL/T) codes (absorbing)",
                              choices=["random", "fixed"], needs=("sampler", "absorbing"))  # fmt: skip
-    total_steps: int = opt(256, "T, time steps of the diffusion in training (absorbing)", min=1,
+    total_steps: int = opt(256, "T, time steps of the diffusion in training (absorbing)", min=1, max=1_000_000,
                            needs=("sampler", "absorbing"))  # fmt: skip
-    sample_steps: int = opt(256, "S, time steps when sampling (absorbing)", min=1, needs=("sampler", "absorbing"))
+    sample_steps: int = opt(256, "S, time steps when sampling (absorbing)", min=1, max=1_000_000,
+                            needs=("sampler", "absorbing"))  # fmt: skip
     sample_type: str = opt("diffusion", "how to sample (absorbing)", choices=["diffusion", "mlm"],
                            needs=("sampler", "absorbing"))  # fmt: skip
     temp: float = opt(1.0, "temperature of the codes' distribution when sampling", above=0.0)

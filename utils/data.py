@@ -143,7 +143,7 @@ def open_images(H, split):
     if len(indices) == 0:
         raise UserError(
             f"{H.data_entry['origin']}: {len(source)} image(s) leave none for '{split}' when some train and others "
-            "validate: add images"
+            "validate (--steps_per_eval): add images"
         )
     return ImageSet(source, indices, H.img_size, H.n_channels)
 

@@ -293,12 +293,26 @@ class Run:
     def _check_finite(self):
         bad = distributed.any_rank(int(self.first_bad), self.device)
         if bad:
-            steps = self.store.steps()
-            kept = f"the newest checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
             raise UserError(
-                f"the loss is not finite at step {bad} ({self.name_batch(bad)}); {kept}. "
+                f"the loss is not finite at step {bad} ({self.name_batch(bad)}); {self._newest()}. "
                 "Lower --lr, train in float32 (--no_amp), or look at these images"
             )
+
+    def _check_weights(self):
+        """What an update has done to the weights the next step's loss would show: a checkpoint comes before that."""
+        for name, item in self.files.items():
+            if name.endswith("_optim"):
+                continue
+            for key, value in item.state_dict().items():
+                if value.is_floating_point() and not value.isfinite().all():
+                    raise UserError(
+                        f"the weights are not finite after step {self.step} ({key} of '{name}'); {self._newest()}. "
+                        "Lower --lr, or train in float32 (--no_amp)"
+                    )
+
+    def _newest(self):
+        steps = self.store.steps()
+        return f"the newest checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
 
     def _write_log(self):
         H = self.H
@@ -328,6 +342,7 @@ class Run:
     def save_checkpoint(self):
         """Write the checkpoint of the current step, unless it is there and whole."""
         self._check_finite()
+        self._check_weights()
         if distributed.is_main() and self._saved_step != self.step:
             self._stats.sync()
             self.store.save(

@@ -127,6 +127,8 @@ def results(place):
     out = place / "logs" / "out"
     metrics = out / "metrics.jsonl"
     rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    for row in rows:
+        row["values"].pop("seconds", None)
     pictures = {p.name: p.read_bytes() for p in sorted((out / "images").glob("*"))}
     return dict(values=rows[-1:] and rows[-1]["values"], ids=load_tensors(out / "latents.pt")["ids"], **pictures)
 

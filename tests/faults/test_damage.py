@@ -80,7 +80,8 @@ def verdict(outcome, path):
         assert [line for line in lines if "error: " in line] == lines[-1:], outcome.text
         assert path.name in outcome.text, outcome.text
         return "refused in one line"
-    told = "warning: " in outcome.text or "note: " in outcome.text
+    lines = [line for line in outcome.text.splitlines() if "has no effect" not in line]
+    told = any("warning: " in line or "note: " in line for line in lines)
     return "named and passed over" if told else "no difference"
 
 
@@ -148,7 +149,8 @@ def test_an_experiment_gives_the_same_or_says_why_not(
         path = damage_one(rng, place, MEASURING[script], turn)
         outcome = forked(EXPERIMENTS[script], place)
         result = verdict(outcome, path)
-        if not outcome.code:
+        # It knows which images were held out; without it that is said, and none are.
+        if not outcome.code and "config.json is gone" not in outcome.text:
             assert_same_results(same, place)
         tried[result] += 1
         shutil.rmtree(place)

@@ -49,7 +49,7 @@ def filled(trained_place):
         assert outcome.code == 0, outcome.text
     shutil.rmtree(place / "logs" / "new")
     (cache,) = (place / "latents").glob("*_flipped.pt")
-    cache.rename(cache.with_suffix(".part8"))  # as of a run that was killed
+    cache.rename(cache.with_suffix(".part8-16"))  # as of a run that was killed
     return place
 
 
@@ -106,13 +106,13 @@ READ = {
     ),
     "latents/pics_train_*.pt": (PICKLES, stage_2("--log_dir", "new", "--train_steps", "1"), AGAIN),
     "latents/pics_val_*.pt": (PICKLES, stage_2("--log_dir", "new", "--train_steps", "1"), AGAIN),
-    "latents/pics_train_*_flipped.part8": (PICKLES, stage_2("--log_dir", "new", "--train_steps", "1"), AGAIN),
+    "latents/pics_train_*_flipped.part8-16": (PICKLES, stage_2("--log_dir", "new", "--train_steps", "1"), AGAIN),
     "features/samples_*.pt": (PICKLES, FID, AGAIN),
     "features/real_*.pt": (PICKLES, FID, AGAIN),
     "x.pt": (PICKLES, measuring(calc_FID, "--n_samples 2 --latents_path x.pt"), REFUSED),
     "x.npy": (ARRAYS, measuring(calc_FID, "--n_samples 2 --latents_path x.npy"), (1, "x.npy is no readable .npy")),
-    "f.pt": (PICKLES, measuring(calc_PRDC, "--n_samples 2 --real_feats f.pt"), REFUSED),
-    "f.npy": (ARRAYS, measuring(calc_PRDC, "--n_samples 2 --fake_feats f.npy"), (1, "f.npy is no readable .npy")),
+    "f.pt": (PICKLES, measuring(calc_PRDC, "--n_samples 5 --real_feats f.pt"), REFUSED),
+    "f.npy": (ARRAYS, measuring(calc_PRDC, "--n_samples 5 --fake_feats f.npy"), (1, "f.npy is no readable .npy")),
     "i.pth": (PICKLES, measuring(calc_FID, "--n_samples 2 --feature_weights i.pth", extractor=None), REFUSED),
     "a.pth": (PICKLES, measuring(calc_nearest_neighbours, "--alexnet_weights a.pth"), REFUSED),
     "v.pth": (
@@ -212,7 +212,7 @@ FILES |= {"an array: archive": partial(save_archive, value=np.zeros((4, 16)))}
 def readers_of(name):
     """The commands that read such a file by name, as (words in the error, work)."""
     yield "x.", measuring(calc_FID, f"--n_samples 2 --latents_path {name}")
-    yield "", measuring(calc_PRDC, f"--n_samples 2 --real_feats {name}")
+    yield "", measuring(calc_PRDC, f"--n_samples 5 --real_feats {name}")
     yield "x.", measuring(calc_FID, f"--n_samples 2 --feature_weights {name}", extractor=None)
     yield "x.", measuring(calc_nearest_neighbours, f"--alexnet_weights {name}")
     yield "x.", stage_1(*f"--log_dir new --perceptual_weight 1 --perceptual_weights {name}".split())
