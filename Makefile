@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV = 0.13.9
 RUN = .venv/bin/python
 
-.PHONY: demo test test-all test-faults lint clean-demo
+.PHONY: demo test test-all test-faults bench lint clean-demo
 
 # One environment, made once and again whenever the pins change.
 .venv/.ready: requirements.txt build-constraints.txt
@@ -25,6 +25,9 @@ test-all: .venv/.ready  ## all tests
 
 test-faults: .venv/.ready  ## kills, full disks, damaged files and hostile input, in full numbers
 	FAULTS=full $(RUN) -m pytest tests/faults
+
+bench: .venv/.ready  ## each job beside its plain form: throughput, ratio, memory
+	$(RUN) experiments/benchmark.py
 
 lint: .venv/.ready
 	$(RUN) -m ruff check .

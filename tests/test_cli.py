@@ -15,7 +15,7 @@ from conftest import ROOT, TINY_SAMPLER, TINY_VQGAN
 from hparams import config
 from utils.errors import DamagedFile, UsageError, UserError, run_main
 
-EXPERIMENTS = sorted(p for p in (ROOT / "experiments").glob("*.py") if "get_hparams(" in p.read_text())
+EXPERIMENTS = sorted(p for p in (ROOT / "experiments").glob("*.py") if "COMMAND_LINE = " in p.read_text())
 SCRIPTS = ["train_vqgan.py", "train_sampler.py", *(f"experiments/{p.name}" for p in EXPERIMENTS)]
 AE = "--sampler absorbing --ae_load_dir ae --ae_load_step 15"
 
@@ -59,6 +59,15 @@ def test_help_lists_every_flag_without_waiting_for_torch(script, workplace):
     if script == "train_vqgan.py":
         assert "--sampler " not in out
     assert "examples:" in out or "example:" in out
+
+
+def test_the_benchmarks_own_flags(workplace):
+    code, out, err = call("experiments/benchmark.py", "--help", workplace, python=("-X", "importtime"))
+    assert code == 0 and "--jobs" in out and "example:" in out
+    assert "torch" not in {line.rsplit("|", 1)[1].strip() for line in err.splitlines() if "|" in line}
+    for words, named in [("--jobs nothing", "nothing"), ("--seconds 0", "--seconds 0.0"), ("--sise small", "--size?"),
+                         ("--log_dir ../x", "'../x'")]:  # fmt: skip
+        assert named in refused("experiments/benchmark.py", words, workplace)
 
 
 @pytest.mark.parametrize(
