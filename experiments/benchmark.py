@@ -22,6 +22,7 @@ class BenchmarkConfig:
     jobs: list[str] = opt(list(JOBS), "what to time", choices=JOBS)
     size: str = opt("auto", "of the models: paper (256 x 256 pixels, 24 layers) or small; auto: paper on CUDA",
                     choices=["auto", "paper", "small"])  # fmt: skip
+    costs: bool = opt(False, "instead: how the fast forms' time and memory grow with latents, batch, layers, steps")
     seconds: float = opt(20.0, "time for each job; each form runs twice at least", above=0.0)
     device: str = opt("auto", "where to compute", choices=["auto", "cpu", "cuda", "mps"])
     threads: int = opt(None, "threads of a CPU (default: PyTorch's choice)", min=1, max=1024)
@@ -121,7 +122,7 @@ class Bench:
         amp = self.device.type == "cuda" or cpu_has_bf16()
         self.precision, self.exact = Precision(amp, "auto", self.device), Precision(False, "auto", self.device)
 
-    def vqgan_H(self, more):
+    def vqgan_H(self, more=""):
         words = f"--dataset churches --ema --diff_aug {self.size['vqgan']} {more}"
         return get_hparams("vqgan", "", words.split(), script="train_vqgan")
 
@@ -140,11 +141,11 @@ class Bench:
 
     # Each method below is a job of that name.
 
-    def vqgan_step(self, start=0):
+    def vqgan_step(self, more="--disc_start_step 0"):
         """One update of stage 1, LPIPS (random weights) and averages included; with the discriminator."""
         import lpips
 
-        H = self.vqgan_H(f"--disc_start_step {start}")
+        H = self.vqgan_H(more)
         torch.manual_seed(0)
         model = VQGAN(H, lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()).to(self.device)
         other = copy.deepcopy(model)
@@ -165,17 +166,17 @@ class Bench:
                 train_vqgan.discriminator_step(model, fast[1], self.precision, H, batch, x_hat, rng)
             average.update()
 
-        name = "VQGAN step" if start < step else "VQGAN step before the discriminator"
+        name = "VQGAN step" if H.disc_start_step < step else "VQGAN step before the discriminator"
         return Job(name, run_fast, lambda: plain.vqgan_step(other, slow, other_average, H, x, step, rng),
                    H.batch_size, "img")  # fmt: skip
 
     def vqgan_step_early(self):
         """Before the discriminator joins."""
-        return self.vqgan_step(start=30_001)
+        return self.vqgan_step("--disc_start_step 30001")
 
-    def sampler_step(self):
+    def sampler_step(self, more=""):
         """One update of the absorbing diffusion, averages included."""
-        H = self.sampler_H()
+        H = self.sampler_H(more)
         model = self.sampler(H).train()
         other = copy.deepcopy(model)
         fast = torch.optim.Adam(model.parameters(), lr=H.lr, fused=self.device.type == "cuda")
@@ -190,9 +191,9 @@ class Bench:
         return Job("sampler step", run_fast, lambda: plain.sampler_step(other, slow, other_average, H, ids, rng),
                    H.batch_size, "sequence")  # fmt: skip
 
-    def sampling(self, steps=256):
+    def sampling(self, steps=256, more=""):
         """Samples of the absorbing diffusion in S = 256 steps."""
-        H = self.sampler_H(f"--sample_steps {steps}")
+        H = self.sampler_H(f"--sample_steps {steps} {more}")
         model = self.sampler(H)
         n = self.size["samples"]
         u = sample_uniforms(0, range(n), model.draws_per_sample(), self.device)
@@ -376,6 +377,39 @@ def measure(job, bench, peak):
     )  # fmt: skip
 
 
+# What grows, from value to value: (title, the job's method, its argument for each value).
+def growing(bench):
+    side = bench.sampler_H().img_size // bench.sampler_H().latent_shape[1]  # pixels a code
+    latents = [(f"{n} x {n}", f"--img_size {n * side}") for n in (8, 16, 32, 64)]
+    yield "VQGAN step, latents", bench.vqgan_step, latents[:3]
+    yield "VQGAN step, batch", bench.vqgan_step, [(n, f"--batch_size {n}") for n in (1, 2, 4, 8)]
+    yield "sampler step, latents", bench.sampler_step, [(v, f"{f} --batch_size 2") for v, f in latents]
+    yield "sampler step, batch", bench.sampler_step, [(n, f"--batch_size {n}") for n in (4, 8, 16, 32)]
+    yield "sampler step, layers", bench.sampler_step, [(n, f"--bert_n_layers {n}") for n in (2, 4, 8, 16)]
+    yield "sampling, steps", bench.sampling, [(n, n) for n in (16, 64, 256, 1024)]
+    yield "sampling, latents", lambda more: bench.sampling(64, more), latents[:3]
+
+
+def measure_costs(bench):
+    """Print and return rows: seconds, MiB and FLOPs of each value, the latter as multiples of the first value's."""
+    say("| what grows | value | seconds | time | FLOPs | memory |\n|---|---|---|---|---|---|")
+    rows = []
+    for title, make, values in growing(bench):
+        first = None
+        for value, argument in values:
+            job = make(argument)
+            with PeakMemory(bench.device) as memory:
+                job.fast()
+            flops = count_flops(job)
+            seconds = statistics.median(timed(job.fast, bench.device) for _ in range(3))
+            first = first or (seconds, flops)
+            row = dict(what=title, value=str(value), seconds=seconds, mib=memory.mib, gflops=flops / 1e9)
+            rows.append(row)
+            say(f"| {title} | {value} | {seconds:.3g} | x {seconds / first[0]:.2f} | x {flops / first[1]:.2f} "
+                f"| {memory.mib:.0f} MiB |")  # fmt: skip
+    return rows
+
+
 def describe_device(device):
     if device.type == "cuda":
         return torch.cuda.get_device_name()
@@ -408,6 +442,9 @@ def main(config):
                  precision=bench.precision.describe(), peak_tflops=peak / 1e12)  # fmt: skip
     say(f"{about['device']}; {about['size']} models; fast forms in {about['precision']}, plain ones in float32; "
         f"a matrix product reaches {about['peak_tflops']:.3g} TFLOP/s; medians of rounds in turns")  # fmt: skip
+    if config.costs:
+        write_json(LOGS / config.log_dir / "costs.json", dict(about, costs=measure_costs(bench)))
+        return
     say(f"{HEAD}\n{'|---' * (HEAD.count('|') - 1)}|")
     rows = []
     for name in config.jobs:

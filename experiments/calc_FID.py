@@ -18,7 +18,7 @@ class FIDConfig:
     n_samples: int = opt(None, "samples to compare with the training images; the paper: 50000", required=True, min=2)
     latents_path: str = opt(None, "file of codes to decode instead of sampling: a tensor (N, codes), or a cache "
                             "under latents/", metavar="PATH",
-                            replaces=("load_dir", "load_step", *OF_SAMPLING, "seed"))  # fmt: skip
+                            replaces=(*OF_SAMPLING, "seed"))  # fmt: skip
     kid: bool = opt(False, "the kernel inception distance (Binkowski et al. 2018) too")
     isc: bool = opt(False, "the inception score (Salimans et al. 2016) too, of 10 parts of the samples")
     save_images: bool = opt(False, "write the samples that were measured to logs/<log_dir>/samples, one PNG each")

@@ -22,7 +22,7 @@ class PRDCConfig:
                           "written where it is not", metavar="PATH")  # fmt: skip
     fake_feats: str = opt(None, "the same of the samples", metavar="PATH")
     fake_images_path: str = opt(None, "folder of images to measure instead of samples", metavar="DIR",
-                                replaces=("load_dir", "load_step", *OF_SAMPLING, "seed"))  # fmt: skip
+                                replaces=(*OF_SAMPLING, "seed"))  # fmt: skip
 
 
 EXAMPLES = """examples:
@@ -43,10 +43,10 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes are 
 
 import os
 
-from experiments.common import dry_run_of_sampler, load_models
+from experiments.common import dry_run_of_sampler, load_models, require_size
 from experiments.measure import Samples, image_features
 from experiments.report import Report
-from utils.data import ImageSet, open_images
+from utils.data import MAX_BROKEN_SHARE, ImageSet, open_images
 from utils.errors import UsageError, UserError, run_main
 from utils.features import Inception, read_features, write_features
 from utils.prdc import prdc
@@ -65,6 +65,17 @@ def real_images(H):
     return images.evenly(H.n_samples)
 
 
+def read_real(H):
+    """Features of n_samples training images from --real_feats, or of all where there are fewer."""
+    try:
+        return from_file(H.real_feats, H.n_samples)
+    except UserError:
+        require_size(H)
+        if (n := len(real_images(H))) < H.n_samples:
+            return from_file(H.real_feats, n)
+        raise
+
+
 def fake_images(H):
     """The first n_samples images of --fake_images_path, in the order of their paths."""
     if not os.path.isdir(H.fake_images_path):
@@ -75,11 +86,20 @@ def fake_images(H):
     return ImageSet(source, range(H.n_samples), H.img_size, H.n_channels)
 
 
-def from_file(path, n, compute):
-    """The first n features of the file, or what compute() gives, which is then written there."""
-    if path and os.path.exists(path):
-        say(f"features read from {path}")
-        return read_features(path)[:n]
+def from_file(path, n):
+    """The first n features of the file, or None where there is no file. They may be fewer by as many images as may be
+    broken; UserError where they are less than that."""
+    if not (path and os.path.exists(path)):
+        return None
+    features = read_features(path)
+    if len(features) < n - int(MAX_BROKEN_SHARE * n):
+        raise UserError(f"{path} holds features of {len(features)} images; {n} are asked for (--n_samples)")
+    say(f"features read from {path}")
+    return features[:n]
+
+
+def computed(path, compute):
+    """The features that compute() gives; with a path they are written there."""
     features = compute()
     if path:
         write_features(path, features)
@@ -93,9 +113,12 @@ def main(H):
     if H.n_samples < H.nearest_k + 2:
         raise UsageError(f"--n_samples {H.n_samples} is too small for --nearest_k {H.nearest_k}: {H.nearest_k + 2} do")
     device = pick_device(H.device)
-    wanted = not (H.real_feats and os.path.exists(H.real_feats)), not (H.fake_feats and os.path.exists(H.fake_feats))
-    extractor = Inception(H.feature_weights, device) if any(wanted) else None
-    sampling = wanted[1] and not H.fake_images_path
+    fake = from_file(H.fake_feats, H.n_samples)
+    sampling = fake is None and not H.fake_images_path
+    reading = H.real_feats and os.path.exists(H.real_feats)
+    if not (sampling or (reading and fake is not None)):
+        require_size(H)
+    extractor = None if reading and fake is not None else Inception(H.feature_weights, device)
     models = load_models(H) if sampling else None
     about = dict(autoencoder=models.autoencoder, sampler=models.sampler) if sampling else {}
     with Report(H, device, **about) as report:
@@ -105,16 +128,16 @@ def main(H):
                 return Samples(H, models, H.n_samples).features(extractor).features
             return image_features(H, extractor, fake_images(H), kind="fake", keep=True).features
 
-        def real_features():  # called first: damaged images are found here, and samples may take hours
-            return image_features(H, extractor, real_images(H), keep=True).features
-
-        real = from_file(H.real_feats, H.n_samples, real_features)
-        if len(real) < H.n_samples:
-            say(f"note: {len(real)} training images stand against {H.n_samples} samples: there are no more")
-        fake = from_file(H.fake_feats, H.n_samples, fake_features)
-        if len(fake) < H.n_samples:
-            n = f"--n_samples {H.n_samples}"
-            raise UserError(f"{H.fake_feats} holds features of {len(fake)} images; {n} asks for more")
+        if reading:
+            real = read_real(H)
+        else:  # first: damaged images are found here, and samples may take hours
+            real = computed(
+                H.real_feats, lambda: image_features(H, extractor, real_images(H), keep=True).features
+            )
+        if fake is None:
+            fake = computed(H.fake_feats, fake_features)
+        if len(real) != len(fake):
+            say(f"note: {len(real)} training images stand against {len(fake)} samples")
         values = prdc(real.to(device), fake.to(device), H.nearest_k, progress=lambda tiles: track(tiles, "distances"))
         report.values(
             f"{len(fake)} samples against {len(real)} training images of '{H.dataset}', k = {H.nearest_k}",

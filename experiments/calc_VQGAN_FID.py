@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments.flags import FeaturesConfig
 from hparams import get_hparams
 from hparams.config import opt
+from utils.errors import UsageError
 
 
 @dataclass
@@ -29,9 +30,17 @@ EXAMPLES = """examples:
 
 Both sides of the FID are the same images: as they are, and reconstructed.
 """
+def choose_vqgan(H):
+    """--load_dir, --load_step are another way to say --ae_load_dir, --ae_load_step."""
+    if H.ae_load_dir is None and H.load_step:
+        H.ae_load_dir, H.ae_load_step = H.load_dir, H.load_step
+    if H.ae_load_dir is None or H.ae_load_step is None:
+        raise UsageError("give the VQGAN with --ae_load_dir and --ae_load_step")
+
+
 COMMAND_LINE = dict(
     family="vqgan", description="FID, L1, PSNR and LPIPS of a VQGAN's reconstructions.", epilog=EXAMPLES,
-    extra=(ReconstructionConfig, FeaturesConfig), reads=("perceptual_weights",),
+    extra=(ReconstructionConfig, FeaturesConfig), reads=("perceptual_weights",), settle=choose_vqgan,
 )  # fmt: skip
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     H = get_hparams(**COMMAND_LINE)
@@ -40,7 +49,7 @@ import math
 
 import torch
 
-from experiments.common import load_models
+from experiments.common import encode_batch, load_models
 from experiments.measure import batches_of, compute_fid, image_features, new_folder, saving_images, watched
 from experiments.report import Report
 from models.autoencoder import VQAutoEncoder
@@ -49,7 +58,7 @@ from models.perceptual import lpips_input
 from models.quantizers import usage_figures
 from models.summary import describe_autoencoder, print_dry_run
 from utils.data import open_images, to_float
-from utils.errors import UsageError, UserError, run_main
+from utils.errors import UserError, run_main
 from utils.features import Inception, collect
 from utils.images import pairs, to_uint8
 from utils.meters import CodeUsage, Meters
@@ -74,11 +83,12 @@ class Reconstructor:
         """uint8 (B, C, H, W) -> its reconstruction, uint8 on the device. All errors are of these bytes."""
         models = self.models
         x = x.to(models.device)
+        a = to_float(x)
+        ids = encode_batch(models.autoencoder.model, a, models.precision)
         with models.precision.autocast():
-            ids = models.autoencoder.model.encode(to_float(x))
             x_hat = to_uint8(models.autoencoder.model.decode(ids, *self.latent_shape))
         self.usage.add(ids)
-        a, b = to_float(x), to_float(x_hat)
+        b = to_float(x_hat)
         mse = (a - b).square().flatten(1).mean(1).clamp(min=LEAST_MSE)
         errors = dict(l1=(a - b).abs().mean(), psnr=(-10 * mse.log10()).mean())
         if self.lpips is not None:
@@ -136,14 +146,5 @@ def dry_run(H):
         print_dry_run(H, describe_autoencoder(H, VQAutoEncoder(H)))
 
 
-def choose_vqgan(H):
-    """--load_dir, --load_step are another way to say --ae_load_dir, --ae_load_step."""
-    if H.ae_load_dir is None and H.load_step:
-        H.ae_load_dir, H.ae_load_step = H.load_dir, H.load_step
-    if H.ae_load_dir is None or H.ae_load_step is None:
-        raise UsageError("give the VQGAN with --ae_load_dir and --ae_load_step")
-    (dry_run if H.dry_run else main)(H)
-
-
 if __name__ == "__main__":
-    run_main(choose_vqgan, H)
+    run_main(dry_run if H.dry_run else main, H)

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments.flags import ModelsConfig
 from hparams import get_hparams
 from hparams.config import opt
+from hparams.sources import LOGS, same_images
 
 FIT_STEPS = 10_000
 FIT_LR = 1e-4
@@ -39,11 +40,21 @@ Here --train_steps ({FIT_STEPS} unless given), --lr ({FIT_LR:g} unless given) an
 logsigma; it is evaluated every --steps_per_eval steps and at the end. --resume continues a fit that was stopped,
 and only evaluates one that is finished.
 """
+
+
+def settle(H):
+    """The fit's own defaults, in the place of the sampler's."""
+    goes_on = H.resume and (LOGS / H.log_dir / "config.json").is_file()  # then that has given these
+    for name, value in (("train_steps", FIT_STEPS), ("lr", FIT_LR)):
+        if name not in H.explicit and not goes_on:
+            setattr(H, name, value)
+
+
 COMMAND_LINE = dict(
     family="sampler", description="A bound on the likelihood of validation images.", epilog=EXAMPLES,
     extra=(ELBOConfig, ModelsConfig),
     reads=("resume", "train_steps", "lr", "steps_per_log", "steps_per_checkpoint", "keep_checkpoints",
-           "horizontal_flip"),
+           "horizontal_flip"), settle=settle,
 )  # fmt: skip
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     H = get_hparams(**COMMAND_LINE)
@@ -53,10 +64,9 @@ import math
 
 import torch
 
-from experiments.common import check_autoencoder, dry_run_of_sampler, load_models
+from experiments.common import check_autoencoder, dry_run_of_sampler, encode_batch, load_models
 from experiments.report import Report
 from models.losses import gaussian_nll
-from utils.checkpoint import LOGS
 from utils.data import one_pass, open_images, to_float, training_batches
 from utils.errors import UserError, run_main
 from utils.io import read_json
@@ -72,7 +82,7 @@ def fit_step(models, optimiser, x, latent_shape):
     """One update of logsigma on images x (B, C, H, W) in [0, 1], all else frozen -> mean nats a subpixel ()."""
     generator, head = models.autoencoder.model.generator, models.autoencoder.model.generator.logsigma
     with torch.no_grad(), models.precision.autocast():
-        ids = models.autoencoder.model.encode(x)
+        ids = encode_batch(models.autoencoder.model, x, models.precision)
         features = generator.features(models.autoencoder.model.embed(ids, *latent_shape))
         mean = generator.blocks[-1](features)
     loss = gaussian_nll(x, mean.float(), head(features.float())).mean() / x[0].numel()
@@ -98,8 +108,8 @@ class Evaluation:
         with Progress(len(self.images), "evaluating", "img") as progress:
             for number, (x, _) in enumerate(one_pass(self.images, H.batch_size, H.num_workers)):
                 x = to_float(x.to(self.models.device))
+                ids = encode_batch(model, x, self.models.precision)
                 with self.models.precision.autocast():
-                    ids = model.encode(x)
                     mean, logsigma = model.generator.distribution(model.embed(ids, *H.latent_shape[1:]))
                     if self.nats_z is None:
                         rng = StepRandom("elbo", H.seed, number, device=self.models.device)
@@ -131,16 +141,12 @@ def warn_if_seen(H, run):
     if not path.is_file() or open_source(H.data_entry, "val") is not None:
         return
     trained = read_json(path).get("hparams", {})
-    same = all(trained.get(name) == getattr(H, name) for name in ("dataset", "custom_dataset_path"))
-    if same and not trained.get("steps_per_eval"):
+    if same_images(trained, H.to_dict()) and not trained.get("steps_per_eval"):
         run.say(f"note: {LOGS / H.load_dir} was trained without validation, on all images: those that are "
                 "evaluated here were among them")  # fmt: skip
 
 
 def main(H):
-    goes_on = H.resume and (LOGS / H.log_dir / "config.json").is_file()  # then it has given these
-    H.train_steps = H.train_steps if "train_steps" in H.explicit or goes_on else FIT_STEPS
-    H.lr = H.lr if "lr" in H.explicit or goes_on else FIT_LR
     if not H.load_step:
         raise UserError("--load_dir and --load_step must name a trained sampler")
     split = copy.copy(H)
@@ -158,6 +164,7 @@ def main(H):
         check_autoencoder(run, models.autoencoder)
         run.about["sampler"] = report.checkpoints["sampler"]
         run.restore(dict(logsigma=head, logsigma_optim=optimiser), extra={})
+        optimiser.param_groups[0]["lr"] = H.lr  # which may be another than it was saved with
         run.introduce(len(images), count_parameters(head), models.precision.describe())
         warn_if_seen(H, run)
         evaluation = Evaluation(H, models, val_images)

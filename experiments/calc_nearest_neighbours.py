@@ -20,7 +20,7 @@ class NeighboursConfig:
     query_batch: int = opt(400, "queries to look for at once, each of which takes 2.5 MB at 256 x 256 pixels", min=1)
     query_images: list[str] = opt(None, "pictures, or folders of them, to find neighbours of instead of samples: no "
                                   "sampler is needed", metavar="PATH",
-                                  replaces=("n_samples", "load_dir", "load_step", *OF_SAMPLING, "seed"))  # fmt: skip
+                                  replaces=("n_samples", *OF_SAMPLING, "seed"))  # fmt: skip
     alexnet_weights: str = opt(None, "file with the AlexNet weights for LPIPS (default: torchvision's place, "
                                "$TORCH_HOME/hub/checkpoints)", metavar="PATH")  # fmt: skip
 
@@ -47,7 +47,7 @@ from functools import partial
 
 import torch
 
-from experiments.common import decoded_batches, dry_run_of_sampler, load_models, sample_batches
+from experiments.common import decoded_batches, dry_run_of_sampler, load_models, require_size, sample_batches
 from experiments.report import Report
 from models.load import load_lpips
 from models.perceptual import find_candidates, nearest_of
@@ -130,6 +130,8 @@ def main(H):
     lpips = load_lpips("alex", H.alexnet_weights).to(device)  # before any long work, which would be in vain
     images = open_images(H, "train")
     models = None if H.query_images else load_models(H)
+    if H.query_images:
+        require_size(H)
     about = {} if models is None else dict(autoencoder=models.autoencoder, sampler=models.sampler)
     with Report(H, device, **about) as report:
         if models is not None:

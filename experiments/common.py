@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hparams.sources import require_folder
 from models.load import Loaded, load_autoencoder, load_sampler
 from models.samplers import build_sampler
 from models.summary import describe_sampler, print_dry_run
@@ -38,6 +39,13 @@ def load_models(H, with_sampler=True):
     if with_sampler and not H.allow_other_ae:
         check_pair(H, autoencoder)
     return Models(device, Precision(H.amp, H.amp_dtype, device), autoencoder, sampler)
+
+
+def require_size(H):
+    """Where no model is loaded --ae_load_dir says only how large the images are: refuse one that does not exist,
+    unless the command line says it."""
+    if "img_size" not in H.explicit:
+        require_folder("ae_load_dir", H.ae_load_dir)
 
 
 def check_autoencoder(run, autoencoder):
@@ -81,7 +89,8 @@ def cached_codes(H, images, split, autoencoder, precision, device, say, flip=Fal
         progress.skip_to(positions.start)
         parts = [torch.empty(0, H.block_size, dtype=torch.int16)]  # of some thousand images all may be broken
         for x, _ in one_pass(images, H.batch_size, H.num_workers, flip, positions):
-            parts.append(encode_batch(autoencoder.model, x.to(device), precision))
+            ids = encode_batch(autoencoder.model, to_float(x.to(device)), precision)
+            parts.append(ids.to(torch.int16).cpu())
             progress.update(len(x))
             images.check_broken(say)
         images.check_broken(say)  # when there was no batch at all
@@ -93,10 +102,10 @@ def cached_codes(H, images, split, autoencoder, precision, device, say, flip=Fal
 
 @torch.no_grad()
 def encode_batch(ae, x, precision):
-    """uint8 (B, C, H, W) -> ids (B, L) int16 on the CPU. Without --amp in float32, not a GPU's TF32: in three digits
+    """Floats in [0, 1], (B, C, H, W) -> ids (B, L) int64. Without --amp in float32, not a GPU's TF32: in three digits
     other codes are nearest."""
     with precision.autocast(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return ae.encode(to_float(x)).to(torch.int16).cpu()
+        return ae.encode(x)
 
 
 @torch.no_grad()

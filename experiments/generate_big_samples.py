@@ -50,11 +50,10 @@ def settle(H):
 
 COMMAND_LINE = dict(
     family="sampler", description="Draw images larger than those of training.", epilog=EXAMPLES,
-    extra=(BigConfig, ModelsConfig), reads=("temp",),
+    extra=(BigConfig, ModelsConfig), reads=("temp",), settle=settle,
 )  # fmt: skip
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     H = get_hparams(**COMMAND_LINE)
-    run_main(settle, H)
 
 import torch
 

@@ -13,7 +13,15 @@ from types import SimpleNamespace
 from hparams import config
 from hparams.config import sampler_family, vqgan_family
 from hparams.parser import build_parser
-from hparams.sources import checked, dataset_entry, preset_of, require_folder, run_folder, saved_config
+from hparams.sources import (
+    checked,
+    dataset_entry,
+    preset_of,
+    require_folder,
+    run_folder,
+    same_images,
+    saved_config,
+)
 from utils.address import server_address
 from utils.errors import UsageError, quit_quietly_at_interrupt
 
@@ -26,11 +34,12 @@ class Hparams(SimpleNamespace):
         return {k: v for k, v in vars(self).items() if k not in ("explicit", "data_entry", "script")}
 
 
-def get_hparams(family, description, argv=None, extra=(), reads=(), epilog=None, script=None):
+def get_hparams(family, description, argv=None, extra=(), reads=(), settle=None, epilog=None, script=None):
     """Parse and resolve a script's command line.
 
     family: 'vqgan' or 'sampler'. extra: config dataclasses of the flags of a script that measures models
-    rather than trains them; reads: which of the flags of training and sampling it heeds.
+    rather than trains them; reads: which of the flags of training and sampling it heeds; settle: called with
+    the Hparams, for what is particular to the script.
     Returns Hparams. On bad input: SystemExit(2) with one line on stderr.
     """
     measures = bool(extra)
@@ -45,13 +54,17 @@ def get_hparams(family, description, argv=None, extra=(), reads=(), epilog=None,
     if argv is None:
         quit_quietly_at_interrupt()
     try:
-        if measures and "img_size" not in given:  # else a mistyped folder would mean the default size
-            _require_loaded(Hparams(**{flag.name: given.get(flag.name, flag.default) for flag in flags}))
+        if measures and given.get("load_step") and not given.get("dry_run"):
+            require_folder("load_dir", given.get("load_dir", "test"))
+            if given.get("ae_load_dir"):
+                require_folder("ae_load_dir", given["ae_load_dir"])
         H = resolve(flags, given, family, idle)
         if H.resume and H.load_step and not measures:
             raise UsageError("--resume and --load_step contradict each other: resume continues --log_dir itself")
         if not (measures or H.dry_run):
-            _require_loaded(H)
+            _require_loaded(H, family)
+        if settle:
+            settle(H)
     except UsageError as error:
         parser.error(str(error))
     H.script = script or Path(sys.argv[0]).stem
@@ -86,8 +99,8 @@ def resolve(flags, given, family, idle=()):
     return H
 
 
-def _require_loaded(H):
-    if getattr(H, "ae_load_dir", None):
+def _require_loaded(H, family):
+    if family == "sampler":
         require_folder("ae_load_dir", H.ae_load_dir)
     if H.load_step:
         require_folder("load_dir", H.load_dir)
@@ -120,19 +133,16 @@ _ARCHITECTURE = tuple(dict.fromkeys(config.VQGAN_KEYS + config.SAMPLER_KEYS))
 def _from_loaded(values, given, family, flags, idle):
     """What the models that this command loads were trained with. The command line may not contradict
     their architecture, nor one of them another's."""
-    defaults = config.SAMPLER_DEFAULTS if family == "sampler" else ()
     result, origins = {}, {}
-    for option, name, keys in _loads(values, family):
+    for option, name, wanted, binding in _loads(values, family, flags, idle):
         saved = saved_config(name, flags)
         if saved is None:
             continue
         source = f"--{option}" if option == "resume" else f"--{option} {name}"
         if option == "resume" and ("sampler" in saved) != (family == "sampler"):
             raise UsageError(f"--resume: logs/{name} is not a run of this script: give another --log_dir")
-        _refuse_contradictions(given, saved, source, [*_ARCHITECTURE, "dataset"] if option == "resume" else keys)
-        wanted = [k for k in flags if k not in _NEVER_RESUMED] if keys is None else keys
-        wanted = [*wanted, *(defaults if option == "load_dir" else ())]
-        if "train_steps" in idle and saved.get("dataset") == values["dataset"]:
+        _refuse_contradictions(given, saved, source, [k for k in binding if k not in idle])
+        if "train_steps" in idle and same_images(saved, values):
             wanted = [*wanted, "steps_per_eval"]  # measured against the images that it was trained on
         taken = {k: saved[k] for k in wanted if k in saved}
         for key in _ARCHITECTURE:
@@ -146,14 +156,19 @@ def _from_loaded(values, given, family, flags, idle):
     return result
 
 
-def _loads(values, family):
-    """(flag that asks for it, folder, keys to take or None for all) of each loaded model, in order."""
+def _loads(values, family, flags, idle):
+    """(flag that asks for it, folder, keys to take, keys that must not be contradicted) of each loaded model, in
+    order."""
     if values.get("ae_load_dir"):  # required where a sampler is loaded, one of two ways to name a VQGAN elsewhere
-        yield "ae_load_dir", values["ae_load_dir"], config.AUTOENCODER_KEYS
+        yield "ae_load_dir", values["ae_load_dir"], config.AUTOENCODER_KEYS, config.AUTOENCODER_KEYS
+    others = ()
     if values["load_step"]:
-        yield "load_dir", values["load_dir"], config.VQGAN_KEYS if family == "vqgan" else config.SAMPLER_KEYS
-    if values["resume"]:
-        yield "resume", values["log_dir"], None
+        binding = config.VQGAN_KEYS if family == "vqgan" else config.SAMPLER_KEYS
+        others = (*binding, *(config.SAMPLER_DEFAULTS if family == "sampler" else ()))
+        yield "load_dir", values["load_dir"], others, binding
+    if values["resume"] and "resume" not in idle:
+        wanted = [k for k in flags if k not in _NEVER_RESUMED and k not in others]
+        yield "resume", values["log_dir"], wanted, [k for k in (*_ARCHITECTURE, "dataset") if k not in others]
 
 
 def _refuse_contradictions(given, saved, source, keys):

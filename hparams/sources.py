@@ -196,6 +196,12 @@ def saved_config(name, flags):
         ) from None
 
 
+def same_images(one, other):
+    """Whether two configurations ({flag: value}) name the same set of images."""
+    paths = [c.get("custom_dataset_path") for c in (one, other)]
+    return one.get("dataset") == other.get("dataset") and len({p and os.path.realpath(p) for p in paths}) == 1
+
+
 def _digest(value):
     """As utils.io.hash_json, whose module takes torch to import."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from scripts import run, sampler_flags, train_stage_1, train_stage_2
+from scripts import experiment, run, sampler_flags, train_stage_1, train_stage_2
 from test_samplers import tiny
 
 from experiments import generate_big_samples as big
-from experiments.flags import ModelsConfig
-from hparams import get_hparams
 from models.canvas import needed_windows, sample_canvas
 from models.samplers.base import invert_cdf
 from models.tiles import blend_weights, decode_tiled, tile_starts
@@ -268,9 +266,7 @@ def flags(shapes, log_dir, more, sampler="absorbing"):
 
 def draw(shapes, log_dir, more, sampler="absorbing"):
     """Run the script in this process; returns the pictures' pixels by file name, and the values reported."""
-    H = get_hparams("sampler", "", flags(shapes, log_dir, more, sampler), extra=(big.BigConfig, ModelsConfig))
-    big.settle(H)
-    big.main(H)
+    big.main(experiment(big, flags(shapes, log_dir, more, sampler)))
     folder = Path("logs", log_dir)
     pictures = {p.name: Image.open(p).copy() for p in sorted((folder / "images").iterdir())}
     return pictures, json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
@@ -311,12 +307,13 @@ def test_script_crops_the_middle(trained, shapes, monkeypatch):
     assert cropped.tobytes() == whole.crop((0, 4, 24, 12)).tobytes()
 
 
-def test_script_refuses(trained, shapes, monkeypatch):
+def test_script_refuses(trained, shapes, monkeypatch, capsys):
     script = "experiments/generate_big_samples.py"
     text = run(script, flags(shapes, "no", "--shape 6"), trained, code=2)
-    assert text.splitlines()[-1] == "error: --shape 6 must be two numbers, height and width"
+    assert text.splitlines()[-1] == "generate_big_samples.py: error: --shape 6 must be two numbers, height and width"
     monkeypatch.chdir(trained)
-    with pytest.raises(UsageError, match="--shape 3 6 .* 4 4: --crop"):
+    with pytest.raises(SystemExit):
         draw(shapes, "no", "--shape 3 6")
+    assert "--shape 3 6 is smaller than the training canvas, 4 4: --crop" in capsys.readouterr().err
     with pytest.raises(UsageError, match="--order raster"):
         draw(shapes, "no", "--shape 5 5 --order random", "autoregressive")

@@ -94,7 +94,7 @@ def test_outside_the_repository(tmp_path):
     assert "datasets.yaml is not in this folder" in refused("train_vqgan.py", "--dataset churches", tmp_path)
 
 
-@pytest.mark.parametrize("script", ["train_vqgan.py", "experiments/get_samples.py"])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_an_interrupt_while_torch_is_imported(script, workplace):
     (workplace / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     (workplace / "logs" / "ae").mkdir(parents=True)
@@ -105,7 +105,10 @@ def test_an_interrupt_while_torch_is_imported(script, workplace):
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    flags = ["--dataset", "churches", *(AE.split() if "get" in script else [])]
+    required = {"generate_big": "--shape 16 16", "calc_FID": "--n_samples 5", "calc_PRDC": "--n_samples 5"}
+    flags = ["--dataset", "churches", *(AE.split() if "VQGAN" not in script and script != "train_vqgan.py" else [])]
+    flags += "--ae_load_dir ae --ae_load_step 1".split() if "VQGAN" in script else []
+    flags += [word for name, more in required.items() if name in script for word in more.split()]
     env = dict(os.environ, PYTHONPATH=f"{workplace}:{ROOT}")
     done = subprocess.run([sys.executable, "-c", code, str(ROOT / script), *flags], cwd=workplace, env=env, timeout=60,
                           capture_output=True, text=True)  # fmt: skip

@@ -347,6 +347,21 @@ def test_what_a_loaded_sampler_says_unless_the_command_line_does():
 
     assert measured("") == 7  # the training images are those that it was trained on
     assert measured("--steps_per_eval 0") == 0 and measured("", "ffhq") == 0
+    save_run("old", resolved("--steps_per_eval 7 --custom_dataset_path here", "sampler", "custom"))
+    assert measured("--custom_dataset_path ./here", "custom") == 7
+    assert measured("--custom_dataset_path elsewhere", "custom") == 0
+    assert measured("--custom_dataset_path here --resume --log_dir old", "custom") == 7  # --resume is not heeded
+
+
+def test_a_measurement_takes_nothing_from_a_run_that_it_does_not_resume(capsys):
+    save_run("run", resolved("--temp 0.3 --seed 7 --disc_layers 5", "sampler"))
+    words = f"--dataset churches {SAMPLER} --n_samples 2 --log_dir run --resume"
+    H = get_hparams("sampler", "", words.split(), extra=(FIDConfig,), reads=("temp",), script="s")
+    assert (H.temp, H.seed) == (1.0, 0) and "--resume has no effect" in capsys.readouterr().err
+    save_run("ae", resolved("--disc_layers 5"))
+    words = "--dataset churches --load_dir ae --load_step 1 --disc_layers 4"
+    get_hparams("vqgan", "", words.split(), extra=(ReconstructionConfig,), script="s")
+    assert "contradicts" in refused("--load_dir ae --load_step 1 --disc_layers 4")
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def place(trained, tmp_path, monkeypatch):
 def call(script, words):
     """Run the script in this process; returns its last line of metrics.jsonl."""
     H = experiment(script, words)
-    (script.choose_vqgan if script is calc_VQGAN_FID else script.main)(H)
+    script.main(H)
     path = Path("logs", H.log_dir, "metrics.jsonl")
     return json.loads(path.read_text().splitlines()[-1]) if path.exists() else None
 
@@ -346,6 +346,28 @@ def test_prdc_against_fewer_training_images(place, shapes, tmp_path, capsys):
     assert first["training_images"] == 9 and len(read_features("r.npy")) == 9
     assert call(calc_PRDC, flags)["values"] == first, "what it has written it reads"
     assert capsys.readouterr().out.count("note: 9 training images stand against 12 samples") == 2
+    flags = prior_flags(shapes, "prdc", "--n_samples 12 --real_feats r.npy")  # of which there are more
+    with pytest.raises(UserError, match="r.npy holds features of 9 images; 12 are asked for"):
+        call(calc_PRDC, flags)
+
+
+def test_prdc_of_files_alone_needs_no_model(place, shapes):
+    for name in ("r.npy", "f.npy"):
+        write_features(name, torch.randn(9, 5))
+    flags = prior_flags(shapes, "prdc", "--n_samples 9 --real_feats r.npy --fake_feats f.npy")
+    flags[flags.index("ae")] = "nowhere"
+    at = flags.index("--load_step")
+    del flags[at : at + 2]
+    assert call(calc_PRDC, flags)["values"]["samples"] == 9
+
+
+def test_prdc_of_a_folder_with_a_broken_image(place, shapes, tmp_path, capsys):
+    draw_shapes(tmp_path / "fake", 40)
+    (tmp_path / "fake" / "0003.png").write_bytes(b"no image")
+    flags = ["--n_samples", "40", "--fake_images_path", str(tmp_path / "fake"), "--fake_feats", "f.npy"]
+    row = call(calc_PRDC, prior_flags(shapes, "prdc", flags))
+    assert row["values"]["samples"] == 39 and "40 training images stand against 39" in capsys.readouterr().out
+    assert call(calc_PRDC, prior_flags(shapes, "prdc", flags[:2] + flags[4:]))["values"] == row["values"]
 
 
 def test_the_autoencoder_says_how_large_images_are(place, shapes, capsys):
@@ -354,6 +376,10 @@ def test_the_autoencoder_says_how_large_images_are(place, shapes, capsys):
     with pytest.raises(SystemExit):
         call(calc_PRDC, flags)
     assert "--ae_load_dir mistyped: there is no folder logs/mistyped: logs/ holds" in capsys.readouterr().err
+    at = flags.index("--load_step")
+    del flags[at : at + 2]
+    with pytest.raises(UsageError, match="--ae_load_dir mistyped: there is no folder"):
+        call(calc_PRDC, [*flags, "--ch_mult", "1", "1", "1", "1", "1"])
     assert call(calc_PRDC, [*flags, "--img_size", "16", "--ch_mult", "1", "1", "1"])["values"]["precision"] == 1
 
 
@@ -363,8 +389,10 @@ def test_prdc_with_too_little(place, shapes, tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
         call(calc_PRDC, prior_flags(shapes, "p", "--n_samples 9 --fake_images_path /no/such"))
     write_features("f.npy", torch.randn(5, 12))
-    with pytest.raises(UserError, match="features of 5 images; --n_samples 9 asks for more"):
+    SmallExtractor.seen = 0
+    with pytest.raises(UserError, match="features of 5 images; 9 are asked for"):
         call(calc_PRDC, prior_flags(shapes, "p", "--n_samples 9 --fake_feats f.npy"))
+    assert SmallExtractor.seen == 0, "told before anything is computed"
     with pytest.raises(UsageError, match="contradicts --fake_images_path"):
         call(calc_PRDC, prior_flags(shapes, "p", "--n_samples 9 --fake_feats f.npy --fake_images_path ."))
     with pytest.raises(UserError, match="latents is a folder"):
@@ -417,9 +445,10 @@ def test_the_smallest_images(place, tmp_path, monkeypatch):
     calc_VQGAN_FID.dry_run(experiment(calc_VQGAN_FID, flags))
 
 
-def test_a_vqgan_must_be_named(place, shapes):
-    with pytest.raises(UsageError, match="--ae_load_dir and --ae_load_step"):
+def test_a_vqgan_must_be_named(place, shapes, capsys):
+    with pytest.raises(SystemExit):
         call(calc_VQGAN_FID, vqgan_flags(shapes, "rfid"))
+    assert "give the VQGAN with --ae_load_dir and --ae_load_step" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------- likelihood
@@ -465,6 +494,18 @@ def test_a_fit_that_has_nothing_to_resume_is_an_ordinary_one(place, shapes, monk
     lr = flags.index("--lr")
     row = call(calc_approximate_ELBO, flags[:lr] + flags[lr + 2 :])
     assert row["step"] == row["args"]["train_steps"] == 2 and row["args"]["lr"] == calc_approximate_ELBO.FIT_LR
+
+
+def test_a_fit_goes_on_with_another_rate_and_another_sampler(place, shapes):
+    from scripts import train_stage_2
+
+    train_stage_2(shapes, "other", "ae", 4, "--train_steps 2 --bert_n_layers 1 --mask_schedule fixed")
+    call(calc_approximate_ELBO, elbo_flags(shapes))
+    flags = elbo_flags(shapes, "--resume --train_steps 8 --lr 0.02 --load_dir other --load_step 2")
+    layers = flags.index("--bert_n_layers")
+    row = call(calc_approximate_ELBO, flags[:layers] + flags[layers + 2 :])
+    assert load_tensors("logs/elbo/saved_models/logsigma_optim_8.th")["param_groups"][0]["lr"] == 0.02
+    assert row["args"]["mask_schedule"] == "fixed" and row["args"]["bert_n_layers"] == 1
 
 
 def test_a_fit_goes_on_with_its_own_autoencoder_only(place, shapes):

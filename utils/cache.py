@@ -36,13 +36,15 @@ def write(path, header, tensors):
 
 
 def store(path, header, tensors, say, what):
-    """As write, but where that cannot be done only a warning is said: the tensors are there all the same."""
+    """As write, but where that cannot be done only a warning is said: the tensors are there all the same.
+    Returns whether it was done."""
     try:
         write(path, header, tensors)
     except OSError as error:
         say(f"warning: the {what} cannot be cached in {path} ({error.strerror}); the next run computes them again")
-    else:
-        say(f"{what} cached in {path}")
+        return False
+    say(f"{what} cached in {path}")
+    return True
 
 
 def cached(path, header, compute, say, what):
@@ -52,7 +54,7 @@ def cached(path, header, compute, say, what):
     """
     try:
         tensors = read(path, header)
-    except DamagedFile as error:
+    except (DamagedFile, OSError) as error:
         say(f"warning: {error}; the {what} are computed again")
         tensors = None
     if tensors is None:

@@ -5,6 +5,7 @@ them: the autoencoder's weights, the images, split and flip. Nothing is reused f
 While a large set is encoded, what is done is kept in parts beside it: a job that is killed loses one part.
 """
 
+import contextlib
 import glob
 import re
 from pathlib import Path
@@ -40,8 +41,10 @@ def cached(header, n, batch_size, encode, say):
         return dict(ids=torch.cat([_cached_part(path, header, r, encode, say) for r in ranges]))
 
     ids = cache.cached(path, header, compute, say, "codes")["ids"]
-    for part in _parts(path):
-        part.unlink(missing_ok=True)
+    if path.exists():  # else the parts are all there is
+        for part in _parts(path):
+            with contextlib.suppress(OSError):
+                part.unlink()
     return ids
 
 

@@ -74,7 +74,7 @@ def remove_temporaries(folder, unused_for=0.0):
     folder = Path(folder)
     for path in folder.iterdir() if folder.is_dir() else ():
         if re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", path.name):
-            with contextlib.suppress(FileNotFoundError):  # it was in use, or another process is as tidy
+            with contextlib.suppress(OSError):  # it was in use, another process is as tidy, the place read-only
                 if time.time() - path.stat().st_mtime >= unused_for:
                     path.unlink()
 

@@ -83,12 +83,12 @@ class Progress:
         return (self.done + self.begun - self.initial) / max(time.monotonic() - self.start, 1e-9)
 
     def line(self):
-        left = (self.total - self.done - self.begun) / max(self.rate(), 1e-9)
-        shown = _shown_text(self.last_shown or {})
-        return (
-            f"{self.description}: {self.done}/{self.total} ({100 * self.done / max(self.total, 1):.0f}%), "
-            f"{self.rate():.2f} {self.unit}/s, {tqdm.format_interval(left)} left {shown}".rstrip()
-        )
+        shown, pace = _shown_text(self.last_shown or {}), ""
+        if rate := self.rate():  # else nobody knows
+            left = tqdm.format_interval((self.total - self.done - self.begun) / rate)
+            pace = f", {rate:.2f} {self.unit}/s, {left} left"
+        share = f"{100 * self.done / max(self.total, 1):.0f}%"
+        return f"{self.description}: {self.done}/{self.total} ({share}){pace} {shown}".rstrip()
 
     def __enter__(self):
         return self

@@ -66,7 +66,7 @@ class Run:
 
     def __init__(self, H, name, name_batch=None):
         self.H, self.name = H, name
-        self.name_batch = name_batch or (lambda step: "")
+        self.name_batch = name_batch or (lambda step: None)
         self.device = pick_device(H.device)
         distributed.setup(self.device)
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
@@ -293,8 +293,9 @@ class Run:
     def _check_finite(self):
         bad = distributed.any_rank(int(self.first_bad), self.device)
         if bad:
+            batch = self.name_batch(bad)
             raise UserError(
-                f"the loss is not finite at step {bad} ({self.name_batch(bad)}); {self._newest()}. "
+                f"the loss is not finite at step {bad}{f' ({batch})' if batch else ''}; {self._newest()}. "
                 "Lower --lr, train in float32 (--no_amp), or look at these images"
             )
 

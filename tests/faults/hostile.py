@@ -90,8 +90,7 @@ def measuring(module, more="", family="sampler", extractor=SmallExtractor):
     def work():
         if extractor is not None and hasattr(module, "Inception"):
             module.Inception = extractor
-        H = experiment(module, [*flags, *words(more)])
-        (module.choose_vqgan if family == "vqgan" else module.main)(H)
+        module.main(experiment(module, [*flags, *words(more)]))
 
     return work
 
