@@ -59,7 +59,6 @@ import contextlib
 import copy
 import platform
 import statistics
-import threading
 import time
 import warnings
 
@@ -278,41 +277,21 @@ class Bench:
 
 
 class PeakMemory:
-    """Context manager: `mib`, the most memory in use within it beyond what there was (CPU: resident, every 2 ms)."""
+    """Context manager: `mib`, the most CUDA memory in use within it beyond what there was; None on other devices,
+    where what an earlier job has freed hides what this one needs."""
 
     def __init__(self, device):
-        self.cuda = device.type == "cuda"
+        self.cuda, self.mib = device.type == "cuda", None
 
     def __enter__(self):
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated()
-        else:
-            self.before = self.most = self._resident()
-            self.done = threading.Event()
-            self.thread = threading.Thread(target=self._watch, daemon=True)
-            self.thread.start()
         return self
 
     def __exit__(self, *_):
         if self.cuda:
-            self.most = torch.cuda.max_memory_allocated()
-        else:
-            self.done.set()
-            self.thread.join()
-        self.mib = max(self.most - self.before, 0) / 2**20
-
-    def _watch(self):
-        while not self.done.wait(0.002):
-            self.most = max(self.most, self._resident())
-
-    @staticmethod
-    def _resident():
-        try:
-            with open("/proc/self/statm") as f:
-                return int(f.read().split()[1]) * 4096
-        except OSError:  # not Linux
-            return 0
+            self.mib = (torch.cuda.max_memory_allocated() - self.before) / 2**20
 
 
 def timed(function, device):
@@ -407,7 +386,7 @@ def measure_costs(bench):
             row = dict(what=title, value=str(value), seconds=seconds, mib=memory.mib, gflops=flops / 1e9)
             rows.append(row)
             say(f"| {title} | {value} | {seconds:.3g} | x {seconds / first[0]:.2f} | x {flops / first[1]:.2f} "
-                f"| {memory.mib:.0f} MiB |")  # fmt: skip
+                f"| {in_mib(memory.mib)} |")  # fmt: skip
     return rows
 
 
@@ -421,7 +400,11 @@ def describe_device(device):
     return f"{platform.processor() or device.type}, {torch.get_num_threads()} threads"
 
 
-HEAD = "| job | fast | plain | ratio | share of peak | GFLOP | memory, fast | memory, plain |"
+HEAD = "| job | fast | plain | ratio | share of peak | GFLOP each | memory, fast | memory, plain |"
+
+
+def in_mib(value):
+    return "" if value is None else f"{value:.0f} MiB"
 
 
 def line_of(row):
@@ -429,7 +412,7 @@ def line_of(row):
     share = f"{100 * row['share_of_peak']:.0f}%" if row["share_of_peak"] else ""
     flops = f"{row['gflops_per_item']:.3g}" if row["gflops_per_item"] else ""
     fast, slow = (f"{row[f'{form}_per_second']:.3g} {row['unit']}/s" for form in ("fast", "plain"))
-    memory = " | ".join(f"{row[f'{form}_mib']:.0f} MiB" for form in ("fast", "plain"))
+    memory = " | ".join(in_mib(row[f"{form}_mib"]) for form in ("fast", "plain"))
     return f"| {row['job']} | {fast} | {slow} | {row['ratio']:.2f} | {share} | {flops} | {memory} |"
 
 
