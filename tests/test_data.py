@@ -286,7 +286,7 @@ def test_split(tmp_path, n):
 
 def test_one_image_cannot_be_split(tmp_path):
     write_folder(tmp_path, 1)
-    with pytest.raises(UserError, match="--steps_per_eval 0"):
+    with pytest.raises(UserError, match="leave none for .train. .*--steps_per_eval.: add images"):
         open_images(configuration(tmp_path, steps_per_eval=10), "train")
 
 
