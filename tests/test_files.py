@@ -511,6 +511,23 @@ def test_codes_that_were_encoded_before_a_kill_are_not_lost(latents, monkeypatch
     assert compute.cached() == 1
 
 
+def test_parts_are_kept_where_the_whole_cannot_be_written(latents, monkeypatch):
+    monkeypatch.setattr(codes, "PART", 2)
+    write, full = cache.write, OSError(28, "No space left on device")
+
+    def refuse_the_whole(path, header, tensors):
+        if "part" not in header:
+            raise full
+        write(path, header, tensors)
+
+    compute = Compute()
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "write", refuse_the_whole)
+        assert compute.cached() == 2 and "cannot be cached" in compute.said[-1]
+    assert compute.cached() == 2, "it was there in parts"
+    assert [p.name for p in latents.iterdir()] == [codes.cache_path(header()).name]
+
+
 def test_parts_hold_whole_batches(latents, monkeypatch):
     monkeypatch.setattr(codes, "PART", 3)
     asked = []
