@@ -81,7 +81,7 @@ from utils.ema import EMA
 from utils.errors import run_main
 from utils.io import write_json
 from utils.progress import say
-from utils.run import pick_device
+from utils.run import device_name, pick_device
 from utils.seed import StepRandom, sample_uniforms
 
 # Of each size: flags of the two stages, and how much of each job.
@@ -120,16 +120,15 @@ class Bench:
         size = config.size if config.size != "auto" else "paper" if self.device.type == "cuda" else "small"
         self.size_name, self.size = size, SIZES[size]
         amp = self.device.type == "cuda" or cpu_has_bf16()
-        self.precision, self.exact = Precision(amp, "auto", self.device), Precision(False, "auto", self.device)
+        self.precision = Precision(amp, "auto", self.device)
 
     def vqgan_H(self, more=""):
         words = f"--dataset churches --ema --diff_aug {self.size['vqgan']} {more}"
         return get_hparams("vqgan", "", words.split(), script="train_vqgan")
 
     def sampler_H(self, more=""):
-        words = f"--dataset churches --ae_load_dir x --ae_load_step 1 --dry_run {self.size['sampler']} --ema {more}"
-        if "--sampler" not in more:
-            words += " --sampler absorbing"
+        words = "--dataset churches --ae_load_dir x --ae_load_step 1 --dry_run --sampler absorbing --ema"
+        words = f"{words} {self.size['sampler']} {more}"  # of a flag that comes twice the last one holds
         return get_hparams("sampler", "", words.split(), script="train_sampler")
 
     def sampler(self, H):
@@ -244,7 +243,7 @@ class Bench:
         # The second pass, LPIPS itself for 20 candidates a query however many images there are, would weigh here as it
         # never does among thousands.
         return Job(f"neighbours of {len(queries)} among {len(images)} images, first pass", fast,
-                   lambda: plain.lpips_neighbours(model, queries, images, 10), len(queries) * len(images), "pair",
+                   lambda: plain.lpips_distances(model, queries, images), len(queries) * len(images), "pair",
                    flops=False)  # fmt: skip
 
     def larger_images(self):
@@ -357,9 +356,10 @@ def measure(job, bench, peak):
     )  # fmt: skip
 
 
-# What grows, from value to value: (title, the job's method, its argument for each value).
 def growing(bench):
-    side = bench.sampler_H().img_size // bench.sampler_H().latent_shape[1]  # pixels a code
+    """What grows, from value to value: (title, the job's method, [(value, the method's argument)])."""
+    H = bench.sampler_H()
+    side = H.img_size // H.latent_shape[1]  # pixels a code
     latents = [(f"{n} x {n}", f"--img_size {n * side}") for n in (8, 16, 32, 64)]
     yield "VQGAN step, latents", bench.vqgan_step, latents[:3]
     yield "VQGAN step, batch", bench.vqgan_step, [(n, f"--batch_size {n}") for n in (1, 2, 4, 8)]
@@ -392,12 +392,12 @@ def measure_costs(bench):
 
 def describe_device(device):
     if device.type == "cuda":
-        return torch.cuda.get_device_name()
+        return device_name(device)
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as f:
         for line in f:
             if line.startswith("model name"):
                 return f"{line.partition(':')[2].strip()}, {torch.get_num_threads()} threads"
-    return f"{platform.processor() or device.type}, {torch.get_num_threads()} threads"
+    return f"{platform.processor() or device_name(device)}, {torch.get_num_threads()} threads"
 
 
 HEAD = "| job | fast | plain | ratio | share of peak | GFLOP each | memory, fast | memory, plain |"

@@ -65,15 +65,9 @@ def real_images(H):
     return images.evenly(H.n_samples)
 
 
-def read_real(H):
-    """Features of n_samples training images from --real_feats, or of all where there are fewer."""
-    try:
-        return from_file(H.real_feats, H.n_samples)
-    except UserError:
-        require_size(H)
-        if (n := len(real_images(H))) < H.n_samples:
-            return from_file(H.real_feats, n)
-        raise
+def count_real(H):
+    require_size(H)
+    return len(real_images(H))
 
 
 def fake_images(H):
@@ -86,13 +80,18 @@ def fake_images(H):
     return ImageSet(source, range(H.n_samples), H.img_size, H.n_channels)
 
 
-def from_file(path, n):
-    """The first n features of the file, or None where there is no file. They may be fewer by as many images as may be
-    broken; UserError where they are less than that."""
+def least(n):
+    """How many features n images have when as many are broken as may be."""
+    return n - int(MAX_BROKEN_SHARE * n)
+
+
+def from_file(path, n, count=None):
+    """The first n features of the file, or None where there is no file. UserError where they are fewer than least(n),
+    and not all that there can be: count() says of how many images."""
     if not (path and os.path.exists(path)):
         return None
     features = read_features(path)
-    if len(features) < n - int(MAX_BROKEN_SHARE * n):
+    if len(features) < least(n) and (count is None or len(features) < least(count())):
         raise UserError(f"{path} holds features of {len(features)} images; {n} are asked for (--n_samples)")
     say(f"features read from {path}")
     return features[:n]
@@ -114,11 +113,12 @@ def main(H):
         raise UsageError(f"--n_samples {H.n_samples} is too small for --nearest_k {H.nearest_k}: {H.nearest_k + 2} do")
     device = pick_device(H.device)
     fake = from_file(H.fake_feats, H.n_samples)
+    real = from_file(H.real_feats, H.n_samples, count=lambda: count_real(H))
     sampling = fake is None and not H.fake_images_path
-    reading = H.real_feats and os.path.exists(H.real_feats)
-    if not (sampling or (reading and fake is not None)):
+    extracting = real is None or fake is None
+    if extracting and not sampling:
         require_size(H)
-    extractor = None if reading and fake is not None else Inception(H.feature_weights, device)
+    extractor = Inception(H.feature_weights, device) if extracting else None
     models = load_models(H) if sampling else None
     about = dict(autoencoder=models.autoencoder, sampler=models.sampler) if sampling else {}
     with Report(H, device, **about) as report:
@@ -128,9 +128,7 @@ def main(H):
                 return Samples(H, models, H.n_samples).features(extractor).features
             return image_features(H, extractor, fake_images(H), kind="fake", keep=True).features
 
-        if reading:
-            real = read_real(H)
-        else:  # first: damaged images are found here, and samples may take hours
+        if real is None:  # first: damaged images are found here, and samples may take hours
             real = computed(
                 H.real_feats, lambda: image_features(H, extractor, real_images(H), keep=True).features
             )

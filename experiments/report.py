@@ -13,6 +13,7 @@ from utils.dashboard import Dashboard
 from utils.images import enlarge, save_png
 from utils.io import Lines
 from utils.progress import say
+from utils.run import device_name
 
 
 class Report:
@@ -48,7 +49,7 @@ class Report:
         row = dict(
             metric=self.H.script, time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             values={k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()},
-            **about, checkpoints=self.checkpoints, args=self.H.to_dict(), device=_device_name(self.device),
+            **about, checkpoints=self.checkpoints, args=self.H.to_dict(), device=device_name(self.device),
             torch=torch.__version__,
         )  # fmt: skip
         self.append(row)
@@ -73,7 +74,3 @@ def _shown(value):
     if isinstance(value, float):
         return f"{value:.5g}" if math.isfinite(value) else "unknown"
     return str(value)
-
-
-def _device_name(device):
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

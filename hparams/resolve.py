@@ -54,15 +54,15 @@ def get_hparams(family, description, argv=None, extra=(), reads=(), settle=None,
     if argv is None:
         quit_quietly_at_interrupt()
     try:
+        # Before the rest: a mistyped folder would show as a contradiction of the default shapes. A script that
+        # measures may find all it needs in files, unless it names a checkpoint.
         if measures and given.get("load_step") and not given.get("dry_run"):
-            require_folder("load_dir", given.get("load_dir", "test"))
-            if given.get("ae_load_dir"):
-                require_folder("ae_load_dir", given["ae_load_dir"])
+            _require_loaded(given)
         H = resolve(flags, given, family, idle)
         if H.resume and H.load_step and not measures:
             raise UsageError("--resume and --load_step contradict each other: resume continues --log_dir itself")
         if not (measures or H.dry_run):
-            _require_loaded(H, family)
+            _require_loaded(vars(H))
         if settle:
             settle(H)
     except UsageError as error:
@@ -99,11 +99,11 @@ def resolve(flags, given, family, idle=()):
     return H
 
 
-def _require_loaded(H, family):
-    if family == "sampler":
-        require_folder("ae_load_dir", H.ae_load_dir)
-    if H.load_step:
-        require_folder("load_dir", H.load_dir)
+def _require_loaded(values):
+    if values.get("ae_load_dir"):
+        require_folder("ae_load_dir", values["ae_load_dir"])
+    if values["load_step"]:
+        require_folder("load_dir", values.get("load_dir", config.RunConfig.load_dir))
 
 
 def notes(H, flags, idle=()):

@@ -156,10 +156,6 @@ def sample_canvas(sampler, u, window, temp):
 
 
 @torch.no_grad()
-def lpips_neighbours(model, queries, images, k):
-    """LPIPS called pair by pair: the numbers of the k nearest images of each query, nearest first."""
-    found = []
-    for query in queries:
-        distances = [model(2 * query[None] - 1, 2 * image[None] - 1).item() for image in images]
-        found.append(sorted(range(len(images)), key=distances.__getitem__)[:k])
-    return found
+def lpips_distances(model, queries, images):
+    """LPIPS called pair by pair: queries (Q, C, H, W) and images (N, C, H, W) in [0, 1] -> (Q, N)."""
+    return torch.tensor([[model(2 * q[None] - 1, 2 * x[None] - 1).item() for x in images] for q in queries])

@@ -17,6 +17,10 @@ from utils.errors import DamagedFile, UsageError, UserError, run_main
 
 EXPERIMENTS = sorted(p for p in (ROOT / "experiments").glob("*.py") if "COMMAND_LINE = " in p.read_text())
 SCRIPTS = ["train_vqgan.py", "train_sampler.py", *(f"experiments/{p.name}" for p in EXPERIMENTS)]
+REQUIRED = {  # flags of a script's own
+    "experiments/calc_FID.py": "--n_samples 5", "experiments/calc_PRDC.py": "--n_samples 5",
+    "experiments/generate_big_samples.py": "--shape 16 16",
+}  # fmt: skip
 AE = "--sampler absorbing --ae_load_dir ae --ae_load_step 15"
 
 
@@ -105,10 +109,8 @@ def test_an_interrupt_while_torch_is_imported(script, workplace):
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    required = {"generate_big": "--shape 16 16", "calc_FID": "--n_samples 5", "calc_PRDC": "--n_samples 5"}
-    flags = ["--dataset", "churches", *(AE.split() if "VQGAN" not in script and script != "train_vqgan.py" else [])]
-    flags += "--ae_load_dir ae --ae_load_step 1".split() if "VQGAN" in script else []
-    flags += [word for name, more in required.items() if name in script for word in more.split()]
+    family = "" if script == "train_vqgan.py" else "--load_dir ae --load_step 1" if "VQGAN" in script else AE
+    flags = f"--dataset churches {family} {REQUIRED.get(script, '')}".split()
     env = dict(os.environ, PYTHONPATH=f"{workplace}:{ROOT}")
     done = subprocess.run([sys.executable, "-c", code, str(ROOT / script), *flags], cwd=workplace, env=env, timeout=60,
                           capture_output=True, text=True)  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 import torchvision
 from conftest import draw_shapes
 from PIL import Image
+from plain import lpips_distances
 from scripts import experiment, sampler_flags, train_stage_1, train_stage_2
 
 from experiments import calc_nearest_neighbours as script
@@ -68,18 +69,12 @@ def search(model, queries, pictures, k, order, batch_size):
     return [nearest_of(model, q, near, lambda i: pictures[i], k) for q, near in zip(queries, found.tolist())]
 
 
-def pairwise(model, queries, pictures):
-    """All distances by lpips itself, called pair by pair."""
-    with torch.no_grad():
-        return torch.tensor([[model(2 * q[None] - 1, 2 * x[None] - 1).item() for x in pictures] for q in queries])
-
-
 # ---------------------------------------------------------------------- arithmetic
 
 
 def test_neighbours_are_those_of_lpips_called_pair_by_pair(model, pictures):
     queries = torch.cat((pictures[[3, 12]], torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))))
-    expected = pairwise(model, queries, pictures)
+    expected = lpips_distances(model, queries, pictures)
     wanted = [sorted(zip(row, range(30)))[:10] for row in expected.tolist()]
     found = search(model, queries, pictures, 10, range(30), 8)
     assert [[i for _, i in row] for row in found] == [[i for _, i in row] for row in wanted]
@@ -122,7 +117,7 @@ def test_heads_with_negative_weights(alexnet, pictures):
     with torch.no_grad():
         model.lins[1].model[-1].weight[:, ::2] *= -9
     pictures = pictures[:12]
-    expected = pairwise(model, pictures[:2], pictures)
+    expected = lpips_distances(model, pictures[:2], pictures)
     assert expected.min() < 0  # else nothing is tested
     assert (QueryDistances(model, pictures[:2])(pictures) - expected).abs().max() < 1e-6
 

@@ -32,13 +32,18 @@ def assert_same_values(a, b):
         assert a == b
 
 
-def assert_same_runs(one, other, step):
-    """Weights, averages, optimisers, meters and curves of two runs are identical."""
+def assert_same_weights(one, other, step):
+    """Weights, averages and optimisers of two runs are identical."""
     names = sorted(p.name for p in (one / "saved_models").glob(f"*_{step}.th"))
     assert len(names) >= 3
     assert names == sorted(p.name for p in (other / "saved_models").glob(f"*_{step}.th"))
     for name in names:
         assert_same_values(load_tensors(one / "saved_models" / name), load_tensors(other / "saved_models" / name))
+
+
+def assert_same_runs(one, other, step):
+    """Weights, averages, optimisers, meters and curves of two runs are identical."""
+    assert_same_weights(one, other, step)
     assert_same_values(
         load_tensors(one / "saved_stats" / f"stats_{step}"), load_tensors(other / "saved_stats" / f"stats_{step}")
     )

@@ -49,6 +49,11 @@ def pick_device(name):
     return torch.device(name)
 
 
+def device_name(device):
+    """As its maker calls it, where PyTorch knows."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def count_parameters(module):
     return sum(p.numel() for p in module.parameters())
 
@@ -223,10 +228,9 @@ class Run:
     def introduce(self, n_items, n_parameters, precision, items="images"):
         """The first lines: what trains, on what, where it is written."""
         H = self.H
-        device = torch.cuda.get_device_name() if self.device.type == "cuda" else self.device.type
         self.say(
             f"{self.name}: {n_parameters / 1e6:.1f}M parameters, {n_items} {items} of '{H.dataset}', "
-            f"batch {H.batch_size}, {precision} on {device}"
+            f"batch {H.batch_size}, {precision} on {device_name(self.device)}"
         )
         board = "off" if H.no_visdom else f"{H.visdom_server or 'http://localhost'}:{H.visdom_port}"
         self.say(f"writing to {self.folder}; dashboard: {board}")
@@ -343,19 +347,23 @@ class Run:
     def save_checkpoint(self):
         """Write the checkpoint of the current step, unless it is there and whole."""
         self._check_finite()
-        self._check_weights()
-        if distributed.is_main() and self._saved_step != self.step:
-            self._stats.sync()
-            self.store.save(
-                self.step,
-                {name: item.state_dict() for name, item in self.files.items()},
-                {name: item.state_dict() for name, item in self.extra.items()},
-                dict(stats_bytes=self._stats.size, stats_sha256=self._stats.sha256, run=self.name, **self.about),
-            )
+        if self._saved_step != self.step:
+            self._check_weights()
+            if distributed.is_main():
+                self._write_checkpoint()
             self._saved_step = self.step
-            if self.H.keep_checkpoints:
-                self.store.prune(self.H.keep_checkpoints)
         distributed.barrier()
+
+    def _write_checkpoint(self):
+        self._stats.sync()
+        self.store.save(
+            self.step,
+            {name: item.state_dict() for name, item in self.files.items()},
+            {name: item.state_dict() for name, item in self.extra.items()},
+            dict(stats_bytes=self._stats.size, stats_sha256=self._stats.sha256, run=self.name, **self.about),
+        )
+        if self.H.keep_checkpoints:
+            self.store.prune(self.H.keep_checkpoints)
 
     def show_images(self, name, images, save, n_columns=None):
         """uint8 (N, C, H, W) to the dashboard and, with save, to logs/<log_dir>/images."""

@@ -1,14 +1,14 @@
 """A run and the misfortunes of its dashboard: the run does not notice, and when the server is well again all its curves
 are complete."""
 
-import contextlib
 import json
 import statistics
 import time
 
 import pytest
+import test_dashboard
 from conftest import TINY_SAMPLER, words
-from test_dashboard import FakeVisdom, free_port, until
+from test_dashboard import free_port, until
 
 import train_sampler
 import utils.run
@@ -24,13 +24,7 @@ FLAGS = [*TINY_SAMPLER, *SMALL, *words(
 TROUBLES = ("stop", "hang", "500", "500 later")
 
 
-@pytest.fixture
-def fake():
-    server = FakeVisdom()
-    yield server
-    server.released.set()
-    with contextlib.suppress(OSError):
-        server.stop()
+fake = test_dashboard.fake  # the fixture
 
 
 @pytest.mark.parametrize("trouble", TROUBLES)

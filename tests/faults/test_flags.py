@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, TINY_SAMPLER, TINY_VQGAN, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cli import EXPERIMENTS
+from test_cli import EXPERIMENTS, REQUIRED
 from test_hparams import flag_and_words
 
 from faults.conftest import FULL
@@ -25,7 +25,6 @@ MODEL = TINY_VQGAN[: TINY_VQGAN.index("--batch_size")]
 SCRIPTS = {"train_vqgan.py": TINY_VQGAN, "train_sampler.py": [*SAMPLER, *MODEL]}
 SCRIPTS |= {f"experiments/{path.name}": [*SAMPLER, *MODEL] for path in EXPERIMENTS}
 SCRIPTS["experiments/calc_VQGAN_FID.py"] = [*TINY_VQGAN, *AE]
-REQUIRED = {"calc_FID": "--n_samples 2", "calc_PRDC": "--n_samples 2", "generate_big_samples": "--shape 4 5"}
 SLOW = 60.0  # seconds that a dry run may take on a busy machine
 
 
@@ -41,8 +40,7 @@ def folder(tmp_path_factory):
 
 def call(script, flags):
     """The script with --dry_run, in this process as a user would call it: (exit code, stderr)."""
-    name = script.rsplit("/", 1)[-1].removesuffix(".py")
-    required = words(f"--dataset churches {REQUIRED.get(name, '')}")
+    required = words(f"--dataset churches {REQUIRED.get(script, '')}")
     argv = [script, *SCRIPTS[script], *required, *flags, "--dry_run"]
     err, before = io.StringIO(), sys.argv
     sys.argv = argv
