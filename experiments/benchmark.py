@@ -92,7 +92,7 @@ SIZES = {
     ),
     "small": dict(  # few codes, so that the head weighs as little as in the paper's model
         vqgan="--img_size 64 --ch_mult 1 1 2 --nf 32 --emb_dim 64 --ndf 32 --batch_size 4",
-        sampler="--img_size 64 --ch_mult 1 1 2 --codebook_size 128 --bert_n_emb 128 --bert_n_head 4 --bert_n_layers 2 "
+        sampler="--img_size 64 --ch_mult 1 1 2 --codebook_size 128 --bert_n_emb 256 --bert_n_head 4 --bert_n_layers 2 "
                 "--batch_size 20",
         samples=4, canvas=(32, 16), images=40, queries=16, features=(4000, 2048),
     ),

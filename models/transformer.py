@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.layers import attention
+
 
 class SelfAttention(nn.Module):
     """Multi-head attention. Three projections by name, one matrix product at run time."""
@@ -38,7 +40,7 @@ class SelfAttention(nn.Module):
             k, v = cache.extend(k, v)
             causal = causal and L > 1
         dropout = self.attn_pdrop if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
+        out = attention(q, k, v, dropout, causal)
         return self.resid_drop(self.proj(out.transpose(1, 2).reshape(B, L, D)))
 
 
