@@ -123,12 +123,17 @@ def decoded_batches(id_batches, H, models):
 
 def sample_batches(sampler, n, H, precision, device, first=0):
     """Yield ids (b, L) for samples first .. first+n-1; each a function of (--seed, its number) alone."""
+
+    def draw(numbers):
+        return sample_uniforms(H.seed, [first + i for i in numbers], sampler.draws_per_sample(), device)
+
     with Progress(n, "sampling", "img", enabled=distributed.is_main()) as progress:
-        for start in range(first, first + n, H.batch_size):
-            numbers = range(start, min(start + H.batch_size, first + n))
-            u = sample_uniforms(H.seed, numbers, sampler.draws_per_sample(), device)
-            with precision.autocast():
-                ids = sampler.sample(u, H.temp, progress.within(len(numbers)))
+        batches = sampler.sample_many(draw, n, H.batch_size, H.temp, progress)
+        while True:
+            with precision.autocast():  # not while others work on what is yielded
+                ids = next(batches, None)
+            if ids is None:
+                return
             yield ids
             progress.update(len(ids))
 

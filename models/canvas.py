@@ -7,6 +7,7 @@ at a step, N windows and Q readings (of one cell in one window) altogether. A ce
 import torch
 
 from models.samplers.base import invert_cdf
+from models.transformer import frozen
 from utils.errors import UsageError
 
 FIXED_POINT = 2.0**46  # one, as a whole number: 2^16 probabilities sum to less than 2^63
@@ -38,10 +39,11 @@ def sample_canvas(sampler, uniforms, window, temp=0.8, max_batch=256, progress=N
     else:
         sequence = order.to(ids.device).flatten(1).argsort(dim=1, stable=True)
     steps = sequence.split(cells_per_step, dim=1)
-    for cells in (progress or iter)(steps):
-        probs = cell_probabilities(sampler, ids, cells, window, max_batch)
-        sharpened = (probs.log() / temp).softmax(-1)
-        ids.view(B, -1).scatter_(1, cells, invert_cdf(sharpened, uniforms.flatten(1).gather(1, cells)))
+    with frozen(sampler):
+        for cells in (progress or iter)(steps):
+            probs = cell_probabilities(sampler, ids, cells, window, max_batch)
+            sharpened = (probs.log() / temp).softmax(-1)
+            ids.view(B, -1).scatter_(1, cells, invert_cdf(sharpened, uniforms.flatten(1).gather(1, cells)))
     return ids
 
 

@@ -4,6 +4,8 @@ Shapes: B sequences, L tokens, D = n_emb, N heads, V vocabulary, K output classe
 Parameter names are those of the published checkpoints: do not rename.
 """
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -24,16 +26,20 @@ class SelfAttention(nn.Module):
         self.causal = causal
         self.attn_pdrop = attn_pdrop
         self.resid_drop = nn.Dropout(resid_pdrop)
+        self.joined = None  # what `joined_projection` gives, while `frozen` holds
         if causal:
             # Never read: attention knows what is causal. The published checkpoints hold it.
             self.register_buffer("mask", torch.ones(1, 1, block_size, block_size).tril())
 
+    def joined_projection(self):
+        """Weight (3D, D) and bias (3D,) of query, key and value as one linear map."""
+        parts = (self.query, self.key, self.value)
+        return torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])
+
     def forward(self, x, cache=None):
         """x (B, L, D) -> (B, L, D). With a cache, x continues the tokens the cache has seen."""
         B, L, D = x.shape
-        weight = torch.cat((self.query.weight, self.key.weight, self.value.weight))
-        bias = torch.cat((self.query.bias, self.key.bias, self.value.bias))
-        qkv = F.linear(x, weight, bias).view(B, L, 3, self.n_head, D // self.n_head)
+        qkv = F.linear(x, *(self.joined or self.joined_projection())).view(B, L, 3, self.n_head, D // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, N, L, D/N)
         causal = self.causal
         if cache is not None:
@@ -42,6 +48,31 @@ class SelfAttention(nn.Module):
         dropout = self.attn_pdrop if self.training else 0.0
         out = attention(q, k, v, dropout, causal)
         return self.resid_drop(self.proj(out.transpose(1, 2).reshape(B, L, D)))
+
+
+@contextlib.contextmanager
+def frozen(net):
+    """Within it (and torch.no_grad) the weights of `net` do not change: what every pass would make of them anew, the
+    joined projections and the casts to autocast's number format, is made once.
+
+    Many passes over few tokens (sampling) otherwise spend more on that than on the tokens.
+    """
+    weights = [p for m in net.modules() if isinstance(m, nn.Linear) for p in m.parameters(recurse=False)]
+    device = weights[0].device.type if weights else "cpu"
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    attentions = [m for m in net.modules() if isinstance(m, SelfAttention)]
+    kept = [p.data for p in weights]
+    try:
+        for p in weights:
+            p.data = p.data.to(dtype)  # None: as it is
+        for module in attentions:
+            module.joined = module.joined_projection()
+        yield
+    finally:
+        for p, data in zip(weights, kept, strict=True):
+            p.data = data
+        for module in attentions:
+            module.joined = None
 
 
 class KeyValueCache:

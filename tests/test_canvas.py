@@ -20,13 +20,14 @@ from utils.errors import UsageError
 WINDOW, K = (2, 3), 5
 
 
-class Constant:
+class Constant(torch.nn.Module):
     """A sampler that predicts a distribution for each position in the window, whatever it is shown."""
 
     needs_raster_order = False
     mask_id = codebook_size = K
 
     def __init__(self):
+        super().__init__()
         random = torch.Generator().manual_seed(0)
         self.logits = 2 * torch.randn(math.prod(WINDOW), K, generator=random)
         self.shown = []

@@ -24,7 +24,7 @@ FLOAT32 = Precision(False, "auto", torch.device("cpu"))
 
 
 def close(a, b):
-    return all((x - y).abs().max() <= 1e-4 * x.abs().max() + 1e-6 for x, y in zip(a, b, strict=True))
+    return all((x - y).abs().max() <= 1e-4 * x.abs().max() + 1e-5 for x, y in zip(a, b, strict=True))
 
 
 def prior(name="absorbing", **given):

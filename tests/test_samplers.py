@@ -1,16 +1,19 @@
 """The priors against closed forms: exact laws by enumeration, likelihoods by summation."""
 
+import functools
 import itertools
 import math
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 from scipy.stats import chi2
 
 from models.samplers import build_sampler
-from models.samplers.absorbing import dense_rank_descending, scatter_last
+from models.samplers.absorbing import scatter_last
 from models.samplers.base import draw_codes, invert_cdf
+from models.samplers.reveal import reveal_events, reveal_times
 from utils.seed import StepRandom, sample_uniforms
 
 K, L = 3, 4
@@ -249,9 +252,53 @@ def test_draw_codes_at_the_edges():
     assert draw_codes(torch.tensor([[0.0, 5.0, 1.0]]), torch.tensor([0.999]), temp=1e-3).item() == 1
 
 
-def test_dense_rank():
-    values = torch.tensor([[5, 9, 5, 1], [2, 2, 2, 2]])
-    assert dense_rank_descending(values).tolist() == [[1, 0, 1, 2], [0, 0, 0, 0]]
+def test_events_of_a_sample():
+    times = torch.tensor([[5, 9, 5, 1], [2, 2, 2, 2]])
+    assert reveal_events((times - 0.5) / 10, 10).tolist() == [[1, 0, 1, 2], [0, 0, 0, 0]]
+    assert reveal_times(torch.tensor([0.0, 0.999999]), 3).tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("name,kind", [("absorbing", "diffusion"), ("absorbing", "mlm"), ("autoregressive", "")])
+@pytest.mark.parametrize("n,batch_size", [(1, 4), (11, 1), (11, 4), (12, 4), (3, 8), (0, 4)])
+def test_many_samples_come_in_order_whatever_the_batch(name, kind, n, batch_size):
+    model = tiny(name, sample_type=kind, block_size=9, codebook_size=11).eval()
+    draw = functools.partial(sample_uniforms, 3, shape=model.draws_per_sample())
+    batches = list(model.sample_many(draw, n, batch_size))
+    assert [len(b) for b in batches] == [min(batch_size, n - i) for i in range(0, n, batch_size)]
+    if n:
+        assert torch.equal(torch.cat(batches), model.sample(draw(range(n))))
+
+
+def test_batches_stay_full():
+    model, sizes = tiny(block_size=16, codebook_size=5, sample_steps=16).eval(), []
+    model._denoise_fn.register_forward_pre_hook(lambda net, args: sizes.append(len(args[0])))
+    draw = functools.partial(sample_uniforms, 0, shape=model.draws_per_sample())
+    n_events = (reveal_events(draw(range(100))[:, 0], 16).max(1) + 1).tolist()
+    assert len(set(n_events)) > 3
+    list(model.sample_many(draw, 100, 10))
+    assert sum(sizes) == sum(n_events)
+    longest = max(n_events)
+    assert sizes[:-longest] == [10] * (len(sizes) - longest) and sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["absorbing", "autoregressive"])
+def test_weights_are_frozen_only_while_sampling(name):
+    """In bf16, too, a training model samples as its copy, and goes on with its float32 weights and gradients."""
+    model = tiny(name, block_size=9, codebook_size=11)
+    model.loss(torch.randint(0, 11, (2, 9)), StepRandom("x")).loss.backward()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    u = sample_uniforms(3, range(6), model.draws_per_sample())
+    with torch.autocast("cpu", torch.bfloat16):
+        frozen_ids = model.sample(u)
+        with mock.patch("models.transformer.torch.is_autocast_enabled", lambda device: False):
+            assert torch.equal(model.sample(u), frozen_ids)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(v, after[k]) and v.dtype == after[k].dtype for k, v in before.items())
+    assert all(p.grad is None or p.grad.dtype == p.dtype == torch.float32 for p in model.parameters())
+    with pytest.raises(ZeroDivisionError):
+        model.sample(u, temp=1 / 0)
+    assert all(m.joined is None for m in model.modules() if hasattr(m, "joined"))
 
 
 def test_scatter_last_keeps_the_later_of_equal_indices():

@@ -43,8 +43,13 @@ class Progress:
     def update(self, n=1, shown=None):
         """Advance by n; shown: {name: value} to stand beside the count."""
         self.done += n
-        self.begun = 0.0
+        self.begun = max(0.0, self.begun - n)
         self._show(shown)
+
+    def has_begun(self, share):
+        """So much more of the units that are not done yet is under way."""
+        self.begun += share
+        self._show(None)
 
     def within(self, n):
         """A function that iterates over a list, the steps of work on the next n, and shows what is done of it."""

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 
 from models.samplers.base import Sampler, SamplerLoss, draw_codes, register
 from models.samplers.bound import balanced_masks, count_weights, fixed_count, stratified_counts
+from models.samplers.reveal import Slots, in_order, reveal
+from models.transformer import frozen
 
 HISTORY_DECAY = 0.9
 
@@ -126,30 +128,23 @@ class AbsorbingDiffusion(Sampler):
 
     @torch.no_grad()
     def sample(self, uniforms, temp=1.0, progress=None):
-        """uniforms (B, *draws_per_sample()) -> ids (B, L)."""
+        """uniforms (B, *draws_per_sample()) -> ids (B, L). progress: of the steps of mlm sampling only."""
         if self.sample_type == "mlm":
-            return self.sample_mlm(uniforms, temp, progress)
-        return self.sample_diffusion(uniforms, temp, progress)
+            with frozen(self):
+                return self.sample_mlm(uniforms, temp, progress)
+        return torch.cat(list(self.sample_many(lambda numbers: uniforms, len(uniforms), len(uniforms), temp)))
 
-    def sample_diffusion(self, uniforms, temp, progress=None):
-        """Reverse diffusion: at t = S..1 each token still masked is revealed with probability 1/t.
-
-        That makes each token's reveal time uniform on {1..S}, whatever the network says; so all times
-        are drawn first and the network runs only where something is revealed, each sample at its own
-        next event. The law of the samples is exactly that of visiting all S steps.
-        """
-        reveal_u, code_u = uniforms.unbind(1)  # each (B, L)
-        reveal_time = (reveal_u * self.S).long().clamp(max=self.S - 1) + 1
-        event = dense_rank_descending(reveal_time)  # (B, L): at which of the sample's events
-        n_events = event.amax(1) + 1
-        ids = torch.full_like(event, self.mask_id)
-        for k in (progress or iter)(range(int(n_events.max()))):
-            active = (n_events > k).nonzero().squeeze(1)
-            rows, cols = (event[active] == k).nonzero(as_tuple=True)
-            logits = self._denoise_fn(ids[active], at=(rows, cols))
-            rows = active[rows]
-            ids[rows, cols] = draw_codes(logits, code_u[rows, cols], temp)
-        return ids
+    def sample_many(self, draw, n, batch_size, temp=1.0, progress=None):
+        """See the base class. In diffusion sampling the network's batches stay full until the last samples."""
+        if self.sample_type == "mlm":
+            yield from super().sample_many(draw, n, batch_size, temp, progress)
+            return
+        if n == 0:
+            return
+        slots = Slots(draw, n, batch_size, self.S, self.mask_id)
+        with frozen(self):
+            finished = reveal(self._denoise_fn, slots, temp, progress and progress.has_begun)
+            yield from in_order(finished, n, batch_size)
 
     def sample_mlm(self, uniforms, temp, progress=None):
         """Masked-language-model sampling: S times mask again as at t (from T down to 1) and redraw."""
@@ -175,14 +170,6 @@ class FixedDraw:
 
     def rand(self, *shape):
         return self.u.reshape(shape)
-
-
-def dense_rank_descending(values):
-    """Rank of each entry within its row, equal values sharing one: (B, L) -> (B, L), 0 for the largest."""
-    ordered, order = values.sort(dim=1, descending=True)
-    is_new = torch.zeros_like(ordered)
-    is_new[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).to(ordered.dtype)
-    return torch.empty_like(order).scatter_(1, order, is_new.cumsum(1))
 
 
 def scatter_last(buffer, index, values):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from models.samplers.base import Sampler, SamplerLoss, draw_codes, register
+from models.transformer import frozen
 
 
 @register("autoregressive")
@@ -45,7 +46,8 @@ class AutoregressiveSampler(Sampler):
         B, L = uniforms.shape
         ids = torch.empty(B, L, dtype=torch.int64, device=uniforms.device)
         cache = self.net.new_cache()
-        for i in (progress or iter)(range(L)):
-            last = ids[:, i - 1] if i > 0 else None
-            ids[:, i] = draw_codes(self.net.next_logits(last, cache, B), uniforms[:, i], temp)
+        with frozen(self.net):
+            for i in (progress or iter)(range(L)):
+                last = ids[:, i - 1] if i > 0 else None
+                ids[:, i] = draw_codes(self.net.next_logits(last, cache, B), uniforms[:, i], temp)
         return ids

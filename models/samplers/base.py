@@ -72,6 +72,15 @@ class Sampler(nn.Module):
         """
         raise NotImplementedError
 
+    def sample_many(self, draw, n, batch_size, temp=1.0, progress=None):
+        """Draw samples 0 .. n-1 and yield their ids (b, L), in order, batch_size (the last time fewer) at a time.
+
+        draw: range of numbers -> their uniforms, as `sample` takes them; progress: utils.progress.Progress.
+        """
+        for start in range(0, n, batch_size):
+            numbers = range(start, min(start + batch_size, n))
+            yield self.sample(draw(numbers), temp, progress and progress.within(len(numbers)))
+
     def draws_per_sample(self):
         """Shape of the uniforms in [0, 1) that one sample needs, e.g. (2, L)."""
         raise NotImplementedError
