@@ -19,7 +19,7 @@ import torch
 from experiments.common import cached_codes, check_autoencoder, decode_batch, dry_run_of_sampler
 from models.load import load_autoencoder
 from models.samplers import build_sampler
-from utils import distributed
+from utils import compilation, distributed
 from utils.amp import Precision
 from utils.data import batch_positions, local_rows, open_images
 from utils.ema import EMA
@@ -104,6 +104,8 @@ def train(H):
         files = {H.sampler: sampler, f"{H.sampler}_optim": optimiser}
         if ema:
             files[f"{H.sampler}_ema"] = ema
+        if compilation.pays(H.compile, device, H.train_steps - run.step >= compilation.MANY_STEPS):
+            compilation.compile_parts(H.compile, sampler.parts_to_compile())
         run.restore(files, extra=dict(precision=precision))
         run.introduce(len(ids), count_parameters(sampler), precision.describe(), "code sequences")
         fixed_draws = sample_uniforms(H.seed, range(N_SHOWN), sampler.draws_per_sample(), device)

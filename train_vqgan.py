@@ -22,7 +22,7 @@ from models.losses import adaptive_weight, hinge_discriminator_loss, reconstruct
 from models.quantizers import usage_figures
 from models.summary import describe_vqgan, print_dry_run
 from models.vqgan import VQGAN
-from utils import distributed
+from utils import compilation, distributed
 from utils.amp import Precision
 from utils.checkpoint import checkpoints_of
 from utils.data import batch_positions, fixed_images, one_pass, open_images, to_float, training_batches
@@ -172,6 +172,8 @@ def train(H):
         files = dict(vqgan=vqgan, ae_optim=ae_optim, disc_optim=disc_optim)
         if ema:
             files["vqgan_ema"] = ema
+        if compilation.pays(H.compile, device, H.train_steps - run.step >= compilation.MANY_STEPS):
+            compilation.compile_parts(H.compile, vqgan.parts_to_compile())
         run.restore(files, extra=dict(precision=precision, usage=usage, recent_usage=recent_usage))
         for optimiser in (ae_optim, disc_optim):
             optimiser.param_groups[0]["lr"] = H.lr

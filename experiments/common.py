@@ -8,7 +8,7 @@ from hparams.sources import require_folder
 from models.load import Loaded, load_autoencoder, load_sampler
 from models.samplers import build_sampler
 from models.summary import describe_sampler, print_dry_run
-from utils import codes, distributed
+from utils import codes, compilation, distributed
 from utils.amp import Precision
 from utils.checkpoint import checkpoints_of
 from utils.data import one_pass, to_float
@@ -127,6 +127,8 @@ def sample_batches(sampler, n, H, precision, device, first=0):
     def draw(numbers):
         return sample_uniforms(H.seed, [first + i for i in numbers], sampler.draws_per_sample(), device)
 
+    if compilation.pays(H.compile, device, n >= compilation.MANY_SAMPLES):
+        compilation.compile_parts(H.compile, sampler.parts_to_compile())
     with Progress(n, "sampling", "img", enabled=distributed.is_main()) as progress:
         batches = sampler.sample_many(draw, n, H.batch_size, H.temp, progress)
         while True:

@@ -56,6 +56,8 @@ class TrainConfig:
     amp: bool = opt(False, "mixed precision")
     amp_dtype: str = opt("auto", "number format of --amp; auto: bf16 where the device has it, else fp16",
                          choices=["auto", "bf16", "fp16"], needs=("amp", True))  # fmt: skip
+    compile: str = opt("auto", "torch.compile for the large networks; auto: on CUDA, where there is much to compute",
+                       choices=["auto", "on", "off"])  # fmt: skip
     ema: bool = opt(False, "keep an exponential moving average of the weights (and prefer it when loading)")
     ema_beta: float = opt(0.995, "decay of the moving average at each of its updates", min=0.0, max=1.0,
                           needs=("ema", True))  # fmt: skip

@@ -166,7 +166,7 @@ class Transformer(nn.Module):
             x = self.tok_emb(last_ids)[:, None]
         x = x + self.pos_emb[:, position : position + 1]
         for block, layer_cache in zip(self.blocks, cache, strict=True):
-            x = block(x, layer_cache)
+            x = block.forward(x, layer_cache)  # past torch.compile: the cache has another length at every step
         return self.head(self.ln_f(x))[:, 0]
 
     def _load_from_state_dict(self, state_dict, prefix, *args):

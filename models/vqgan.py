@@ -4,6 +4,7 @@ from torch import nn
 
 from models.autoencoder import VQAutoEncoder
 from models.discriminator import Discriminator
+from utils import distributed
 
 
 class VQGAN(nn.Module):
@@ -19,6 +20,13 @@ class VQGAN(nn.Module):
         self.perceptual = perceptual
         if perceptual is not None:
             perceptual.requires_grad_(False)
+
+    def parts_to_compile(self):
+        """Each network as a whole, but for the generator's last layer: a gradient is taken at it alone."""
+        parts = [self.ae.encoder, self.ae.generator.features, self.perceptual]
+        if distributed.world_size() == 1:  # else its batch norm talks to other processes
+            parts.append(self.disc)
+        return [part for part in parts if part is not None]
 
     def train(self, mode=True):
         super().train(mode)

@@ -38,6 +38,7 @@ COMMON = {
     "lr": ("float", 3 * 4.5e-6),
     "amp": ("bool", False),
     "amp_dtype": ("str", "auto", ["auto", "bf16", "fp16"]),
+    "compile": ("str", "auto", ["auto", "off", "on"]),
     "ema": ("bool", False),
     "ema_beta": ("float", 0.995),
     "steps_per_update_ema": ("int", 10),

@@ -70,6 +70,8 @@ def run_main(main, *args):
         place = f": {error.filename}" if error.filename else ""
         fail(f"{error.strerror}{place}{_disk_hint(error)}")
     except (RuntimeError, MemoryError) as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            fail(f"torch.compile does not work here ({' '.join(str(error).split())[:200]}); train with --compile off")
         if str(error).startswith("DataLoader worker"):  # torch's signal handler: one died between batches
             fail(f"{str(error).splitlines()[0]}: a process that decodes images ended; try --num_workers 0")
         if not _is_out_of_memory(error):

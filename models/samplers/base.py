@@ -53,6 +53,10 @@ class Sampler(nn.Module):
             H.embd_pdrop, H.attn_pdrop, H.resid_pdrop,
         )  # fmt: skip
 
+    def parts_to_compile(self):
+        """The blocks of the Transformers: all of the same shapes, so that compiling one compiles all."""
+        return [block for m in self.modules() if isinstance(m, Transformer) for block in m.blocks]
+
     def loss(self, ids, rng):
         """Training loss of ids (B, L) int64 -> SamplerLoss. rng: utils.seed.StepRandom."""
         raise NotImplementedError
