@@ -30,6 +30,7 @@ from utils.ema import EMA
 from utils.errors import run_main
 from utils.images import to_uint8
 from utils.meters import CodeUsage, Meters
+from utils.packed import pack
 from utils.run import Run, count_parameters
 from utils.seed import StepRandom, derive_seed, seed_everything
 
@@ -152,6 +153,9 @@ def train(H):
 
     with Run(H, "vqgan", name_batch) as run:
         run.trains_on(images)
+        for some, split in ((images, "train"), (validation, "val")):
+            if H.cache_images and some:
+                pack(some, H, split, run.say)
         device = run.device
         seed_everything("init", H.seed)
         start_from = checkpoints_of(H.load_dir if H.load_step else H.log_dir).path("vqgan", run.step)

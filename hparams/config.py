@@ -41,6 +41,7 @@ class RunConfig:
     seed: int = opt(0, "seed of everything random", min=0, max=2**63 - 1)
     device: str = opt("auto", "where to compute", choices=["auto", "cpu", "cuda", "mps"])
     num_workers: int = opt(None, "processes that decode images (default: one a core, at most 8)", min=0, max=1024)
+    cache_images: bool = opt(False, "keep the decoded, resized images in one file under packed/, and train from that")
     dry_run: bool = opt(False, "print the resolved configuration and the model's size and cost, then stop")
 
 
@@ -163,7 +164,7 @@ WITHOUT_EFFECT = ("greedy_epochs", "greedy", "sample_block_size")
 OF_VQGAN_TRAINING = (
     "beta", "gumbel_kl_weight", "gumbel_straight_through", "base_lr", "codebook_init", "codebook_init_step",
     "codebook_restart_steps", "perceptual_weight", "perceptual_weights", "ndf", "disc_layers", "disc_start_step",
-    "disc_weight_max", "diff_aug",
+    "disc_weight_max", "diff_aug", "cache_images",
 )  # fmt: skip
 OF_SAMPLING = ("temp", "sample_steps", "sample_type")
 OF_TRAINING = (

@@ -32,6 +32,7 @@ COMMON = {
     "seed": ("int", 0),
     "device": ("str", "auto", ["auto", "cpu", "cuda", "mps"]),
     "num_workers": ("int", 2),
+    "cache_images": ("bool", False),
     "dry_run": ("bool", False),
     "train_steps": ("int", 100000000),
     "batch_size": ("int", 3),

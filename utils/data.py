@@ -43,6 +43,7 @@ class ImageSet(Dataset):
     def __init__(self, source, indices, img_size, n_channels=3):
         self.source, self.indices = source, np.asarray(indices)
         self.img_size, self.n_channels = img_size, n_channels
+        self.packed = None  # utils.packed.PackedImages, where there is a cache of decoded images
         self.broken = torch.zeros(len(self.indices), dtype=torch.bool).share_memory_()
         self._reported = set()
 
@@ -51,6 +52,8 @@ class ImageSet(Dataset):
 
     def load(self, i):
         """Image i, uint8 (C, H, W); None where it cannot be decoded."""
+        if self.packed is not None and (image := self.packed.read(i)) is not None:
+            return image
         try:
             return decode(self.source.read(self.indices[i]), self.img_size, self.n_channels)
         except UserError:
