@@ -11,7 +11,8 @@ RUN = .venv/bin/python
 	  f"error: Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet uv==$(UV)
-	.venv/bin/uv pip install --python $(RUN) --requirement requirements.txt --build-constraints build-constraints.txt
+	.venv/bin/uv pip install --python $(RUN) --compile-bytecode --requirement requirements.txt \
+	  --build-constraints build-constraints.txt
 	@touch $@
 
 demo: .venv/.ready  ## train both stages on emoji, draw samples (about 12 minutes on two cores)

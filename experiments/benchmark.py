@@ -12,7 +12,7 @@ from hparams.parser import build_parser
 from hparams.sources import checked, run_folder
 
 JOBS = ("vqgan_step", "vqgan_step_early", "sampler_step", "sampling", "sampling_1000", "autoregressive", "likelihood",
-        "neighbours", "larger_images", "prdc")  # fmt: skip
+        "neighbours", "larger_images", "prdc", "images")  # fmt: skip
 
 
 @dataclass
@@ -25,6 +25,8 @@ class BenchmarkConfig:
     costs: bool = opt(False, "instead: how the fast forms' time and memory grow with latents, batch, layers, steps")
     seconds: float = opt(20.0, "time for each job; each form runs twice at least", above=0.0)
     device: str = opt("auto", "where to compute", choices=["auto", "cpu", "cuda", "mps"])
+    compile: str = opt("auto", "torch.compile in the fast forms of the steps and of sampling; auto: on CUDA",
+                       choices=["auto", "on", "off"])  # fmt: skip
     threads: int = opt(None, "threads of a CPU (default: PyTorch's choice)", min=1, max=1024)
     log_dir: str = opt("benchmark", "folder under logs/ for benchmark.json", metavar="NAME")
 
@@ -59,11 +61,14 @@ import contextlib
 import copy
 import platform
 import statistics
+import tempfile
 import time
 import warnings
 
+import numpy as np
 import plain
 import torch
+from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -74,15 +79,18 @@ from models.canvas import sample_canvas
 from models.perceptual import find_candidates
 from models.samplers import build_sampler
 from models.vqgan import VQGAN
-from utils import prdc
+from utils import compilation, prdc
 from utils.amp import Precision, cpu_has_bf16
 from utils.checkpoint import LOGS
+from utils.data import ImageSet, one_pass
 from utils.ema import EMA
 from utils.errors import run_main
 from utils.io import write_json
+from utils.packed import PackedImages
 from utils.progress import say
 from utils.run import device_name, pick_device
 from utils.seed import StepRandom, sample_uniforms
+from utils.sources import FolderImages
 
 # Of each size: flags of the two stages, and how much of each job.
 SIZES = {
@@ -116,11 +124,17 @@ class Bench:
 
     def __init__(self, config):
         self.config = config
+        self.trash = tempfile.TemporaryDirectory()
         self.device = pick_device(config.device)
         size = config.size if config.size != "auto" else "paper" if self.device.type == "cuda" else "small"
         self.size_name, self.size = size, SIZES[size]
         amp = self.device.type == "cuda" or cpu_has_bf16()
         self.precision = Precision(amp, "auto", self.device)
+
+    def compile(self, model):
+        """As the scripts do where there is much to compute."""
+        if compilation.pays(self.config.compile, self.device):
+            compilation.compile_parts(self.config.compile, model.parts_to_compile())
 
     def vqgan_H(self, more=""):
         words = f"--dataset churches --ema --diff_aug {self.size['vqgan']} {more}"
@@ -154,6 +168,7 @@ class Bench:
         slow = [torch.optim.Adam(m.parameters(), lr=H.lr, foreach=False) for m in (other.ae, other.disc)]
         average = EMA(model, H.ema_beta, shared=(model.perceptual,))
         other_average = copy.deepcopy(other)
+        self.compile(model)
         x = torch.rand(H.batch_size, 3, H.img_size, H.img_size, device=self.device)
         rng = StepRandom("bench", device=self.device)
         step = 10
@@ -181,6 +196,7 @@ class Bench:
         fast = torch.optim.Adam(model.parameters(), lr=H.lr, fused=self.device.type == "cuda")
         slow = torch.optim.Adam(other.parameters(), lr=H.lr, foreach=False)
         average, other_average = EMA(model, H.ema_beta), copy.deepcopy(other)
+        self.compile(model)
         ids, rng = self.random_ids(H, H.batch_size), StepRandom("bench", device=self.device)
 
         def run_fast():
@@ -194,10 +210,12 @@ class Bench:
         """Samples of the absorbing diffusion in S = 256 steps."""
         H = self.sampler_H(f"--sample_steps {steps} {more}")
         model = self.sampler(H)
+        other = copy.deepcopy(model)
+        self.compile(model)
         n = self.size["samples"]
         u = sample_uniforms(0, range(n), model.draws_per_sample(), self.device)
         return Job(f"sampling, S = {steps}", lambda: self.in_amp(model.sample, u),
-                   lambda: plain.sample_diffusion(model, u), n, "sample")  # fmt: skip
+                   lambda: plain.sample_diffusion(other, u), n, "sample")  # fmt: skip
 
     def sampling_1000(self):
         """In S = 1000 steps."""
@@ -211,7 +229,7 @@ class Bench:
         """Samples of the autoregressive prior."""
         H = self.sampler_H("--sampler autoregressive")
         model = self.sampler(H)
-        n = self.size["samples"]
+        n = 4 * self.size["samples"]
         u = sample_uniforms(0, range(n), model.draws_per_sample(), self.device)
         return Job("autoregressive sampling", lambda: self.in_amp(model.sample, u),
                    lambda: plain.sample_autoregressive(model, u), n, "sample", flops=False)  # fmt: skip
@@ -271,6 +289,20 @@ class Bench:
 
         return Job(f"PRDC of {n} x {width}", lambda: prdc.prdc(*on_device), plainly, n, "row", flops=False)
 
+    def images(self):
+        """What one worker delivers: 256 x 256 pixels from the packed cache, or decoded from photo-like JPEG files."""
+        folder = Path(self.trash.name)
+        n, random = 50, np.random.default_rng(0)
+        for i in range(n):
+            coarse = Image.fromarray(random.integers(0, 256, (32, 48, 3), dtype=np.uint8))
+            coarse.resize((384, 256), Image.BICUBIC).save(folder / f"{i}.jpg", quality=90)
+        source = FolderImages([folder])
+        decoded, packed = (ImageSet(source, range(n), 256) for _ in range(2))
+        packed.packed = PackedImages(packed, folder)
+        packed.packed.write(range(n), one_pass(packed, n, 0))
+        return Job("256 x 256 images for one worker, packed (plain: JPEG)", lambda: [packed.load(i) for i in range(n)],
+                   lambda: [decoded.load(i) for i in range(n)], n, "img", flops=False)  # fmt: skip
+
 
 # ---------------------------------------------------------------------- measuring
 
@@ -328,7 +360,7 @@ def count_flops(job):
     """FLOPs of one fast(), or None."""
     if not job.flops:
         return None
-    with FlopCounter() as counter:
+    with torch.compiler.set_stance("force_eager"), FlopCounter() as counter:
         job.fast()
     return counter.total
 
