@@ -14,6 +14,7 @@ from models.samplers import build_sampler
 from models.samplers.absorbing import scatter_last
 from models.samplers.base import draw_codes, invert_cdf
 from models.samplers.reveal import reveal_events, reveal_times
+from models.transformer import rounded_up
 from utils.seed import StepRandom, sample_uniforms
 
 K, L = 3, 4
@@ -304,6 +305,14 @@ def test_weights_are_frozen_only_while_sampling(name):
 def test_scatter_last_keeps_the_later_of_equal_indices():
     out = scatter_last(torch.zeros(4), torch.tensor([1, 3, 1]), torch.tensor([5.0, 6.0, 7.0]))
     assert out.tolist() == [0, 7, 0, 6]
+
+
+@pytest.mark.parametrize(("count", "rounded"), [(0, 0), (1, 32), (32, 32), (250, 256), (257, 512), (512, 512)])
+def test_positions_are_rounded_up(count, rounded):
+    at = torch.arange(count), torch.arange(count) + 1
+    rows, cols = rounded_up(at)
+    assert len(rows) == len(cols) == rounded
+    assert torch.equal(rows[:count], at[0]) and torch.equal(cols[:count], at[1]) and not rows[count:].any()
 
 
 def test_logits_at_chosen_positions_equal_the_whole():
