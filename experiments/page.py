@@ -18,10 +18,10 @@ p { margin: .4rem 0; max-width: 44rem; }
 .figures { display: flex; flex-wrap: wrap; gap: .8rem 2.4rem; margin: 1.4rem 0 0; padding: 0; list-style: none; }
 .figures b { display: block; font-size: 1.7rem; line-height: 1.2; font-weight: 600; }
 .figures span { color: var(--soft); font-size: .8rem; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1.2rem 2rem; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: .2rem 2rem; }
 figure { margin: 0 0 1.4rem; break-inside: avoid; }
 figure img { max-width: 100%; height: auto; display: block; }
-.grid svg, .grid img.plot { width: 100%; }
+.grid img.plot { width: 100%; }
 img.small { image-rendering: pixelated; }
 figcaption { color: var(--soft); font-size: .82rem; margin-top: .45rem; }
 pre { background: #f6f6f4; padding: .75rem .9rem; border-radius: 4px; white-space: pre-wrap; margin: .5rem 0;

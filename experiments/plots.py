@@ -17,7 +17,7 @@ STYLE = {
 COLOURS = {"train": "#2b5d8a", "validation": "#c4571b"}
 FONTS = "'Helvetica Neue', Helvetica, Arial, 'DejaVu Sans'"  # matplotlib measures with the last, which is the widest
 MOST_POINTS = 1500  # of a line: more cannot be seen
-SMOOTHED = 25  # points from which a curve is smoothed; it is averaged over this share of them, 1/SMOOTHED
+SMOOTHED = 40  # points from which a curve is smoothed; its mean is over about this share of them, 1/SMOOTHED
 MANY_BARS = 40
 
 
@@ -49,7 +49,7 @@ def curves(name, traces):
                 axes.plot(*thinned(xs, ys), color=colour, alpha=0.3, linewidth=0.8)
                 axes.plot(*thinned(xs, smooth(ys)), color=colour, linewidth=1.6, label=label)
             else:
-                marker = "o" if len(xs) < SMOOTHED else None
+                marker = "o" if len(xs) < 25 else None
                 axes.plot(*thinned(xs, ys), color=colour, linewidth=1.4, marker=marker, markersize=3, label=label)
         axes.set_xlabel("step")
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))

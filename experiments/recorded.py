@@ -175,7 +175,7 @@ class Recorded:
         found = []
         for name, files in series.items():
             step, path = files[-1]
-            more = f", {SAYS_TRIPLES}" if name == "reconstructions" else ""
+            more = f": {SAYS_TRIPLES}" if name == "reconstructions" else ""
             caption = f"{name}, step {step}{more}" if self.rows else f"{name} {step}"
             found.append(Picture(name, caption, path, self._note))
         for path in self.strips:

@@ -31,8 +31,11 @@ def text(value):
         return f"{value:.5g}"
     if isinstance(value, list):
         return " ".join(map(text, value))
-    return {None: "-", True: "yes", False: "no"}.get(value, printable(value)) if not isinstance(value, dict) else \
-        ", ".join(f"{k} {text(v)}" for k, v in value.items())  # fmt: skip
+    if isinstance(value, dict):
+        return ", ".join(f"{printable(k)} {text(v)}" for k, v in value.items())
+    if value is None or isinstance(value, bool):
+        return {None: "-", True: "yes", False: "no"}[value]
+    return printable(value)
 
 
 def lead(run):
@@ -60,8 +63,8 @@ def lead(run):
 
 def large_figures(run):
     latest = run.latest()
-    chosen = [name for name in LARGE if name in latest and f"val_{name}" not in latest][:MOST_LARGE]
-    return {LARGE[name]: text(latest[name]) for name in chosen}
+    chosen = [name for name in LARGE if name in latest and not {f"val_{name}"} & LARGE.keys() & latest.keys()]
+    return {LARGE[name]: f"{latest[name]:.4g}" for name in chosen[:MOST_LARGE]}
 
 
 def drawn(run, name, draw, *args):
@@ -76,7 +79,7 @@ def drawn(run, name, draw, *args):
 
 
 def curve_plots(run):
-    traces = run.traces()
+    traces = {name: t for name, t in run.traces().items() if any(any(values) for _, values in t.values())}
     names = sorted(traces, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
     return [drawn(run, name, plots.curves, traces[name]) for name in names]
 
