@@ -22,7 +22,6 @@ p { margin: .4rem 0; max-width: 44rem; }
 figure { margin: 0 0 1.4rem; break-inside: avoid; }
 figure img { max-width: 100%; height: auto; display: block; }
 .grid img.plot { width: 100%; }
-img.small { image-rendering: pixelated; }
 figcaption { color: var(--soft); font-size: .82rem; margin-top: .45rem; }
 pre { background: #f6f6f4; padding: .75rem .9rem; border-radius: 4px; white-space: pre-wrap; margin: .5rem 0;
   font: .84rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; break-inside: avoid; }

@@ -19,6 +19,7 @@ LARGEST = 1600  # pixels of the longer side of a picture on the page
 HEAVIEST = 3 << 20  # bytes of a picture that is shown as it is
 MOST_PIXELS = 1 << 28
 MOST_PICTURES = 24  # of those without a step, as experiments draw them
+SAYS = dict(reconstructions=SAYS_TRIPLES, codebook="the mean of the pixels where a code is used, most used first")
 LAST_LINES = 60  # of log.txt
 
 
@@ -49,17 +50,17 @@ class Picture:
         return None if image is None else np.asarray(reduced(image.convert("RGB"))).transpose(2, 0, 1)
 
     def embedded(self):
-        """(format, bytes, width in pixels) for the page, or None; large ones reduced."""
+        """(format, bytes) for the page, or None; large ones reduced."""
         image = self.opened()
         if image is None:
             return None
         fits = max(image.size) <= LARGEST or image.format == "GIF"
         if fits and os.path.getsize(self.path) <= HEAVIEST:
             with open(self.path, "rb") as f:
-                return image.format.lower(), f.read(), image.size[0]
+                return image.format.lower(), f.read()
         image, buffer = reduced(image.convert("RGB")), io.BytesIO()
         image.save(buffer, format="JPEG", quality=88)
-        return "jpeg", buffer.getvalue(), image.size[0]
+        return "jpeg", buffer.getvalue()
 
 
 def reduced(image):
@@ -170,17 +171,18 @@ class Recorded:
         return found
 
     def pictures(self):
-        """The newest picture of each name, then the strips, then those that have no step."""
+        """The newest picture of each name, the strips, and then those that have no step."""
         series = pictures_by_step(self.images) if os.path.isdir(self.images) else {}
         found = []
         for name, files in series.items():
             step, path = files[-1]
-            more = f": {SAYS_TRIPLES}" if name == "reconstructions" else ""
+            more = f": {SAYS[name]}" if name in SAYS else ""
             caption = f"{name}, step {step}{more}" if self.rows else f"{name} {step}"
             found.append(Picture(name, caption, path, self._note))
         for path in self.strips:
             name = re.sub(r"\.png$", "", os.path.basename(path))
             found.append(Picture(name, f"{name.removesuffix('_progress')} through training", path, self._note))
+        found.sort(key=lambda picture: picture.name == "codebook")  # the others first
         known = {p.path for p in found} | {path for files in series.values() for _, path in files}
         others = sorted(os.listdir(self.images)) if os.path.isdir(self.images) else []
         others = [os.path.join(self.images, n) for n in others if n.endswith((".png", ".gif"))]

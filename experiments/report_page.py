@@ -22,7 +22,6 @@ LARGE = dict(
 )  # fmt: skip
 MOST_LARGE = 5
 MOST_CHECKPOINTS = 12
-SMALL = 700  # pixels: narrower pictures are of small images, whose pixels are to be seen
 
 
 def text(value):
@@ -92,9 +91,7 @@ def bar_plots(run):
 def picture_figures(run):
     for picture in run.pictures():
         if (found := picture.embedded()) is not None:
-            kind, content, width = found
-            small = "small" if width < SMALL else ""
-            yield page.figure(page.data_uri(kind, content), printable(picture.caption), kind=small)
+            yield page.figure(page.data_uri(*found), printable(picture.caption))
 
 
 def metrics_table(run):

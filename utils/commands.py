@@ -84,7 +84,7 @@ def after_sampler(H, step, n_images):
     """(samples, FID) of this stage 2. n_images: how many there are to compare with; the paper: 50000 samples."""
     models = dict(
         sampler=H.sampler, **_data(vars(H)), ae_load_dir=H.ae_load_dir, ae_load_step=H.ae_load_step,
-        load_dir=H.log_dir, load_step=step, **_given(H),
+        load_dir=H.log_dir, load_step=step, **_given(H, "temp", "sample_steps", "sample_type"),
     )  # fmt: skip
     shows = getattr(H, "sample_type", None) != "mlm"
     samples = command(

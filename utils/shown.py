@@ -92,11 +92,8 @@ class Shown:
         steps = self.store.steps()
         if not (distributed.is_main() and steps):
             return
-        files = sorted(path.name for path in self.store.models.glob(f"*_{steps[-1]}.th"))
-        self.say(f"written: step {steps[-1]} in {self.store.models} ({', '.join(files)})")
         pictures = os.path.join(self.folder, "images")
-        newest = [found[-1][1] for found in pictures_by_step(pictures).values()]
-        if newest:
-            self.say(f"pictures: {', '.join(newest)} and others in {pictures}")
+        drawn = f"; {', '.join(pictures_by_step(pictures))} in {pictures}" if os.path.isdir(pictures) else ""
+        self.say(f"written: checkpoint of step {steps[-1]} in {self.store.models}{drawn}")
         for what, line in (*following, ("this run as a page", commands.show_run(self.H.log_dir))):
             self.say(f"next, {what}:\n  {line}")
