@@ -46,7 +46,13 @@ def show_denoising(report, H, models, ids, first):
     sampler, ae = models.sampler.model, models.autoencoder.model
     u = sample_uniforms(H.seed, range(first, first + len(ids)), sampler.draws_per_sample(), models.device)
     states = canvases(sampler, u, ids.to(models.device), FRAMES)
-    frames = [decode_canvas(ae, s, sampler.mask_id, H.latent_shape[1:], models.precision).cpu() for s in states]
+
+    def decode(canvas):
+        parts = canvas.split(H.batch_size)
+        return torch.cat([decode_canvas(ae, p, sampler.mask_id, H.latent_shape[1:], models.precision).cpu()
+                          for p in parts])  # fmt: skip
+
+    frames = [decode(canvas) for canvas in states]
     rows = [[fitted(to_pillow(frame[i])) for frame in frames] for i in range(min(SHOWN, len(ids)))]
     strip = labelled(rows, column_labels=[f"{100 * i / (FRAMES - 1):.0f}%" for i in range(FRAMES)])
     stem = report.folder / "images" / f"denoising_{first}"

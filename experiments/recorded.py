@@ -4,6 +4,7 @@ import io
 import os
 import re
 import time
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,13 +12,12 @@ from PIL import Image
 
 from utils.checkpoint import Checkpoints
 from utils.errors import DamagedFile, printable
-from utils.grids import SAYS_TRIPLES, write_strips
+from utils.grids import MOST_PIXELS, SAYS_TRIPLES, write_strips
 from utils.io import read_json
 from utils.records import curves_of, is_number, pictures_by_step, read_bars, read_curves, read_rows
 
 LARGEST = 1600  # pixels of the longer side of a picture on the page
 HEAVIEST = 3 << 20  # bytes of a picture that is shown as it is
-MOST_PIXELS = 1 << 28
 MOST_PICTURES = 24  # of those without a step, as experiments draw them
 SAYS = dict(reconstructions=SAYS_TRIPLES, codebook="the mean of the pixels where a code is used, most used first")
 LAST_LINES = 60  # of log.txt
@@ -117,11 +117,10 @@ class Recorded:
 
     def _lines(self, name):
         path = os.path.join(self.folder, name)
-        try:
-            with open(path, encoding="utf-8", errors="replace") as f:
-                return [printable(line.rstrip("\n")) for line in f.readlines()[-LAST_LINES:]]
-        except OSError:
+        if not os.path.isfile(path):
             return []
+        with open(path, encoding="utf-8", errors="replace") as f:
+            return [printable(line.rstrip("\n")) for line in deque(f, LAST_LINES)]
 
     def _strips(self):
         """The progress strips, drawn anew where the folder takes them."""
@@ -186,7 +185,7 @@ class Recorded:
         known = {p.path for p in found} | {path for files in series.values() for _, path in files}
         others = sorted(os.listdir(self.images)) if os.path.isdir(self.images) else []
         others = [os.path.join(self.images, n) for n in others if n.endswith((".png", ".gif"))]
-        others = [path for path in others if path not in known and not _is_part(path)]
+        others = [path for path in others if path not in known and os.path.isfile(path) and not _is_part(path)]
         if len(others) > MOST_PICTURES:
             self._note(f"of {len(others)} more pictures in {self.images} the first {MOST_PICTURES} are shown")
         for path in others[:MOST_PICTURES]:

@@ -1,4 +1,4 @@
-"""Show a run again, from what it wrote: the whole dashboard, and logs/<log_dir>/report.html for who has none.
+"""Show a run again, from what it wrote: the whole dashboard, and logs/<log_dir>/report.html for those without one.
 
 Needs no torch and no model: the run may be finished, under way, or copied from another machine.
 """

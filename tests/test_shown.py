@@ -49,8 +49,8 @@ def save_sheet(folder, name, images, **layout):
 def test_a_saved_sheet_is_read_back_image_by_image(tmp_path, layout):
     images = torch.randint(0, 256, (9, 3, 4, 6), dtype=torch.uint8)
     save_sheet(tmp_path, "a.png", images, **layout)
-    cells = [cell for group in read_cells(tmp_path / "a.png") for cell in group]
-    assert len(cells) == 9
+    cells = [cell for group in read_cells(tmp_path / "a.png", 9) for cell in group]
+    assert len(cells) == 9 and len(read_cells(tmp_path / "a.png", 2)) == 2
     for image, cell in zip(images, cells, strict=True):
         factor = cell.size[0] // 6
         assert factor > 1

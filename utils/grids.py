@@ -21,6 +21,7 @@ MOST_ROWS, MOST_COLUMNS = 8, 8  # of a progress strip
 AMPLIFIED = 4  # times that differences are shown larger than they are
 SAYS_TRIPLES = f"original, reconstruction, difference x {AMPLIFIED}"
 MOST_PIXELS = 1 << 26  # of a picture that is read
+DAMAGED = (ValueError, OSError, SyntaxError, RecursionError, Image.DecompressionBombError)  # what reading one raises
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,16 @@ class Grid:
         if any(type(v) is not int or not 0 <= v < 1 << 20 for v in values.values()):
             raise ValueError("the grid has no sizes")
         grid = cls(**values)
-        if not (grid.count and grid.columns and grid.group) or grid.size() != image.size[::-1]:
+        least = min(grid.count, grid.height, grid.width, grid.columns, grid.group)
+        if least < 1 or grid.group > MOST_COLUMNS or grid.size() != image.size[::-1]:
             raise ValueError("the grid is another picture's")
         return grid
 
 
-def read_cells(path):
-    """The images of a saved sheet as its groups: a list of lists of Pillow images, empty where no grid is noted.
+def read_cells(path, most=MOST_COLUMNS):
+    """The images of a saved sheet as its first groups: a list of lists of Pillow images, empty where no grid is noted.
 
-    Raises ValueError, OSError, SyntaxError or RecursionError for what is damaged.
+    Raises one of DAMAGED for what is not what was written.
     """
     with Image.open(path, formats=("PNG",)) as image:
         if NOTE not in image.info:
@@ -86,10 +88,10 @@ def read_cells(path):
         grid = Grid.of(image)
         image = image.convert("RGB")
     cells = []
-    for i in range(grid.count):
+    for i in range(min(grid.count, most * grid.group)):
         top, left = grid.place(i)
         cells.append(image.crop((left, top, left + grid.width, top + grid.height)))
-    return [cells[i : i + grid.group] for i in range(0, grid.count, grid.group)]
+    return [cells[i : i + grid.group] for i in range(0, len(cells), grid.group)]
 
 
 def fitted(image):
@@ -148,8 +150,8 @@ def progress_strip(pictures, say):
     for i in np.unique(np.geomspace(1, len(pictures), MOST_ROWS).round().astype(int) - 1):
         step, path = pictures[i]
         try:
-            found.append((step, read_cells(path)[:MOST_COLUMNS]))
-        except (ValueError, OSError, SyntaxError, RecursionError) as error:
+            found.append((step, read_cells(path)))
+        except DAMAGED as error:
             say(f"note: {path} is left out of the strip: {' '.join(str(error).split())[:120]}")
     found = [(step, groups) for step, groups in found if groups]
     if not found:

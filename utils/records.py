@@ -83,6 +83,7 @@ def pictures_by_step(folder):
     for entry in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
         match = PICTURE.fullmatch(entry)
         # With --save_individually there is <name>_<step>_<i>.png, too: parts of pictures.
-        if match and not PICTURE.fullmatch(f"{match['name']}.png"):
-            found.setdefault(match["name"], []).append((int(match["step"]), os.path.join(folder, entry)))
+        path = os.path.join(folder, entry)
+        if match and not PICTURE.fullmatch(f"{match['name']}.png") and os.path.isfile(path):  # a pipe would wait
+            found.setdefault(match["name"], []).append((int(match["step"]), path))
     return {name: sorted(pictures) for name, pictures in found.items()}
