@@ -21,7 +21,10 @@ p { margin: .4rem 0; max-width: 44rem; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: .2rem 2rem; }
 figure { margin: 0 0 1.4rem; break-inside: avoid; }
 figure img { max-width: 100%; height: auto; display: block; }
-.grid img.plot { width: 100%; }
+.plot img { width: 100%; }
+.row { display: flex; flex-wrap: wrap; gap: 0 2rem; align-items: flex-start; }
+.whole { max-width: 100%; }
+.half { max-width: calc(50% - 1rem); }
 figcaption { color: var(--soft); font-size: .82rem; margin-top: .45rem; }
 pre { background: #f6f6f4; padding: .75rem .9rem; border-radius: 4px; white-space: pre-wrap; margin: .5rem 0;
   font: .84rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; break-inside: avoid; }
@@ -37,8 +40,10 @@ td.n { white-space: nowrap; }
 .notes { background: #fdf6e7; border-left: 3px solid #d9a52e; padding: .6rem 1rem; font-size: .88rem;
   margin: 1.4rem 0; }
 .notes p { max-width: none; }
+details { margin-top: 2rem; }
 summary { cursor: pointer; color: var(--accent); }
 footer { margin-top: 3rem; color: var(--soft); font-size: .8rem; }
+@media (max-width: 60rem) { .half { max-width: 100%; } }
 @media (max-width: 40rem) { body { padding: 1.4rem 1rem; font-size: 1rem; } h1 { font-size: 1.8rem; }
   .figures b { font-size: 1.35rem; } }
 @media print { body { padding: 0; max-width: none; font-size: 10pt; } h2 { break-after: avoid; }
@@ -52,14 +57,19 @@ def data_uri(kind, content):
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def figure(source, caption="", alt="", kind=""):
-    """source: a data URI. kind: its CSS class."""
+def figure(source, caption="", alt="", place=""):
+    """source: a data URI. place: a CSS class of the figure."""
     words = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f'<figure><img class="{kind}" src="{source}" alt="{escape(alt or caption)}">{words}</figure>'
+    return f'<figure class="{place}"><img src="{source}" alt="{escape(alt or caption)}">{words}</figure>'
 
 
 def plot(svg, name):
-    return figure(data_uri("svg+xml", svg.encode()), alt=name, kind="plot")
+    return figure(data_uri("svg+xml", svg.encode()), alt=name, place="plot")
+
+
+def row(figures):
+    """Beside each other where there is room. Nothing where there are none."""
+    return f'<div class="row">{body}</div>' if (body := "".join(figures)) else ""
 
 
 def grid(figures):

@@ -72,6 +72,8 @@ def bars(name, values, x=None, xlabel="", ylabel=""):
             axes.bar(places, heights, color=COLOURS["train"])
         if x is not None and any(isinstance(v, str) for v in x):
             axes.set_xticks(places, [str(v) for v in x])
+        if np.nanmin(heights, initial=0.0) >= 0:
+            axes.set_ylim(bottom=0)
         if name == "codebook_usage":
             ordered = np.sort(np.nan_to_num(heights))[::-1]
             axes.plot(places, ordered, color=COLOURS["validation"], linewidth=1.4, label="sorted")

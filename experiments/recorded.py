@@ -19,7 +19,10 @@ from utils.records import curves_of, is_number, pictures_by_step, read_bars, rea
 LARGEST = 1600  # pixels of the longer side of a picture on the page
 HEAVIEST = 3 << 20  # bytes of a picture that is shown as it is
 MOST_PICTURES = 24  # of those without a step, as experiments draw them
-SAYS = dict(reconstructions=SAYS_TRIPLES, codebook="the mean of the pixels where a code is used, most used first")
+SAYS = dict(
+    reconstructions=SAYS_TRIPLES, codebook="the mean of the pixels where a code is used, most used first",
+    denoising="samples as they come about, by the share of sampling that is done",
+)  # fmt: skip
 LAST_LINES = 60  # of log.txt
 
 
@@ -50,17 +53,17 @@ class Picture:
         return None if image is None else np.asarray(reduced(image.convert("RGB"))).transpose(2, 0, 1)
 
     def embedded(self):
-        """(format, bytes) for the page, or None; large ones reduced."""
+        """(format, bytes, width in pixels) for the page, or None; large ones reduced."""
         image = self.opened()
         if image is None:
             return None
         fits = max(image.size) <= LARGEST or image.format == "GIF"
         if fits and os.path.getsize(self.path) <= HEAVIEST:
             with open(self.path, "rb") as f:
-                return image.format.lower(), f.read()
+                return image.format.lower(), f.read(), image.size[0]
         image, buffer = reduced(image.convert("RGB")), io.BytesIO()
         image.save(buffer, format="JPEG", quality=88)
-        return "jpeg", buffer.getvalue()
+        return "jpeg", buffer.getvalue(), image.size[0]
 
 
 def reduced(image):
@@ -176,7 +179,7 @@ class Recorded:
         for name, files in series.items():
             step, path = files[-1]
             more = f": {SAYS[name]}" if name in SAYS else ""
-            caption = f"{name}, step {step}{more}" if self.rows else f"{name} {step}"
+            caption = f"{name}, step {step}{more}" if self.rows else f"{name} {step}{more}"
             found.append(Picture(name, caption, path, self._note))
         for path in self.strips:
             name = re.sub(r"\.png$", "", os.path.basename(path))

@@ -43,7 +43,7 @@ class Report:
     def conclude(self):
         """The last lines: what was written, and how to look at it."""
         images = f" and {self.folder / 'images'}" if self.pictures else ""
-        say(f"written: {self.folder / 'metrics.jsonl'}{images}; as a page:\n  {commands.show_run(self.H.log_dir)}")
+        say(f"written: {self.folder / 'metrics.jsonl'}{images}; as a page:\n  {commands.show_run(self.H)}")
 
     def values(self, title, values, **about):
         """Print {name: number or text} as a table, and append it to logs/<log_dir>/metrics.jsonl with every

@@ -21,6 +21,7 @@ LARGE = dict(
     l1="mean absolute error", loss="loss", codes_used="codes in use", perplexity="perplexity",
 )  # fmt: skip
 MOST_LARGE = 5
+NARROW = 700  # pixels: two such pictures stand side by side
 MOST_CHECKPOINTS = 12
 
 
@@ -91,7 +92,9 @@ def bar_plots(run):
 def picture_figures(run):
     for picture in run.pictures():
         if (found := picture.embedded()) is not None:
-            yield page.figure(page.data_uri(*found), printable(picture.caption))
+            kind, content, width = found
+            place = "half" if width < NARROW else "whole"
+            yield page.figure(page.data_uri(kind, content), printable(picture.caption), place=place)
 
 
 def metrics_table(run):
@@ -129,7 +132,7 @@ def write_report(run):
     """Write report.html into the run's folder; returns its path."""
     arguments = run.hparams or run.newest_arguments()
     sections = [
-        page.section("Pictures", *picture_figures(run)),
+        page.section("Pictures", page.row(picture_figures(run))),
         page.section("Curves", page.grid(figures) if any(figures := curve_plots(run)) else ""),
         page.section("Bars", page.grid(figures) if any(figures := bar_plots(run)) else ""),
         page.section("Metrics", metrics_table(run)),

@@ -200,6 +200,6 @@ def test_smoothing_has_no_bias_at_its_start():
 def test_large_pictures_are_reduced(here):
     Image.effect_noise((3000, 1500), 99).save("logs/ae/images/big_1.png")
     (picture,) = [p for p in Recorded("logs/ae").pictures() if p.name == "big"]
-    kind, content = picture.embedded()
-    assert kind == "jpeg" and len(content) < 3 << 20
+    kind, content, width = picture.embedded()
+    assert (kind, width) == ("jpeg", 1600) and len(content) < 3 << 20
     assert picture.array().shape == (3, 800, 1600)

@@ -67,9 +67,9 @@ def resume(script, values, **more):
     return command(SCRIPTS[script], **flags, **more)
 
 
-def show_run(log_dir):
+def show_run(H):
     """The command that makes a run's page."""
-    return command("experiments/show_run.py", log_dir=log_dir, no_visdom=True)
+    return command("experiments/show_run.py", log_dir=H.log_dir, no_visdom=H.no_visdom)
 
 
 def after_vqgan(H, step):
@@ -81,7 +81,7 @@ def after_vqgan(H, step):
 
 
 def after_sampler(H, step, n_images):
-    """(samples, FID) of this stage 2. n_images: how many there are to compare with; the paper: 50000 samples."""
+    """(samples, FID) of this stage 2. n_images: about how many there are to compare with; the paper: 50000 samples."""
     models = dict(
         sampler=H.sampler, **_data(vars(H)), ae_load_dir=H.ae_load_dir, ae_load_step=H.ae_load_step,
         load_dir=H.log_dir, load_step=step, **_given(H, "temp", "sample_steps", "sample_type"),
@@ -90,5 +90,5 @@ def after_sampler(H, step, n_images):
     samples = command(
         "experiments/get_samples.py", **models, log_dir=new_name(f"{H.log_dir}_samples"), n_sheets=1, show_steps=shows
     )
-    n_samples = min(50_000, max(1000, n_images))
+    n_samples = max(n for n in (1000, 10_000, 50_000) if n <= max(n_images, 1000))
     return samples, command("experiments/calc_FID.py", **models, log_dir=f"{H.log_dir}_FID", n_samples=n_samples)

@@ -95,5 +95,5 @@ class Shown:
         pictures = os.path.join(self.folder, "images")
         drawn = f"; {', '.join(pictures_by_step(pictures))} in {pictures}" if os.path.isdir(pictures) else ""
         self.say(f"written: checkpoint of step {steps[-1]} in {self.store.models}{drawn}")
-        for what, line in (*following, ("this run as a page", commands.show_run(self.H.log_dir))):
+        for what, line in (*following, ("this run as a page", commands.show_run(self.H))):
             self.say(f"next, {what}:\n  {line}")
