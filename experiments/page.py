@@ -47,7 +47,7 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .8rem; }
 @media (max-width: 40rem) { body { padding: 1.4rem 1rem; font-size: 1rem; } h1 { font-size: 1.8rem; }
   .figures b { font-size: 1.35rem; } }
 @media print { body { padding: 0; max-width: none; font-size: 10pt; } h2 { break-after: avoid; }
-  .grid { grid-template-columns: 1fr 1fr; } details { display: none; } }
+  .grid { grid-template-columns: 1fr 1fr; } .half { max-width: calc(50% - 1rem); } details { display: none; } }
 """
 # Nothing may be loaded and nothing run, whatever the files held.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
