@@ -243,6 +243,18 @@ def test_spans(seconds, words):
     assert progress.span(seconds) == words
 
 
+def test_without_a_terminal_lines_become_rarer(monkeypatch, capsys):
+    now, when = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "say", lambda line: when.append(now[0]))
+    with progress.Progress(10**6, "run", "step") as bar:
+        for _ in range(36_000):  # ten hours
+            now[0] += 1.0
+            bar.update(1)
+        assert when[:3] == [15, 30, 45] and 100 < len(when) < 220
+        assert when[-1] - when[-2] == 300
+
+
 SCREEN = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
