@@ -102,7 +102,7 @@ def main():
         call("train_sampler.py", *stage_2_flags(), "--train_steps", SAMPLER_STEPS, "--resume", *dashboard_flags())
     if not list((ROOT / "logs" / SAMPLES / "images").glob("samples_*.png")):
         call("experiments/get_samples.py", *model_flags(), "--log_dir", SAMPLES, "--n_sheets", 1,
-             "--show_steps")  # fmt: skip
+             "--show_steps", *dashboard_flags())  # fmt: skip
     for log_dir in (STAGE_1, STAGE_2):
         call("experiments/show_run.py", "--log_dir", log_dir, "--no_visdom")
     summary(time.monotonic() - start)
