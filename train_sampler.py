@@ -19,7 +19,7 @@ import torch
 from experiments.common import cached_codes, check_autoencoder, decode_batch, dry_run_of_sampler
 from models.load import load_autoencoder
 from models.samplers import build_sampler
-from utils import compilation, distributed
+from utils import commands, compilation, distributed
 from utils.amp import Precision
 from utils.data import batch_positions, local_rows, open_images
 from utils.ema import EMA
@@ -130,7 +130,10 @@ def train(H):
                 pictures = decode_batch(autoencoder.model, drawn, H, precision)
                 run.show_images("samples", pictures, save=run.due(H.steps_per_save_output))
                 for name, values in sampler.histories().items():
-                    run.dashboard.bars(name, values.cpu().numpy(), xlabel="time step t", ylabel=name)
+                    run.show_bars(name, values.tolist(), "time step t", name, list(range(1, len(values) + 1)))
+        if run.step >= H.train_steps:
+            samples, fid = commands.after_sampler(H, run.step, len(ids))
+            run.conclude(("samples", samples), ("their FID", fid))
 
 
 if __name__ == "__main__":

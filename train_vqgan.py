@@ -16,13 +16,14 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes are 
 
 import torch
 
+from experiments.pictures import code_means
 from models.diffaug import diff_augment
 from models.load import load_lpips
 from models.losses import adaptive_weight, hinge_discriminator_loss, reconstruction_nll
 from models.quantizers import usage_figures
 from models.summary import describe_vqgan, print_dry_run
 from models.vqgan import VQGAN
-from utils import compilation, distributed
+from utils import commands, compilation, distributed
 from utils.amp import Precision
 from utils.checkpoint import checkpoints_of
 from utils.data import batch_positions, fixed_images, one_pass, open_images, to_float, training_batches
@@ -33,6 +34,8 @@ from utils.meters import CodeUsage, Meters
 from utils.packed import pack
 from utils.run import Run, count_parameters
 from utils.seed import StepRandom, derive_seed, seed_everything
+
+N_FOR_CODES = 256  # images for the picture of the codebook
 
 
 def generator_step(vqgan, optimiser, precision, H, x, step, rng):
@@ -210,7 +213,7 @@ def train(H):
             if run.ends_epoch(len(images)) and step >= vqgan.ae.quantize.start_step:
                 counts = usage.pop_counts()
                 run.record(**usage_figures(counts))
-                run.dashboard.bars("codebook_usage", counts.numpy(), xlabel="code", ylabel="uses this epoch")
+                run.show_bars("codebook_usage", counts.tolist(), "code", "uses in an epoch")
             if validation and run.due(H.steps_per_eval):
                 run.record(**validate(best, validation, H, run, precision, step))
                 validation.check_broken(run.say)
@@ -218,8 +221,14 @@ def train(H):
                 best.eval()
                 with torch.no_grad(), precision.autocast():
                     recons = to_uint8(best.ae(to_float(fixed), step)[0])
-                run.show_pairs("reconstructions", fixed, recons, save=run.due(H.steps_per_save_output))
+                run.show_comparison("reconstructions", fixed, recons, save=run.due(H.steps_per_save_output))
+            if step == H.train_steps and H.steps_per_save_output:
+                some = fixed_images(validation or images, N_FOR_CODES).to(device)
+                codes = code_means(best.eval().ae, some, H.codebook_size, H.batch_size, precision)
+                run.show_picture("codebook", codes.sheet(), codes.caption(), min_side=512)
         images.check_broken(run.say)
+        if run.step >= H.train_steps:
+            run.conclude(("a prior over these codes", commands.after_vqgan(H, run.step)))
 
 
 def dry_run(H):

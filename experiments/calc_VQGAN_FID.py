@@ -51,6 +51,7 @@ import torch
 
 from experiments.common import encode_batch, load_models
 from experiments.measure import batches_of, compute_fid, image_features, new_folder, saving_images, watched
+from experiments.pictures import CodeMeans
 from experiments.report import Report
 from models.autoencoder import VQAutoEncoder
 from models.load import load_lpips
@@ -60,7 +61,8 @@ from models.summary import describe_autoencoder, print_dry_run
 from utils.data import open_images, to_float
 from utils.errors import UserError, run_main
 from utils.features import Inception, collect
-from utils.images import pairs, to_uint8
+from utils.grids import SAYS_TRIPLES
+from utils.images import TRIPLES, sheet, to_uint8, triples
 from utils.meters import CodeUsage, Meters
 from utils.progress import say
 from utils.run import pick_device
@@ -76,7 +78,7 @@ class Reconstructor:
         self.models, self.lpips = models, lpips
         self.latent_shape = H.latent_shape[1:]
         self.meters, self.usage = Meters(models.device), CodeUsage(H.codebook_size, models.device)
-        self.shown = []
+        self.codes, self.shown = CodeMeans(H.codebook_size), []
 
     @torch.no_grad()
     def __call__(self, x):
@@ -88,6 +90,7 @@ class Reconstructor:
         with models.precision.autocast():
             x_hat = to_uint8(models.autoencoder.model.decode(ids, *self.latent_shape))
         self.usage.add(ids)
+        self.codes.add(a, ids)
         b = to_float(x_hat)
         mse = (a - b).square().flatten(1).mean(1).clamp(min=LEAST_MSE)
         errors = dict(l1=(a - b).abs().mean(), psnr=(-10 * mse.log10()).mean())
@@ -99,9 +102,9 @@ class Reconstructor:
         return x_hat
 
     def picture(self):
-        """The first originals beside their reconstructions."""
+        """The first originals beside their reconstructions and the difference."""
         left, right = (torch.cat(side)[:N_SHOWN] for side in zip(*self.shown, strict=True))
-        return pairs(left, right)
+        return sheet(triples(left, right), **TRIPLES)
 
 
 def find_lpips(H, autoencoder, device):
@@ -134,7 +137,8 @@ def main(H):
             rfid=compute_fid(real, fake), **reconstruct.meters.pop_means(),
             **usage_figures(reconstruct.usage.pop_counts()), codebook_size=H.codebook_size, images=fake.count,
         )  # fmt: skip
-        path = report.picture("reconstructions", reconstruct.picture())
+        path = report.picture("reconstructions", reconstruct.picture(), SAYS_TRIPLES)
+        report.picture("codebook", reconstruct.codes.sheet(), reconstruct.codes.caption(), 512)
         report.values(
             f"reconstructions of {fake.count} images ('{H.split}') of '{H.dataset}'; {path}", values,
             features=extractor.identity, bits_per_code=math.log2(H.codebook_size),

@@ -185,6 +185,7 @@ def main(H):
             if run.due(H.steps_per_eval) and step < H.train_steps:
                 run.record(**{f"val_{k}": v for k, v in evaluate(step).items() if math.isfinite(v)})
         evaluate(run.step)
+        report.conclude()
 
 
 if __name__ == "__main__":

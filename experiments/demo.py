@@ -58,12 +58,14 @@ def final(log_dir, name):
 
 
 def summary(seconds):
-    images = {name: sorted((ROOT / "logs" / name / "images").glob("*.png"), key=os.path.getmtime)
-              for name in (STAGE_1, SAMPLES)}  # fmt: skip
+    images = {name: sorted((ROOT / "logs" / name / "images").glob(pattern), key=os.path.getmtime)
+              for name, pattern in ((STAGE_1, "reconstructions_[0-9]*.png"), (SAMPLES, "samples_*.png"))}  # fmt: skip
     print(f"""
 The demo is complete{f' ({seconds / 60:.1f} minutes)' if seconds > 60 else ''}. Look at:
-  originals beside reconstructions   {images[STAGE_1][-1].relative_to(ROOT)}
+  originals, reconstructions, errors {images[STAGE_1][-1].relative_to(ROOT)}
   samples                            {images[SAMPLES][-1].relative_to(ROOT)}
+  samples as they come about         logs/{SAMPLES}/images/denoising_0.gif
+  curves and all else, as a page     logs/{STAGE_1}/report.html and logs/{STAGE_2}/report.html
 Stage 1: mean absolute error {final(STAGE_1, 'l1'):.4f}, {final(STAGE_1, 'codes_used')} codes in use, \
 perplexity {final(STAGE_1, 'perplexity'):.1f}
 Stage 2: loss {final(STAGE_2, 'loss'):.4f}, validation bound {final(STAGE_2, 'val_bits'):.3f} bits per code
@@ -99,7 +101,10 @@ def main():
     if not finished(STAGE_2, SAMPLER_STEPS):
         call("train_sampler.py", *stage_2_flags(), "--train_steps", SAMPLER_STEPS, "--resume", *dashboard_flags())
     if not list((ROOT / "logs" / SAMPLES / "images").glob("samples_*.png")):
-        call("experiments/get_samples.py", *model_flags(), "--log_dir", SAMPLES, "--n_sheets", 1)
+        call("experiments/get_samples.py", *model_flags(), "--log_dir", SAMPLES, "--n_sheets", 1,
+             "--show_steps", *dashboard_flags())  # fmt: skip
+    for log_dir in (STAGE_1, STAGE_2):
+        call("experiments/show_run.py", "--log_dir", log_dir, "--no_visdom")
     summary(time.monotonic() - start)
 
 

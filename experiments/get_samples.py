@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments.flags import ModelsConfig
 from hparams import get_hparams
 from hparams.config import OF_SAMPLING, opt
+from utils.errors import UsageError, run_main
 
 SHEET = 25
 
@@ -22,6 +23,7 @@ class SampleConfig:
     n_samples: int = opt(None, "draw this many single images instead of sheets", min=1, replaces=("n_sheets",))
     first_sample: int = opt(0, "number of the first sample: a sample is a function of --seed and its number, "
                             "whatever --batch_size", min=0)  # fmt: skip
+    show_steps: bool = opt(False, "the first sheet's samples as they come about, in 8 frames: a strip and a GIF")
     save_latents: bool = opt(False, "write the codes to logs/<log_dir>/latents.pt, for calc_FID.py --latents_path")
 
 
@@ -30,10 +32,19 @@ EXAMPLES = """examples:
       --ae_load_dir vqgan_churches --ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 \\
       --n_sheets 1 --temp 0.9 --seed 1
   python experiments/get_samples.py ... --n_samples 8 --first_sample 100 --sample_steps 50
+  python experiments/get_samples.py ... --n_sheets 1 --show_steps
 """
+
+
+def settle(H):
+    """Refuse to show steps where there are none: masked language modelling draws every code again and again."""
+    if H.show_steps and H.sampler == "absorbing" and H.sample_type == "mlm":
+        raise UsageError("--show_steps shows --sample_type diffusion (and autoregressive sampling), not mlm")
+
+
 COMMAND_LINE = dict(
     family="sampler", description="Draw samples.", epilog=EXAMPLES, extra=(SampleConfig, ModelsConfig),
-    reads=(*OF_SAMPLING, "save_individually"),
+    reads=(*OF_SAMPLING, "save_individually"), settle=settle,
 )  # fmt: skip
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     H = get_hparams(**COMMAND_LINE)
@@ -42,8 +53,8 @@ import torch
 
 from experiments.common import decoded_batches, dry_run_of_sampler, load_models, sample_batches
 from experiments.measure import watched, write_latents
+from experiments.pictures import show_denoising
 from experiments.report import Report
-from utils.errors import run_main
 from utils.features import regroup
 from utils.images import sheet
 
@@ -56,7 +67,7 @@ def main(H):
     start = time.monotonic()
     with Report(H, models.device, autoencoder=models.autoencoder, sampler=models.sampler) as report:
         drawn = sample_batches(models.sampler.model, n, H, models.precision, models.device, H.first_sample)
-        drawn = watched(drawn, (lambda batch: ids.append(batch.cpu())) if H.save_latents else None)
+        drawn = watched(drawn, (lambda batch: ids.append(batch.cpu())) if H.save_latents or H.show_steps else None)
         images = decoded_batches(drawn, H, models)
         number = H.first_sample
         for group in regroup((x.cpu() for x in images), 1 if single else SHEET):
@@ -65,6 +76,8 @@ def main(H):
             else:
                 report.picture(f"samples_{number}-{number + SHEET - 1}", sheet(group, 5), shown="samples")
             number += len(group)
+        if H.show_steps:
+            show_denoising(report, H, models, torch.cat(ids)[:SHEET], H.first_sample)
         if H.save_latents:
             write_latents(report.folder / "latents.pt", torch.cat(ids), models.autoencoder)
         seconds = time.monotonic() - start

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from utils import commands
 from utils.checkpoint import LOGS
 from utils.dashboard import Dashboard
 from utils.images import enlarge, save_png
@@ -24,7 +25,7 @@ class Report:
 
     def __init__(self, H, device, dashboard=None, **models):
         self.H, self.device = H, device
-        self.folder = Path(LOGS, H.log_dir)
+        self.folder, self.pictures = Path(LOGS, H.log_dir), 0
         self.checkpoints = {name: dict(path=m.path, hash=m.hash) for name, m in models.items() if m is not None}
         self.folder.mkdir(parents=True, exist_ok=True)
         self.dashboard = dashboard or Dashboard(
@@ -34,8 +35,15 @@ class Report:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
         self.dashboard.close()
+        if kind is None:
+            self.conclude()
+
+    def conclude(self):
+        """The last lines: what was written, and how to look at it."""
+        images = f" and {self.folder / 'images'}" if self.pictures else ""
+        say(f"written: {self.folder / 'metrics.jsonl'}{images}; as a page:\n  {commands.show_run(self.H)}")
 
     def values(self, title, values, **about):
         """Print {name: number or text} as a table, and append it to logs/<log_dir>/metrics.jsonl with every
@@ -65,6 +73,7 @@ class Report:
         """Save uint8 (C, h, w) as logs/<log_dir>/images/<name>.png, small ones enlarged, and show it on the
         dashboard in the pane `shown` (default: one of its own). Returns the path."""
         path = self.folder / "images" / f"{name}.png"
+        self.pictures += 1
         save_png(path, picture, min_side)
         self.dashboard.image(shown or name, enlarge(picture, 256).expand(3, -1, -1).numpy(), caption or name)
         return path

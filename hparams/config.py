@@ -173,6 +173,19 @@ OF_TRAINING = (
     "save_individually", "horizontal_flip", "embd_pdrop", "attn_pdrop", "resid_pdrop", "loss_type", "warmup_iters",
 )  # fmt: skip
 
+# What --help shows beside the required flags and a script's own, by kind of script; --help_all shows all.
+COMMON = ("custom_dataset_path", "log_dir", "seed", "device", "dry_run", "batch_size", "amp", "no_visdom")
+_COMMON_IN_TRAINING = (
+    *COMMON, "resume", "load_dir", "load_step", "train_steps", "lr", "ema", "steps_per_eval", "steps_per_save_output",
+    "steps_per_checkpoint", "keep_checkpoints",
+)  # fmt: skip
+SHOWN_FIRST = dict(
+    vqgan=(*_COMMON_IN_TRAINING, "img_size", "ch_mult", "codebook_size", "codebook_init", "codebook_restart_steps",
+           "perceptual_weight", "perceptual_weights", "disc_start_step", "diff_aug", "horizontal_flip"),
+    sampler=(*_COMMON_IN_TRAINING, "bert_n_emb", "bert_n_layers", "sample_steps", "temp", "warmup_iters"),
+    measures=(*COMMON, "load_dir", "load_step", *OF_SAMPLING),
+)  # fmt: skip
+
 # What a checkpoint's tensors depend on: a command line may not contradict a loaded model in these.
 AUTOENCODER_KEYS = (
     "img_size", "n_channels", "nf", "ch_mult", "res_blocks", "attn_resolutions", "latent_shape", "emb_dim",

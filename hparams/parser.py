@@ -2,9 +2,27 @@
 
 import argparse
 import difflib
+import re
 import sys
+from collections import Counter
+from dataclasses import replace
 
 from utils.errors import printable
+
+LINE = 65  # characters of help beside a flag, where a line has 100
+OTHERS = "others"
+LEAST_GROUP = 3  # flags that have a heading of their own in the short help
+DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2212"  # as editors and web pages make them of "--"
+# What other programs call it.
+OTHER_NAMES = dict(
+    learning_rate=["lr"], steps=["train_steps"], iterations=["train_steps"], max_steps=["train_steps"],
+    epochs=["train_steps"], bs=["batch_size"], gpu=["device"], cuda=["device"], workers=["num_workers"],
+    data=["custom_dataset_path", "dataset"], data_dir=["custom_dataset_path"], data_path=["custom_dataset_path"],
+    output_dir=["log_dir"], out=["log_dir"], name=["log_dir"], checkpoint=["load_step"], ckpt=["load_step"],
+    resolution=["img_size"], image_size=["img_size"], size=["img_size"], fp16=["amp"], bf16=["amp"],
+    temperature=["temp"], n=["n_samples"], num_samples=["n_samples"], samples=["n_samples", "n_sheets"],
+    codes=["codebook_size"], layers=["bert_n_layers"], heads=["bert_n_head"], verbose=["steps_per_log"],
+)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,26 +43,55 @@ class Parser(argparse.ArgumentParser):
 
     def _check_words(self, argv):
         """Explain a mistyped flag before argparse complains of a required one that was only mistyped."""
-        flags, takes_value = self._option_string_actions, False
+        flags, takes_value, in_list, stray = self._option_string_actions, False, False, []
         for word in argv:
             name, equals, _ = word.partition("=")
             if word.startswith("--"):
                 if name not in flags:
                     self.error(self._explain(word))
-                takes_value = not equals and flags[name].nargs != 0
-            else:
-                if not takes_value and f"--{word}" in flags:
+                takes_value, in_list = not equals and flags[name].nargs != 0, flags[name].nargs == "+"
+                continue
+            if not takes_value and word not in flags:
+                if self._meant(word, near=word[:1] in DASHES):
                     self.error(self._explain(word))
-                takes_value = False
+                stray += [] if in_list else [word]
+            takes_value = False
+        missing = [a.option_strings[0] for a in flags.values() if a.required and a.option_strings[0] not in argv]
+        if stray and len(missing) == 1 and stray[0] and stray[0][0] not in DASHES:
+            self.error(f"unexpected word '{stray[0]}': did you mean {missing[0]} {stray[0]}?")
+
+    def _meant(self, word, near=True):
+        """The flag that a word stands for but for dashes and case, or (near) the nearest; None where there is none."""
+        names = [o[2:] for o in self._option_string_actions if o.startswith("--")]
+        bare = word.split("=")[0].lstrip(DASHES).replace("-", "_").lower()
+        if bare in names:
+            return f"--{bare}"
+        if not near:
+            return None
+        others = [name for name in OTHER_NAMES.get(bare, ()) if name in names]
+        found = others or difflib.get_close_matches(bare, names, n=1)
+        return f"--{found[0]}" if found else None
 
     def _explain(self, word):
-        options = [o for o in self._option_string_actions if o.startswith("--")]
-        if not word.startswith("-"):
-            if f"--{word}" in options:
-                return f"unexpected word '{word}': did you mean --{word}?"
-            return f"unexpected word '{word}' (a flag takes it only right after its name)"
-        near = difflib.get_close_matches(word.split("=")[0], options, n=1)
-        return f"unknown flag {word}" + (f": did you mean {near[0]}?" if near else " (see --help)")
+        is_flag = word[:1] in DASHES
+        meant = self._meant(word, near=is_flag)
+        if is_flag:
+            see = "--help_all" if "--help_all" in self._option_string_actions else "--help"
+            return f"unknown flag {word}" + (f": did you mean {meant}?" if meant else f" (see {see})")
+        return f"unexpected word '{word}'" + (
+            f": did you mean {meant}?" if meant else " (a flag takes it only right after its name)"
+        )
+
+
+class _Help(argparse.Action):
+    """Print the help of a parser (`const`) and leave."""
+
+    def __init__(self, option_strings, dest, **kw):
+        super().__init__(option_strings, dest, nargs=0, **kw)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        self.const.print_help()
+        parser.exit()
 
 
 class _Switch(argparse.Action):
@@ -57,19 +104,69 @@ class _Switch(argparse.Action):
         setattr(namespace, self.dest, option_string == f"--{self.dest}")
 
 
-def build_parser(flags, description, epilog):
-    """A Parser in which nothing has a default, so that what was given is known."""
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """A column for the flags that is wide enough for most."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=34)
+
+
+class _ShortFormatter(_Formatter):
+    """One line a flag: of a switch only the side that is not the default, of the help the first clause."""
+
+    def _format_action_invocation(self, action):
+        return action.option_strings[0] if isinstance(action, _Switch) else super()._format_action_invocation(action)
+
+    def _expand_help(self, action):
+        text = super()._expand_help(action)
+        default = re.search(r" \(default: .*\)$", text)
+        first = re.split(r"; | \((?!or )", text)[0]
+        if len(first) > LINE:
+            first = first[:LINE].rpartition(", ")[0] or first
+        return first + (default.group() if default and len(first + default.group()) <= LINE else "")
+
+
+def build_parser(flags, description, epilog, shown=None):
+    """A Parser in which nothing has a default, so that what was given is known.
+
+    shown: names of flags; --help shows these and the required ones, --help_all all. None: --help shows all.
+    """
+    parser = _new_parser(flags, description, epilog, _Formatter)
+    short = parser
+    if shown is not None:
+        few = _merged([flag for flag in flags if flag.name in shown or flag.meta.get("required")])
+        examples = next((part for part in (epilog or "").split("\n\n") if part.startswith("example")), None)
+        short = _new_parser(few, description, examples, _ShortFormatter)
+        more = f"all {len(flags)} flags, and all that is said of them"
+        for each in (parser, short):
+            last = next((g for g in each._action_groups if g.title == OTHERS), None) or each.add_argument_group(OTHERS)
+            last.add_argument("--help_all", action=_Help, const=parser, help=more)
+    parser.add_argument("-h", "--help", action=_Help, const=short, help=argparse.SUPPRESS)
+    return parser
+
+
+def _merged(flags):
+    """Flags of groups with few of them, as of one group at the end: headings are lines, too."""
+    counts = Counter(flag.group for flag in flags if not flag.meta.get("required"))
+    small = [replace(flag, group=OTHERS) for flag in flags if counts[flag.group] < LEAST_GROUP]
+    return [flag for flag in flags if counts[flag.group] >= LEAST_GROUP] + small
+
+
+def _new_parser(flags, description, epilog, formatter):
+    """Required flags first, then the others in their groups."""
+    flags = sorted(flags, key=lambda flag: not flag.meta.get("required"))
     required = " ".join(f"--{f.name} {_metavar(f)}" for f in flags if f.meta.get("required"))
     parser = Parser(
         usage=f"%(prog)s {required} [flags]",  # argparse would list all of them, on 50 lines
         description=description, epilog=epilog, allow_abbrev=False, argument_default=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=formatter, add_help=False,
     )  # fmt: skip
     groups = {}
     for flag in flags:
-        if flag.group not in groups:
-            groups[flag.group] = parser.add_argument_group(flag.group)
-        groups[flag.group].add_argument(*_option_strings(flag), **_argparse_kw(flag))
+        name = "required" if flag.meta.get("required") else flag.group
+        if name not in groups:
+            groups[name] = parser.add_argument_group(name)
+        groups[name].add_argument(*_option_strings(flag), **_argparse_kw(flag))
     return parser
 
 
@@ -90,11 +187,7 @@ def _argparse_kw(flag):
     kw["type"] = flag.type
     if flag.is_list:
         kw["nargs"] = "+"
-    if meta.get("choices"):
-        kw["choices"] = meta["choices"]
-    else:
-        kw["metavar"] = _metavar(flag)
-    return kw
+    return dict(kw, metavar=_metavar(flag))  # choices are checked where all values are: hparams.sources.checked
 
 
 def _metavar(flag):
@@ -104,11 +197,7 @@ def _metavar(flag):
 
 
 def _default_text(flag):
-    if flag.meta.get("required"):
-        return " (required)"
-    if flag.default is None:
-        return ""  # the help itself says what is derived
-    if flag.type is bool:
-        return " (default: on)" if flag.default else " (default: off)"
+    if flag.default is None or flag.type is bool:
+        return ""  # the help itself says what is derived; switches are off
     value = " ".join(map(str, flag.default)) if flag.is_list else flag.default
     return f" (default: {value})"

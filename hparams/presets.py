@@ -20,12 +20,12 @@ PRESETS = {
             codebook_init="kmeans", codebook_init_step=150, codebook_restart_steps=25, perceptual_weight=0.0,
             ndf=32, disc_layers=2, disc_start_step=10**9, horizontal_flip=True, batch_size=16, lr=1e-3,
             ema=True, ema_beta=0.95, steps_per_update_ema=5, steps_per_eval=250, steps_per_checkpoint=250,
-            steps_per_display_output=250, steps_per_save_output=500,
+            steps_per_display_output=250, steps_per_save_output=250,
         ),
         sampler=dict(
             bert_n_emb=128, bert_n_head=4, bert_n_layers=6, total_steps=64, sample_steps=64, horizontal_flip=True,
             temp=0.8, batch_size=32, lr=2e-3, warmup_iters=100, ema=True, ema_beta=0.95, steps_per_update_ema=5,
-            steps_per_eval=250, steps_per_checkpoint=250, steps_per_display_output=250, steps_per_save_output=500,
+            steps_per_eval=250, steps_per_checkpoint=250, steps_per_display_output=250, steps_per_save_output=250,
         ),
     ),
 }  # fmt: skip

@@ -47,9 +47,11 @@ def get_hparams(family, description, argv=None, extra=(), reads=(), settle=None,
         idle = set(config.OF_TRAINING + config.OF_SAMPLING) - set(reads)
     else:
         idle = set(config.OF_VQGAN_TRAINING if family == "sampler" else ())
-    classes = (*(vqgan_family() if family == "vqgan" else sampler_family()), *extra)
+    classes = (*extra, *(vqgan_family() if family == "vqgan" else sampler_family()))
     flags = config.flags_of(classes)
-    parser = build_parser(flags, description, epilog)
+    shown = {*config.SHOWN_FIRST["measures" if measures else family], *reads} - idle
+    shown.update(flag.name for flag in config.flags_of(extra))
+    parser = build_parser(flags, description, epilog, shown)
     given = parser.parse(argv)
     if argv is None:
         quit_quietly_at_interrupt()

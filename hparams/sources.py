@@ -23,6 +23,7 @@ STAGES = ("vqgan", "sampler")
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 _SHORT = reprlib.Repr()  # of what a file holds: YAML can say 10 to the 9th values in ten lines
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxstring, _SHORT.maxother = 2, 20, 200, 200
+_OTHER_WORDS = {"gpu": "cuda", "cpus": "cpu", "ar": "autoregressive", "diffusion": "absorbing"}
 _LARGEST_INT = 10**12  # of what has no bound of its own: beyond, arithmetic overflows somewhere
 
 
@@ -59,13 +60,16 @@ def _check_range(meta, value, name, largest):
     if not isinstance(value, str) and value > meta.get("max", largest):
         raise UsageError(f"{name} {value} is too large: the most is {meta.get('max', largest)}")
     if "choices" in meta and value not in meta["choices"]:
-        raise UsageError(f"{name} {value} is unknown: {', '.join(map(str, meta['choices']))}")
+        choices = [str(choice) for choice in meta["choices"]]
+        hint = nearest(str(value), choices, "")
+        raise UsageError(f"{name} {value} is unknown: {hint and hint + ' There are: '}{_listed(choices)}")
 
 
 def nearest(word, words, otherwise):
-    """'did you mean X?' for the word that is nearest, or `otherwise`."""
-    near = difflib.get_close_matches(word, list(words), n=1)
-    return f"did you mean {near[0]}?" if near else otherwise
+    """'did you mean X?' for the word that is nearest, whatever its case, or `otherwise`."""
+    by_case = {str(w).lower(): w for w in words}
+    near = difflib.get_close_matches(_OTHER_WORDS.get(word.lower(), word.lower()), list(by_case), n=1)
+    return f"did you mean {by_case[near[0]]}?" if near else otherwise
 
 
 # ---------------------------------------------------------------------- data sets
@@ -82,9 +86,10 @@ def dataset_entry(name, custom_path):
     entries = _read_datasets()
     if name not in entries:
         names = [*entries, "custom"]
-        raise UsageError(
-            f"--dataset {name} has no entry in {DATASETS}: {nearest(name, names, f'there are: {_listed(names)}')}"
-        )
+        hint = nearest(name, names, f"there are: {_listed(names)}")
+        if os.path.exists(os.path.expanduser(name)):
+            hint = f"a folder is given as --dataset custom --custom_dataset_path {name}"
+        raise UsageError(f"--dataset {name} has no entry in {DATASETS}: {hint}")
     where = f"{DATASETS}, '{name}'"
     entry = entries[name]
     if not isinstance(entry, dict) or not entry.get("paths"):

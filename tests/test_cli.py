@@ -50,9 +50,29 @@ def refused(script, words, cwd):
 # ---------------------------------------------------------------------- answered at once
 
 
+def listed(out):
+    """The flags that a help lists, in order."""
+    return re.findall(r"^  (?:-h, )?--(\w+)", out, re.MULTILINE)
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_lists_every_flag_without_waiting_for_torch(script, workplace):
-    code, out, err = call(script, "--help", workplace, python=("-X", "importtime"))
+def test_help_is_one_screen_of_common_flags_the_required_ones_first(script, workplace):
+    code, out, err = call(script, "--help", workplace)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) <= 52
+    assert lines[4] == "required:" and "examples:" in lines or "example:" in lines
+    required = re.findall(r"--(\w+)", lines[0])
+    assert required and listed(out)[: len(required)] == required
+    names = listed(out)
+    assert {"log_dir", "device", "batch_size", "no_visdom", "help_all"} <= set(names)
+    assert ("resume" in names) == (script.startswith("train") or "ELBO" in script)  # what does nothing is not there
+    assert not {"ndf", "greedy", "amp_dtype"} & set(names)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_all_lists_every_flag_without_waiting_for_torch(script, workplace):
+    code, out, err = call(script, "--help_all", workplace, python=("-X", "importtime"))
     assert code == 0
     imported = {line.rsplit("|", 1)[1].strip() for line in err.splitlines() if line.startswith("import time:")}
     assert {"argparse", "hparams"} <= imported
@@ -82,6 +102,18 @@ def test_the_benchmarks_own_flags(workplace):
         ("train_vqgan.py", "--dataset churches --log-dir x", ["unknown flag --log-dir", "--log_dir?"]),
         ("train_sampler.py", f"{AE} --dataset churches --ema load_dir X", ["'load_dir'", "did you mean --load_dir?"]),
         ("train_sampler.py", "--dataset churches --sampler absorbing ae_load_dir X", ["did you mean --ae_load_dir?"]),
+        ("train_vqgan.py", "-dataset churches", ["unknown flag -dataset", "did you mean --dataset?"]),
+        ("train_vqgan.py", "\u2014dataset churches", ["did you mean --dataset?"]),
+        ("train_vqgan.py", "--dataset churches --epochs 3", ["unknown flag --epochs", "did you mean --train_steps?"]),
+        ("train_vqgan.py", "--dataset churches log_dir=x", ["'log_dir=x'", "did you mean --log_dir?"]),
+        ("train_vqgan.py", "churches", ["'churches'", "did you mean --dataset churches?"]),
+        ("train_vqgan.py", "--dataset Churches", ["--dataset Churches", "did you mean churches?"]),
+        ("train_vqgan.py", "--dataset logs", ["--dataset logs", "--dataset custom --custom_dataset_path logs"]),
+        ("train_vqgan.py", "--dataset churches --device gpu", ["--device gpu", "did you mean cuda?", "cpu"]),
+        ("train_sampler.py", "--dataset churches --sampler absorbin --ae_load_dir x --ae_load_step 1",
+         ["--sampler absorbin", "did you mean absorbing?", "autoregressive"]),
+        ("experiments/show_run.py", "some_run", ["'some_run'", "did you mean --log_dir some_run?"]),
+        ("experiments/show_run.py", "--log_dir aes", ["--log_dir aes", "did you mean ae?"]),
         ("train_vqgan.py", "--dataset churchs", ["--dataset churchs", "did you mean churches?"]),
         ("train_vqgan.py", "", ["required: --dataset"]),
         ("train_sampler.py", "--dataset churches", ["--ae_load_dir", "--ae_load_step", "--sampler"]),
@@ -89,8 +121,9 @@ def test_the_benchmarks_own_flags(workplace):
     ],
 )
 def test_mistakes(script, words, named, workplace):
+    (workplace / "logs" / "ae").mkdir(parents=True)
     line = refused(script, words, workplace)
-    for part in [f"{script}: error: ", *named]:
+    for part in [f"{script.split('/')[-1]}: error: ", *named]:
         assert part in line
 
 

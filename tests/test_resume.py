@@ -42,12 +42,14 @@ def assert_same_weights(one, other, step):
 
 
 def assert_same_runs(one, other, step):
-    """Weights, averages, optimisers, meters and curves of two runs are identical."""
+    """Weights, averages, optimisers, meters, curves, bars and pictures of two runs are identical."""
     assert_same_weights(one, other, step)
     assert_same_values(
         load_tensors(one / "saved_stats" / f"stats_{step}"), load_tensors(other / "saved_stats" / f"stats_{step}")
     )
-    assert (one / "stats.jsonl").read_bytes() == (other / "stats.jsonl").read_bytes()
+    for name in ("stats.jsonl", "bars.json"):
+        assert (one / name).exists() == (other / name).exists()
+        assert not (one / name).exists() or (one / name).read_bytes() == (other / name).read_bytes()
     pictures = sorted(p.name for p in (one / "images").iterdir())
     assert pictures == sorted(p.name for p in (other / "images").iterdir())
     for name in pictures:

@@ -18,7 +18,7 @@ from torchvision.utils import make_grid, save_image
 from utils import distributed, progress
 from utils.amp import Precision, resolve_dtype
 from utils.ema import EMA
-from utils.images import pairs, sheet, to_uint8
+from utils.images import sheet, to_uint8, triples
 from utils.meters import CodeUsage, Meters
 from utils.seed import StepRandom, derive_seed, permutation, sample_uniforms, seed_everything
 from utils.signals import StopRequest
@@ -261,7 +261,11 @@ def test_sheets():
         expected = make_grid(x[:n], nrow=columns or 3, padding=2, pad_value=255)
         assert torch.equal(sheet(x[:n], columns), expected)
     assert sheet(x[:1]).shape == (3, 8, 8) and sheet(x[:, :1], 5, padding=0).shape == (1, 4, 20)
-    assert pairs(x, x + 10, 2, padding=0)[0, ::4, ::4].tolist() == [[0, 10, 1, 11], [2, 12, 3, 13], [4, 14, 255, 255]]
+    both = sheet(triples(x, x + 10), 6, padding=0, group=3, gap=4)
+    assert both[0, ::4, ::4].tolist() == [
+        [0, 10, 40, 255, 1, 11, 40], [2, 12, 40, 255, 3, 13, 40], [4, 14, 40, 255, 255, 255, 255],
+    ]  # fmt: skip
+    assert triples(x[:1] + 100, x[:1])[2].unique().tolist() == [255]  # four times 100, as much as there is room for
 
 
 # ---------------------------------------------------------------------- signals
@@ -334,6 +338,8 @@ def test_progress_without_a_terminal(monkeypatch, capsys):
         assert (bar.done, bar.begun) == (4, 0)
     lines = capsys.readouterr().out.splitlines()
     assert [line.rpartition(" ")[2] for line in lines] == ["1/2", "2/2", "2/2", "2/2"]
-    assert lines[2].startswith("sampling: 4/8 (50%), ")
+    assert [line.split(",")[0] for line in lines] == [  # the count goes on within a batch, as the time left does
+        "sampling: 0/8 (0%) step 1/2", "sampling: 2/8 (25%)", "sampling: 4/8 (50%)", "sampling: 4/8 (50%)",
+    ]  # fmt: skip
     assert list(progress.track([1, 2], "two")) == [1, 2]
     assert "silent" not in capsys.readouterr().out

@@ -5,6 +5,7 @@ import math
 import torch
 from PIL import Image
 
+from utils.grids import AMPLIFIED, Grid
 from utils.io import atomic_write
 
 
@@ -13,24 +14,33 @@ def to_uint8(x):
     return (x.float().clamp(0, 1) * 255 + 0.5).to(torch.uint8)
 
 
-def sheet(images, n_columns=None, padding=2):
-    """uint8 (N, C, H, W) -> one picture uint8 (C, h, w): rows of n_columns, white between and around."""
-    N, C, H, W = images.shape
-    n_columns = min(n_columns or math.ceil(math.sqrt(N)), N)
-    n_rows = math.ceil(N / n_columns)
-    h, w = H + padding, W + padding
-    picture = torch.full((C, n_rows * h + padding, n_columns * w + padding), 255, dtype=torch.uint8)
+def sheet_grid(images, n_columns=None, padding=2, group=1, gap=0):
+    """The Grid of sheet(images, ...)."""
+    N, _, H, W = images.shape
+    return Grid(N, H, W, min(n_columns or math.ceil(math.sqrt(N)), N), padding, group, gap)
+
+
+def sheet(images, n_columns=None, padding=2, group=1, gap=0, background=255):
+    """uint8 (N, C, H, W) -> one picture uint8 (C, h, w): rows of n_columns, white between and around.
+
+    group, gap: see utils.grids.Grid."""
+    grid = sheet_grid(images, n_columns, padding, group, gap)
+    picture = torch.full((images.shape[1], *grid.size()), background, dtype=torch.uint8)
     for i, image in enumerate(images.cpu()):
-        row, column = divmod(i, n_columns)
-        top, left = row * h + padding, column * w + padding
-        picture[:, top : top + H, left : left + W] = image
+        top, left = grid.place(i)
+        picture[:, top : top + grid.height, left : left + grid.width] = image
     return picture
 
 
-def pairs(left, right, n_columns=4, padding=2):
-    """Originals beside their reconstructions: (N, C, H, W) twice -> a sheet of n_columns pairs a row."""
-    both = torch.stack((left.cpu(), right.cpu()), dim=1).flatten(0, 1)
-    return sheet(both, 2 * n_columns, padding)
+def triples(left, right):
+    """Originals and reconstructions, uint8 (N, C, H, W) each -> (3N, C, H, W): original, reconstruction, and their
+    difference |left - right|, AMPLIFIED (black where there is none)."""
+    left, right = left.cpu(), right.cpu()
+    difference = (left.int() - right.int()).abs().mul(AMPLIFIED).clamp(max=255).to(torch.uint8)
+    return torch.stack((left, right, difference), dim=1).flatten(0, 1)
+
+
+TRIPLES = dict(n_columns=12, group=3, gap=6)  # how a sheet of them is laid out
 
 
 def enlarge(image, min_side):
@@ -39,16 +49,25 @@ def enlarge(image, min_side):
     return image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
 
 
-def save_png(path, image, min_side=1):
-    """uint8 (C, H, W) -> a PNG file, complete or absent; small pictures enlarged by whole factors."""
-    array = enlarge(image.cpu(), min_side).permute(1, 2, 0).numpy()
-    write_png(path, Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array))
+def to_pillow(image):
+    """uint8 (C, H, W) -> a Pillow image."""
+    array = image.cpu().permute(1, 2, 0).numpy()
+    return Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
 
 
-def write_png(path, picture):
-    """A Pillow image -> a PNG file, complete or absent."""
+def save_png(path, image, min_side=1, grid=None):
+    """uint8 (C, H, W) -> a PNG file, complete or absent; small pictures enlarged by whole factors.
+
+    grid: of the sheet that the image is, noted in the file."""
+    enlarged = enlarge(image.cpu(), min_side)
+    note = grid and grid.scaled(enlarged.shape[1] // image.shape[1]).note()
+    write_png(path, to_pillow(enlarged), note)
+
+
+def write_png(path, picture, note=None):
+    """A Pillow image -> a PNG file, complete or absent. note: PngInfo."""
     with atomic_write(path) as f:
-        picture.save(_WriteOnly(f), format="PNG")
+        picture.save(_WriteOnly(f), format="PNG", pnginfo=note)
 
 
 class _WriteOnly:

@@ -1,4 +1,7 @@
-"""Files that are complete or absent, and reading that never executes anything."""
+"""Files that are complete or absent, and reading that never executes anything.
+
+torch is imported where tensors are written or read: what only looks at a run need not wait for it.
+"""
 
 import contextlib
 import hashlib
@@ -12,7 +15,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from utils.errors import DamagedFile, UserError
 
@@ -144,6 +146,8 @@ def read_json(path):
 
 def save_tensors(path, value):
     """torch.save, atomically. Returns dict(bytes, sha256) for a manifest."""
+    import torch
+
     with atomic_write(path) as f:
         torch.save(value, f)
         digest = f.sha256.hexdigest()
@@ -163,6 +167,8 @@ def load_tensors(path, map_location="cpu"):
 
     Raises UserError where the file is missing, DamagedFile where it cannot be read.
     """
+    import torch
+
     require_file(path)
     try:
         with warnings.catch_warnings():  # of torch, on files that are refused below
@@ -208,6 +214,8 @@ def hash_json(value):
 
 def hash_tensors(state_dict):
     """Hex digest of a state dict: names, types, shapes and values."""
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(state_dict):
         tensor = state_dict[name].detach().cpu().contiguous()

@@ -7,7 +7,10 @@ from tqdm import tqdm
 
 from utils.errors import printable
 
-PLAIN_INTERVAL = 15.0  # seconds between lines without a terminal
+PLAIN_INTERVAL = 15.0  # seconds between lines without a terminal, at first
+CALM = 300.0  # after so many seconds they become rarer, to at most RAREST times as far apart: logs of days stay short
+RAREST = 20
+BAR = "{desc} {n_fmt}/{total_fmt} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
 
 
 def say(message):
@@ -37,8 +40,10 @@ class Progress:
 
     def _show_bar(self):
         if self.wants_bar and self.bar is None:
+            pace = "" if self.unit == "step" else ", {rate_fmt}"  # who trains shows images a second
             self.bar = tqdm(total=self.total, desc=self.description, unit=self.unit, initial=self.initial,
-                            dynamic_ncols=True, smoothing=0.05, mininterval=0.2, miniters=0)  # fmt: skip
+                            bar_format=BAR + pace + "{postfix}", dynamic_ncols=True, smoothing=0.05, mininterval=0.2,
+                            miniters=0)  # fmt: skip
 
     def update(self, n=1, shown=None):
         """Advance by n; shown: {name: value} to stand beside the count."""
@@ -67,12 +72,18 @@ class Progress:
         if self.bar is not None:
             if shown:
                 self.bar.set_postfix_str(_shown_text(shown), refresh=False)
-            self.bar.update(max(0, int(self.done + self.begun) - self.bar.n))
+            self.bar.update(max(0, self.count() - self.bar.n))
         elif self.plain:
             self.last_shown = shown or self.last_shown
-            if time.monotonic() - self.last_line >= PLAIN_INTERVAL and self.done < self.total:
-                self.last_line = time.monotonic()
+            now = time.monotonic()
+            interval = PLAIN_INTERVAL * min(max(1.0, (now - self.start) / CALM), RAREST)
+            if now - self.last_line >= interval and self.done < self.total:
+                self.last_line = now
                 say(self.line())
+
+    def count(self):
+        """What is done, with the part of what is under way."""
+        return int(self.done + self.begun)
 
     def skip_to(self, done):
         """Count what was done before this run, and need not be done again."""
@@ -92,8 +103,8 @@ class Progress:
         if rate := self.rate():  # else nobody knows
             left = tqdm.format_interval((self.total - self.done - self.begun) / rate)
             pace = f", {rate:.2f} {self.unit}/s, {left} left"
-        share = f"{100 * self.done / max(self.total, 1):.0f}%"
-        return f"{self.description}: {self.done}/{self.total} ({share}){pace} {shown}".rstrip()
+        share = f"{100 * self.count() / max(self.total, 1):.0f}%"
+        return f"{self.description}: {self.count()}/{self.total} ({share}){pace} {shown}".rstrip()
 
     def __enter__(self):
         return self
@@ -103,6 +114,41 @@ class Progress:
             self.bar.close()
         elif self.plain and kind is None and time.monotonic() - self.start > PLAIN_INTERVAL:
             say(self.line())
+
+
+class Forecast:
+    """Tells once, as soon as it is known, how long a run will take. total: its last step."""
+
+    STEPS, SECONDS = 20, 30.0  # measured over so many steps after the first, or so long
+    SHORT = 10.0  # seconds that nobody wants to be told of
+    LONG = 3650 * 86400.0  # beyond, clocks have no words
+
+    def __init__(self, total):
+        self.total, self.first, self.told = total, None, False
+
+    def text(self, step):
+        """Call it after each step: None, or once one line."""
+        now = time.monotonic()
+        if self.told or self.first is None:
+            self.first = self.first or (step, now)  # which is slower than the others
+            return None
+        steps, seconds = step - self.first[0], now - self.first[1]
+        if steps < self.STEPS and seconds < self.SECONDS:
+            return None
+        self.told = True
+        left = (self.total - step) * seconds / steps
+        if left < self.SHORT:
+            return None
+        end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left)) if left < self.LONG else "in decades"
+        return f"{span(seconds / steps)} a step: {span(left)} to step {self.total} ({end})"
+
+
+def span(seconds):
+    """Seconds in words: 0.21 s, 45 s, 12 min, 3.5 h, 4.1 days."""
+    for size, unit, most in ((1, "s", 90), (60, "min", 90), (3600, "h", 48)):
+        if seconds < most * size:
+            return f"{seconds / size:.2g} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.3g} days" if seconds < 1000 * 86400 else f"{seconds / 86400:.0f} days"
 
 
 def _shown_text(shown):

@@ -26,11 +26,12 @@ from utils import distributed
 from utils.checkpoint import LOGS, checkpoints_of, load_into
 from utils.dashboard import Dashboard
 from utils.errors import DamagedFile, UserError
-from utils.images import enlarge, pairs, save_png, sheet
-from utils.io import Lines, hash_json, read_json, remove_temporaries, write_json
+from utils.io import Lines, read_json, remove_temporaries
 from utils.meters import Meters
-from utils.progress import Progress, say
+from utils.progress import Forecast, Progress, say
+from utils.records import curves_of, read_curves
 from utils.seed import seed_everything
+from utils.shown import Shown
 from utils.signals import StopRequest
 
 
@@ -58,21 +59,14 @@ def count_parameters(module):
     return sum(p.numel() for p in module.parameters())
 
 
-def curves_of(row):
-    """A row of stats.jsonl -> the dashboard's curves; training and validation share a window."""
-    numbers = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k not in ("step", "images")}
-    return {
-        f"{k.removeprefix('val_')}/{'validation' if k.startswith('val_') else 'train'}": v for k, v in numbers.items()
-    }
-
-
-class Run:
+class Run(Shown):
     """One training run in logs/<log_dir>; see the module's docstring."""
 
     def __init__(self, H, name, name_batch=None):
         self.H, self.name = H, name
         self.name_batch = name_batch or (lambda step: None)
         self.device = pick_device(H.device)
+        self.device_name = device_name(self.device)
         distributed.setup(self.device)
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         self.folder = os.path.join(LOGS, H.log_dir)
@@ -80,7 +74,7 @@ class Run:
         self.step = 0
         self.meters = Meters(self.device)
         self.first_bad = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.dashboard = None
+        self.dashboard, self.bars = None, {}
         self.about = {}  # JSON values for the manifests: what the weights depend on
         self.manifest = None  # of the checkpoint that is resumed
         self._saved_step = None
@@ -135,13 +129,10 @@ class Run:
             for folder in (self.folder, os.path.join(self.folder, "images")):
                 remove_temporaries(folder)
             self.store.sweep()
-            hparams = H.to_dict()
-            write_json(
-                os.path.join(self.folder, "config.json"),
-                dict(format=1, script=H.script, hparams=hparams, digest=hash_json(hparams)),
-            )
+            self.write_config()
             self._log = Lines(os.path.join(self.folder, "log.txt"))
             self._stats = self._open_stats()
+            self.restore_bars()
             self._speed = Lines(os.path.join(self.folder, "speed.jsonl"))
         self.dashboard = Dashboard(
             H.visdom_server, H.visdom_port, H.log_dir, enabled=not H.no_visdom and distributed.is_main(), warn=self.say
@@ -162,16 +153,7 @@ class Run:
 
     def history(self):
         """The rows of stats.jsonl so far."""
-        rows = []
-        with open(os.path.join(self.folder, "stats.jsonl"), encoding="utf-8", errors="replace") as f:
-            for line in f:
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(row, dict) and isinstance(row.get("step"), int):
-                    rows.append(row)
-        return rows
+        return read_curves(os.path.join(self.folder, "stats.jsonl"))[0]
 
     def restore(self, files, extra):
         """Say what a checkpoint holds, and load what this run starts from.
@@ -225,16 +207,6 @@ class Run:
             )
         self.about["images"] = now
 
-    def introduce(self, n_items, n_parameters, precision, items="images"):
-        """The first lines: what trains, on what, where it is written."""
-        H = self.H
-        self.say(
-            f"{self.name}: {n_parameters / 1e6:.1f}M parameters, {n_items} {items} of '{H.dataset}', "
-            f"batch {H.batch_size}, {precision} on {device_name(self.device)}"
-        )
-        board = "off" if H.no_visdom else f"{H.visdom_server or 'http://localhost'}:{H.visdom_port}"
-        self.say(f"writing to {self.folder}; dashboard: {board}")
-
     # ------------------------------------------------------------------ the loop
 
     def steps(self, make_batches):
@@ -248,6 +220,7 @@ class Run:
             return
         batches = make_batches(self.step + 1)
         self._clock = (time.monotonic(), self.step)
+        forecast = Forecast(H.train_steps)
         with StopRequest() as stop, Progress(
             H.train_steps, H.log_dir, "step", self.step, distributed.is_main()
         ) as self.progress:
@@ -259,10 +232,12 @@ class Run:
                 yield step, batch
                 self.step = step
                 self._after_step()
+                if expected := forecast.text(step):
+                    self.say(f"expected: {expected}")
                 signalled = distributed.any_rank(stop.number, self.device)
                 if signalled:
                     self.save_checkpoint()
-                    self.say(f"stopped by a signal after step {step}; continue with --resume")
+                    self.say(f"stopped by a signal after step {step}; continue with --resume:\n  {self.again()}")
                     raise SystemExit(128 + signalled)
             self.save_checkpoint()
 
@@ -291,6 +266,8 @@ class Run:
         shown = self._write_log() if log else None
         if distributed.is_main():
             self.progress.update(1, shown)
+            if step == H.train_steps:  # before the checkpoint: after that nothing is done again
+                self.show_progress()
         if checkpoint:
             self.save_checkpoint()
 
@@ -364,27 +341,6 @@ class Run:
         )
         if self.H.keep_checkpoints:
             self.store.prune(self.H.keep_checkpoints)
-
-    def show_images(self, name, images, save, n_columns=None):
-        """uint8 (N, C, H, W) to the dashboard and, with save, to logs/<log_dir>/images."""
-        self._show(name, images, sheet(images, n_columns), save)
-
-    def show_pairs(self, name, left, right, save):
-        """Originals beside reconstructions, uint8 (N, C, H, W) each, as one picture."""
-        self._show(name, right, pairs(left, right), save)
-
-    def _show(self, name, images, picture, save):
-        if not distributed.is_main():
-            return
-        picture = enlarge(picture, min_side=256)
-        self.dashboard.image(name, picture.expand(3, -1, -1).numpy(), f"{name}, step {self.current}")
-        if not save:
-            return
-        folder = os.path.join(self.folder, "images")
-        save_png(os.path.join(folder, f"{name}_{self.current}.png"), picture)
-        if self.H.save_individually:
-            for i, image in enumerate(images):
-                save_png(os.path.join(folder, f"{name}_{self.current}_{i}.png"), image)
 
     def say(self, message):
         """One line on the terminal and in log.txt (rank 0 only)."""

@@ -1,0 +1,223 @@
+"""All that a run has left in its folder, read without trust: what is damaged is noted and passed over."""
+
+import io
+import os
+import re
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from utils.checkpoint import Checkpoints
+from utils.errors import DamagedFile, printable
+from utils.grids import MOST_PIXELS, SAYS_TRIPLES, write_strips
+from utils.io import read_json
+from utils.records import curves_of, is_number, pictures_by_step, read_bars, read_curves, read_rows
+
+LARGEST = 1600  # pixels of the longer side of a picture on the page
+HEAVIEST = 3 << 20  # bytes of a picture that is shown as it is
+MOST_PICTURES = 24  # of those without a step, as experiments draw them
+SAYS = dict(
+    reconstructions=SAYS_TRIPLES, codebook="the mean of the pixels where a code is used, most used first",
+    denoising="samples as they come about, by the share of sampling that is done",
+)  # fmt: skip
+LAST_LINES = 60  # of log.txt
+
+
+@dataclass
+class Picture:
+    """A picture file: its name without the step, what to say of it, its path."""
+
+    name: str
+    caption: str
+    path: str
+    note: object  # called with what is wrong
+
+    def opened(self):
+        """As a Pillow image of its first frame, or None."""
+        try:
+            image = Image.open(self.path, formats=("PNG", "GIF", "JPEG"))
+            if image.size[0] * image.size[1] > MOST_PIXELS:
+                raise ValueError("too many pixels")
+            image.load()
+            return image
+        except Exception as error:  # of damaged files Pillow's readers raise anything
+            self.note(f"{self.path} cannot be shown: {' '.join(str(error).split())[:120]}")
+            return None
+
+    def array(self):
+        """uint8 (3, H, W), or None."""
+        image = self.opened()
+        return None if image is None else np.asarray(reduced(image.convert("RGB"))).transpose(2, 0, 1)
+
+    def embedded(self):
+        """(format, bytes, width in pixels) for the page, or None; large ones reduced."""
+        image = self.opened()
+        if image is None:
+            return None
+        fits = max(image.size) <= LARGEST or image.format == "GIF"
+        if fits and os.path.getsize(self.path) <= HEAVIEST:
+            with open(self.path, "rb") as f:
+                return image.format.lower(), f.read(), image.size[0]
+        image, buffer = reduced(image.convert("RGB")), io.BytesIO()
+        image.save(buffer, format="JPEG", quality=88)
+        return "jpeg", buffer.getvalue(), image.size[0]
+
+
+def reduced(image):
+    """Within LARGEST pixels."""
+    if max(image.size) <= LARGEST:
+        return image
+    return image.resize([max(1, round(n * LARGEST / max(image.size))) for n in image.size], Image.LANCZOS)
+
+
+class Recorded:
+    """A run's folder as a run. `notes`: what was missing or damaged, one sentence each."""
+
+    def __init__(self, folder):
+        self.folder, self.notes = str(folder), []
+        self.name = os.path.relpath(self.folder, "logs")
+        config = self._json("config.json", read_json) or {}
+        self.script = str(config.get("script", "")) if isinstance(config, dict) else ""
+        self.hparams = self._dict(config, "hparams")
+        self.facts = self._dict(config, "facts")
+        self.rows = self._rows("stats.jsonl", read_curves)
+        self.speed = self._rows("speed.jsonl", read_curves)
+        self.metrics = [row for row in self._rows("metrics.jsonl", read_rows) if isinstance(row.get("values"), dict)]
+        self.bars = self._json("bars.json", read_bars) or {}
+        self.log = self._lines("log.txt")
+        self.images = os.path.join(self.folder, "images")
+        self.strips = self._strips()
+
+    def _note(self, text):
+        if text not in self.notes:
+            self.notes.append(printable(text))
+
+    def _json(self, name, read):
+        path = os.path.join(self.folder, name)
+        try:
+            return read(path) if os.path.isfile(path) else None
+        except (DamagedFile, OSError) as error:
+            self._note(f"{error}; it is passed over")
+            return None
+
+    @staticmethod
+    def _dict(config, name):
+        value = config.get(name) if isinstance(config, dict) else None
+        return {str(k): v for k, v in value.items()} if isinstance(value, dict) else {}
+
+    def _rows(self, name, read):
+        try:
+            rows, damaged = read(os.path.join(self.folder, name))
+        except OSError as error:
+            self._note(f"{name} cannot be read ({error.strerror}); it is passed over")
+            return []
+        if damaged:
+            self._note(f"{damaged} damaged line{'s' if damaged > 1 else ''} of {name} passed over")
+        return rows
+
+    def _lines(self, name):
+        path = os.path.join(self.folder, name)
+        if not os.path.isfile(path):
+            return []
+        with open(path, encoding="utf-8", errors="replace") as f:
+            return [printable(line.rstrip("\n")) for line in deque(f, LAST_LINES)]
+
+    def _strips(self):
+        """The progress strips, drawn anew where the folder takes them."""
+        try:
+            return write_strips(self.images, self._note)
+        except OSError as error:
+            self._note(f"the strips of progress could not be written: {error.strerror}")
+            return []
+
+    # ------------------------------------------------------------------ what there is
+
+    def is_empty(self):
+        return not (self.rows or self.metrics or self.bars or self.checkpoints() or self.pictures())
+
+    def step(self):
+        """The last step that is known of."""
+        return max([0, *(row["step"] for row in self.rows[-1:]), *(step for step, _, _ in self.checkpoints())])
+
+    def curve_rows(self):
+        """[(step, {curve: value})], of the losses and of the speed, as the dashboard takes them."""
+        speed = [(row["step"], {k: v for k, v in row.items() if k != "step" and is_number(v)}) for row in self.speed]
+        return sorted([(row["step"], curves_of(row)) for row in self.rows] + speed, key=lambda item: item[0])
+
+    def traces(self):
+        """{window: {trace: (steps, values)}}; where a step was done twice, the later line counts."""
+        windows = {}
+        for step, curves in self.curve_rows():
+            for name, value in curves.items():
+                window, _, trace = name.partition("/")
+                windows.setdefault(window, {}).setdefault(trace or window, {})[step] = value
+        return {w: {t: (list(p), list(p.values())) for t, p in traces.items()} for w, traces in windows.items()}
+
+    def latest(self):
+        """{name: its last value} of stats.jsonl."""
+        values = {}
+        for row in self.rows:
+            values.update({k: v for k, v in row.items() if is_number(v)})
+        return values
+
+    def checkpoints(self):
+        """[(step, bytes, time)] of the steps that have a manifest; whether they are whole is not looked at."""
+        store, found = Checkpoints(self.folder), []
+        for step in store.steps():
+            files = [*store.models.glob(f"*_{step}.th"), store.stats_path(step)]
+            size = sum(path.stat().st_size for path in files if path.is_file())
+            found.append((step, size, store.manifest_path(step).stat().st_mtime))
+        return found
+
+    def pictures(self):
+        """The newest picture of each name, the strips, and then those that have no step."""
+        series = pictures_by_step(self.images) if os.path.isdir(self.images) else {}
+        found = []
+        for name, files in series.items():
+            step, path = files[-1]
+            more = f": {SAYS[name]}" if name in SAYS else ""
+            caption = f"{name}, step {step}{more}" if self.rows else f"{name} {step}{more}"
+            found.append(Picture(name, caption, path, self._note))
+        for path in self.strips:
+            name = re.sub(r"\.png$", "", os.path.basename(path))
+            found.append(Picture(name, f"{name.removesuffix('_progress')} through training", path, self._note))
+        found.sort(key=lambda picture: picture.name == "codebook")  # the others first
+        known = {p.path for p in found} | {path for files in series.values() for _, path in files}
+        others = sorted(os.listdir(self.images)) if os.path.isdir(self.images) else []
+        others = [os.path.join(self.images, n) for n in others if n.endswith((".png", ".gif"))]
+        others = [path for path in others if path not in known and os.path.isfile(path) and not _is_part(path)]
+        if len(others) > MOST_PICTURES:
+            self._note(f"of {len(others)} more pictures in {self.images} the first {MOST_PICTURES} are shown")
+        for path in others[:MOST_PICTURES]:
+            name = os.path.basename(path)
+            found.append(Picture(name, name, path, self._note))
+        return found
+
+    def newest_arguments(self):
+        """The arguments of the last experiment that was recorded here."""
+        for row in reversed(self.metrics):
+            if isinstance(row.get("args"), dict):
+                return {str(k): v for k, v in row["args"].items()}
+        return {}
+
+    def seconds(self):
+        """How long was trained, by speed.jsonl, without what lies between runs."""
+        total, before, batch = 0.0, 0, self.hparams.get("batch_size")
+        for row in self.speed if is_number(batch) else ():
+            rate = row.get("images_per_second")
+            if is_number(rate) and rate > 0 and row["step"] > before:
+                total += (row["step"] - before) * batch / rate
+            before = row["step"]
+        return total
+
+
+def _is_part(path):
+    """Of --save_individually: <name>_<step>_<i>.png."""
+    return re.fullmatch(r".+_\d+_\d+\.png", os.path.basename(path)) is not None
+
+
+def when(seconds):
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

@@ -1,0 +1,91 @@
+"""Show a run again, from what it wrote: the whole dashboard, and logs/<log_dir>/report.html for those without one.
+
+Needs no torch and no model: the run may be finished, under way, or copied from another machine.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hparams.config import flags_of, opt
+from hparams.parser import build_parser
+from hparams.sources import checked, require_folder
+from utils.address import server_address
+from utils.errors import quit_quietly_at_interrupt, run_main
+
+
+@dataclass
+class ShowConfig:
+    """what to show, and where"""
+
+    log_dir: str = opt(None, "the run's folder under logs/", required=True, metavar="NAME")
+    visdom_port: int = opt(8097, "port of the visdom server", min=1, max=65535)
+    visdom_server: str = opt(None, "address of the visdom server (default: this machine)", metavar="URL")
+    no_visdom: bool = opt(False, "write the report alone")
+
+
+EXAMPLES = """examples:
+  python experiments/show_run.py --log_dir vqgan_churches
+  python experiments/show_run.py --log_dir FID_log --no_visdom
+
+The report is one file with the pictures in it: send it, print it, open it without a network.
+"""
+
+
+def parse(argv=None):
+    """The command line -> ShowConfig."""
+    flags = flags_of((ShowConfig,))
+    parser = build_parser(flags, "Show a run again: dashboard and report.", EXAMPLES)
+    given = parser.parse(argv)
+    try:
+        config = ShowConfig(**{f.name: checked(f, given[f.name]) for f in flags if f.name in given})
+        require_folder("log_dir", config.log_dir)
+        server_address(config.visdom_server, config.visdom_port)
+    except ValueError as error:
+        parser.error(str(error))
+    return config
+
+
+if __name__ == "__main__":
+    CONFIG = parse()
+    quit_quietly_at_interrupt()
+
+from experiments.recorded import Recorded
+from experiments.report_page import write_report
+from utils.checkpoint import LOGS
+from utils.dashboard import Dashboard
+from utils.progress import say
+
+PATIENCE = 60.0  # seconds for all of a long run to reach the server
+
+
+def show_on_dashboard(run, config):
+    """Send everything to the run's environment; one line says how that went."""
+    complaints = []
+    board = Dashboard(config.visdom_server, config.visdom_port, config.log_dir, warn=complaints.append)
+    board.history([dict(step=step, **curves) for step, curves in run.curve_rows()])
+    for name, bar in run.bars.items():
+        values = [float("nan") if v is None else v for v in bar["values"]]
+        board.bars(name, values, bar.get("x"), str(bar.get("xlabel", "")), str(bar.get("ylabel", "")))
+    for picture in run.pictures():
+        if (array := picture.array()) is not None:
+            board.image(picture.name, array, picture.caption)
+    board.properties(run.hparams or run.newest_arguments())
+    board.close(PATIENCE)
+    for line in complaints:
+        say(f"{line}; the report needs none")
+    if not complaints:
+        say(f"dashboard: {board.address}/env/{board.env}")
+
+
+def main(config):
+    run = Recorded(LOGS / config.log_dir)
+    if not config.no_visdom:
+        show_on_dashboard(run, config)
+    say(f"report: {write_report(run)}")
+
+
+if __name__ == "__main__":
+    run_main(main, CONFIG)

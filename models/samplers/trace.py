@@ -1,0 +1,32 @@
+"""How samples came about, without drawing them again: which codes were known at a given time.
+
+When a code is revealed does not depend on the network, but on the uniforms that the sample was drawn with (or on
+nothing): with these and the final codes all canvases in between are known. Shapes: B samples, L tokens.
+"""
+
+import torch
+
+
+def revealed_at(sampler, uniforms):
+    """The share of sampling that is done when each token is revealed: uniforms (B, ...) -> (B, L) in (0, 1].
+
+    uniforms: as sampler.sample was given. Diffusion goes from t = S to 1, and reveals token i at
+    t = floor(S u_i) + 1, u the first of its two draws; autoregressive sampling goes from left to right.
+    Raises ValueError for sample_type mlm, which masks and draws codes again and again.
+    """
+    if sampler.needs_raster_order:
+        share = torch.arange(1, uniforms.shape[-1] + 1, device=uniforms.device) / uniforms.shape[-1]
+        return share.expand(len(uniforms), -1)
+    if uniforms.ndim != 3:
+        raise ValueError("--sample_type mlm draws codes again: it has no steps to show; use diffusion")
+    S = sampler.S
+    reveal_time = (uniforms[:, 0] * S).long().clamp(max=S - 1) + 1
+    return (S + 1 - reveal_time) / S
+
+
+def canvases(sampler, uniforms, ids, n):
+    """n canvases of samples, from all masked to all known, evenly over sampling: ids (B, L) -> (n, B, L) with the
+    sampler's mask_id where a code is unknown yet."""
+    shares = torch.linspace(0, 1, n, device=ids.device)
+    masked = revealed_at(sampler, uniforms) > shares[:, None, None]
+    return ids.masked_fill(masked, sampler.mask_id)

@@ -1,0 +1,205 @@
+"""A run shown again from what it wrote: the report as a file, the dashboard as a server gets it; hostile files."""
+
+import base64
+import html.parser
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+from scripts import train_stage_1
+from test_dashboard import FakeVisdom
+
+from experiments import plots, show_run
+from experiments.recorded import Recorded
+from experiments.report_page import write_report
+from utils.io import write_json
+
+HOSTILE = "<script>alert(1)</script>\"'&$x^2$\x1b[31m\ud800"
+
+
+class Page(html.parser.HTMLParser):
+    """A page's tags, what its attributes refer to, and its text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.places, self.text = [], [], ""
+        self.feed(Path(path).read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.places += [v for k, v in attributes if k in ("src", "href", "srcset", "data", "action", "poster")]
+        assert not any(k.startswith("on") for k, _ in attributes)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, shapes):
+    """The folder of a run of 12 steps, with everything that a run can have."""
+    place = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        train_stage_1(shapes, "ae", "--train_steps 12 --steps_per_save_output 4 --steps_per_log 1 --steps_per_eval 6 "
+                      "--steps_per_checkpoint 6")  # fmt: skip
+    with open(place / "logs/ae/metrics.jsonl", "w") as f:
+        row = dict(metric="calc_VQGAN_FID", time="2026-01-02T03:04:05", values=dict(rfid=12.3456, l1=0.5, l1_se=0.25),
+                   checkpoints=dict(autoencoder=dict(path="logs/ae/saved_models/vqgan_12.th")))  # fmt: skip
+        f.write(json.dumps(row) + "\n")
+    return place
+
+
+@pytest.fixture
+def here(finished, tmp_path, monkeypatch):
+    """A copy of it that may be spoilt; the current folder."""
+    shutil.copytree(finished / "logs", tmp_path / "logs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def report(log_dir="ae"):
+    run = Recorded(Path("logs") / log_dir)
+    return Page(write_report(run)), run
+
+
+def test_the_report_of_a_finished_run(here):
+    code = "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')\n" \
+        "assert not {'torch', 'visdom'} & set(sys.modules)"  # fmt: skip
+    flags = [str(ROOT / "experiments/show_run.py"), "--log_dir", "ae", "--no_visdom"]
+    done = subprocess.run([sys.executable, "-c", code, *flags], cwd=here, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "report: logs/ae/report.html\n", "")
+    page = Page("logs/ae/report.html")
+    assert all(place.startswith("data:image/") for place in page.places)
+    assert "://" not in re.sub(r'"data:[^"]*"', "", Path("logs/ae/report.html").read_text())
+    for words in ("Stage 1: VQGAN", "38 images", "'custom'", "float32 on cpu", "batches of 4",
+                  "Finished: step 12 of 12", "original, reconstruction, difference x 4",
+                  "reconstructions through training", "codebook, step 12: the mean",
+                  "rfid 12.346", "0.5 \u00b1 0.25", "vqgan_12.th", "step 6", "step 12", "codebook_restart_steps",
+                  "--log_dir ae --resume --train_steps 24", "written: checkpoint"):  # fmt: skip
+        assert words in page.text, words
+    n_pictures = sum(place.startswith("data:image/png") for place in page.places)
+    n_plots = sum(place.startswith("data:image/svg+xml") for place in page.places)
+    assert n_pictures == 3 and n_plots == len(Recorded("logs/ae").traces()) - 1 + 1  # perceptual is zero; the bars
+    assert not Recorded("logs/ae").notes and "viewport" in Path("logs/ae/report.html").read_text()
+    for path in Path("logs/ae/images").glob("*.png"):
+        if path.stem in ("reconstructions_12", "codebook_12", "reconstructions_progress"):
+            assert f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" in page.places
+
+
+def test_curves_of_a_step_that_was_done_twice_and_of_validation(here):
+    with open("logs/ae/stats.jsonl", "a") as f:
+        f.write('{"step": 12, "images": 48, "loss": 7.0}\n')
+    _, run = report()
+    traces = run.traces()
+    assert traces["loss"]["train"][0] == list(range(1, 13)) and traces["loss"]["train"][1][-1] == 7.0
+    assert traces["l1"]["validation"][0] == [6, 12] and "images" not in traces
+    assert traces["images_per_second"]["images_per_second"][0] == list(range(1, 13))
+
+
+def test_damaged_and_missing_files_are_noted(here):
+    with open("logs/ae/stats.jsonl", "ab") as f:
+        f.write(b'{"step": 13, "loss"\n\xff\xfe\n[1]\n{"loss": 3}\n{"step": 1e400, "loss": 1}\n' + b"[" * 5000 + b"\n")
+        f.write(b'{"step": 14, "loss": NaN, "l1": 1' + b"0" * 400 + b', "nll_loss": true}\n')
+    Path("logs/ae/bars.json").write_text('{"a": [1')
+    Path("logs/ae/config.json").write_text("[]")
+    Path("logs/ae/images/reconstructions_12.png").write_bytes(b"\x89PNG")
+    os.mkfifo("logs/ae/images/codebook_99.png")  # to open it would be to wait for ever
+    os.mkfifo("logs/ae/images/other.png")
+    page, run = report()
+    text = " ".join(run.notes)
+    assert "6 damaged lines of stats.jsonl" in text and "bars.json is damaged" in text
+    assert "reconstructions_12.png cannot be shown" in text
+    assert "codebook, step 12" in page.text
+    assert all(note in page.text for note in run.notes)
+    assert run.rows[-1]["step"] == 14 and run.traces()["loss"]["train"][0][-1] == 12
+    os.unlink("logs/ae/log.txt")
+    os.mkfifo("logs/ae/log.txt")
+    for name in ("stats.jsonl", "speed.jsonl", "metrics.jsonl", "log.txt", "config.json", "bars.json"):
+        Path("logs/ae", name).unlink()
+    page, run = report()
+    assert "step 12" in page.text and "Curves" not in page.text  # the checkpoints are still there
+
+
+def test_an_empty_run_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("logs/nothing").mkdir(parents=True)
+    page, run = report("nothing")
+    assert "Nothing is written yet" in page.text and not page.places and not run.notes
+
+
+def test_names_of_anything_run_nothing(here):
+    values = {HOSTILE: 1.0, "val_</svg>": 2.0}
+    with open("logs/ae/stats.jsonl", "a") as f:
+        f.write(json.dumps(dict(step=13, **values)) + "\n" + json.dumps(dict(step=14, big=1e308, small=-1e308)) + "\n")
+    with open("logs/ae/metrics.jsonl", "a") as f:
+        row = dict(metric=HOSTILE, time=[HOSTILE], values={HOSTILE: HOSTILE, "n": None}, checkpoints=[HOSTILE])
+        f.write(json.dumps(row) + "\n" + json.dumps(dict(metric="x", values=3)) + "\n")
+    config = json.loads(Path("logs/ae/config.json").read_text())
+    config["hparams"].update({HOSTILE: HOSTILE, "dataset": HOSTILE, "batch_size": {"a": [HOSTILE]}, "train_steps": "x"})
+    config["facts"] = dict(config["facts"], device=HOSTILE, precision=[HOSTILE])
+    write_json("logs/ae/config.json", config)
+    bars = {HOSTILE: dict(step=1, values=[1, None, 3], x=[HOSTILE, "b", 2], xlabel=HOSTILE, ylabel=None),
+            "wrong": dict(step=1, values=["x"]), "short": dict(step=1, values=[1], x=[1, 2]), "no": 3}  # fmt: skip
+    write_json("logs/ae/bars.json", bars)
+    with open("logs/ae/log.txt", "a", errors="surrogatepass") as f:
+        f.write(HOSTILE + "\n")
+    picture = Image.new("RGB", (8, 8))
+    picture.save("logs/ae/images/<img src=x onerror=alert(1)>_5.png")
+    page, run = report()
+    assert set(page.tags) <= {
+        "html", "head", "meta", "title", "style", "body", "header", "p", "h1", "h2", "ul", "li", "b", "span", "div",
+        "section", "figure", "img", "figcaption", "table", "tr", "td", "th", "pre", "dl", "dt", "dd", "details",
+        "summary", "footer",
+    }  # fmt: skip
+    assert all(place.startswith("data:image/") for place in page.places) and "alert(1)" in page.text
+    assert "\x1b" not in page.text
+    assert list(run.bars) == [HOSTILE]
+    svg = plots.bars("<b>", [1.0, 2.0], ["<i>&", "$\\frac{$"])
+    assert "<b>" not in svg and "&lt;b&gt;" in svg
+
+
+def test_the_whole_dashboard_is_sent_again(here, capsys):
+    server = FakeVisdom()
+    try:
+        flags = ["--log_dir", "ae", "--visdom_server", "127.0.0.1", "--visdom_port", str(server.port)]
+        show_run.main(show_run.parse(flags))
+        curves, windows = server.curves(), server.windows()
+    finally:
+        server.stop()
+    out = capsys.readouterr().out.splitlines()
+    assert out == [f"dashboard: http://127.0.0.1:{server.port}/env/ae", "report: logs/ae/report.html"]
+    assert curves["loss"]["train"] == [(row["step"], row["loss"]) for row in Recorded("logs/ae").rows if "loss" in row]
+    assert [x for x, _ in curves["l1"]["validation"]] == [6, 12] and "images_per_second" in curves
+    assert {"bars-codebook_usage", "image-reconstructions", "image-reconstructions_progress", "image-codebook",
+            "properties"} <= windows  # fmt: skip
+
+
+def test_without_a_server_one_line_says_so(here, capsys):
+    show_run.main(show_run.parse(["--log_dir", "ae", "--visdom_port", "1"]))
+    first, second = capsys.readouterr().out.splitlines()
+    assert "no visdom server answers" in first and first.endswith("the report needs none")
+    assert second == "report: logs/ae/report.html"
+
+
+def test_smoothing_has_no_bias_at_its_start():
+    assert np.allclose(plots.smooth(np.full(200, 3.0)), 3.0)
+    steps = plots.smooth(np.concatenate([np.zeros(2000), np.ones(2000)]))
+    assert steps[1999] == 0 and 0.5 < steps[2060] < 0.95 and steps[2500] > 0.999
+    xs, ys = plots.thinned(np.arange(10**5), np.arange(10**5))
+    assert len(xs) == plots.MOST_POINTS and (xs[0], ys[-1]) == (0, 10**5 - 1)
+
+
+def test_large_pictures_are_reduced(here):
+    Image.effect_noise((3000, 1500), 99).save("logs/ae/images/big_1.png")
+    (picture,) = [p for p in Recorded("logs/ae").pictures() if p.name == "big"]
+    kind, content, width = picture.embedded()
+    assert (kind, width) == ("jpeg", 1600) and len(content) < 3 << 20
+    assert picture.array().shape == (3, 800, 1600)
