@@ -128,7 +128,7 @@ def train(H):
                 pictures = decode_batch(autoencoder.model, drawn, H, precision)
                 run.show_images("samples", pictures, save=run.due(H.steps_per_save_output))
                 for name, values in sampler.histories().items():
-                    run.dashboard.bars(name, values.cpu().numpy(), xlabel="time step t", ylabel=name)
+                    run.dashboard.bars(name, values.cpu().numpy(), x=range(1, len(values) + 1), xlabel="time step t")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from utils.errors import DamagedFile, UserError
 from utils.images import enlarge, pairs, save_png, sheet
 from utils.io import Lines, hash_json, read_json, remove_temporaries, write_json
 from utils.meters import Meters
+from utils.panes import duration, plan_of, time_left
 from utils.progress import Progress, say
 from utils.seed import seed_everything
 from utils.signals import StopRequest
@@ -66,6 +67,19 @@ def curves_of(row):
     }
 
 
+def curve_rows(path):
+    """The curves in a stats.jsonl: an iterator of dicts of a step and curves_of() its row; what is no row is passed
+    over."""
+    with open(path, encoding="utf-8", errors="replace") as f:
+        for line in f:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                yield dict(step=row["step"], **curves_of(row))
+
+
 class Run:
     """One training run in logs/<log_dir>; see the module's docstring."""
 
@@ -80,7 +94,7 @@ class Run:
         self.step = 0
         self.meters = Meters(self.device)
         self.first_bad = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.dashboard = None
+        self.dashboard = self.progress = None
         self.about = {}  # JSON values for the manifests: what the weights depend on
         self.manifest = None  # of the checkpoint that is resumed
         self._saved_step = None
@@ -144,9 +158,12 @@ class Run:
             self._stats = self._open_stats()
             self._speed = Lines(os.path.join(self.folder, "speed.jsonl"))
         self.dashboard = Dashboard(
-            H.visdom_server, H.visdom_port, H.log_dir, enabled=not H.no_visdom and distributed.is_main(), warn=self.say
-        )
-        self.dashboard.properties(H.to_dict())
+            H.visdom_server, H.visdom_port, H.log_dir, enabled=not H.no_visdom and distributed.is_main(), warn=self.say,
+            plan=plan_of(H, self.name, self.device.type), images_per_step=H.batch_size,
+        )  # fmt: skip
+        self.dashboard.properties(dict(sorted(H.to_dict().items(), key=lambda item: item[0] not in H.explicit)))
+        for other in (H.visdom_compare or ()) if self.dashboard.enabled else ():
+            self.dashboard.compare(other, curve_rows(os.path.join(LOGS, other, "stats.jsonl")))
         return self
 
     def _open_stats(self):
@@ -159,19 +176,6 @@ class Run:
                 f"warning: {path} is not what was written; the curves before step {self.step} are incomplete or wrong"
             )
         return stats
-
-    def history(self):
-        """The rows of stats.jsonl so far."""
-        rows = []
-        with open(os.path.join(self.folder, "stats.jsonl"), encoding="utf-8", errors="replace") as f:
-            for line in f:
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(row, dict) and isinstance(row.get("step"), int):
-                    rows.append(row)
-        return rows
 
     def restore(self, files, extra):
         """Say what a checkpoint holds, and load what this run starts from.
@@ -187,7 +191,7 @@ class Run:
             self._load_extra()
             self.say(f"resumed {self.folder} after step {self.step}")
             if distributed.is_main():
-                self.dashboard.history([dict(step=row["step"], **curves_of(row)) for row in self.history()])
+                self.dashboard.history(curve_rows(os.path.join(self.folder, "stats.jsonl")))
         elif H.load_step:
             self._load_weights()
 
@@ -232,7 +236,7 @@ class Run:
             f"{self.name}: {n_parameters / 1e6:.1f}M parameters, {n_items} {items} of '{H.dataset}', "
             f"batch {H.batch_size}, {precision} on {device_name(self.device)}"
         )
-        board = "off" if H.no_visdom else f"{H.visdom_server or 'http://localhost'}:{H.visdom_port}"
+        board = "off" if H.no_visdom else self.dashboard.url
         self.say(f"writing to {self.folder}; dashboard: {board}")
 
     # ------------------------------------------------------------------ the loop
@@ -332,9 +336,23 @@ class Run:
             speed["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if self._speed is not None:
             self._speed.append(json.dumps(speed))
-        self.dashboard.scalars(self.step, dict(images_per_second=rate))
+        self.dashboard.scalars(self.step, {k: v for k, v in speed.items() if k != "step"})
+        self._show_progress("running" if self.step < H.train_steps else "finished", rate)
         shown = {k: means[k] for k in ("loss",) if k in means}
         return dict(shown, **{"img/s": round(rate, 1)})
+
+    def _show_progress(self, state, rate=None):
+        """How far the run is, on the dashboard; rate: images a second now."""
+        H = self.H
+        shown = {"images seen": f"{self.step * H.batch_size:,}"}
+        if self.progress is not None and self.progress.rate():
+            shown["time so far"] = duration(time.monotonic() - self.progress.start)
+            if state == "running":
+                shown["time left"] = time_left((H.train_steps - self.step) / self.progress.rate())
+        if rate:
+            shown["images / s"] = f"{rate:.3g}"
+        shown["device"] = device_name(self.device)
+        self.dashboard.progress(self.step, H.train_steps, shown, state)
 
     def record(self, **values):
         """Write one line of stats.jsonl for the current step, and its curves."""
@@ -398,6 +416,8 @@ class Run:
         if isinstance(error, UserError) and self._log is not None:
             with contextlib.suppress(OSError):  # what is on its way up says more
                 self._log.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {error}")
+        if kind is not None:
+            self._show_progress("stopped, go on with --resume" if kind is SystemExit else "ended by an error")
         self.dashboard.close()
         for file in (self._log, self._stats, self._speed):
             if file is not None:
