@@ -130,8 +130,11 @@ class Plot:
         return [raw, panes.line_trace(smoothed, xs, means, colour, faint=False, marked=False, **more)]
 
     def _pane(self, traces):
-        legend = sum(t.get("showlegend", True) for t in traces) > 1 or list(self.curves) not in ([self.name], [])
-        layout = panes.curves_layout(self.name, self.images_per_step, legend)
+        entries = sum(trace.get("showlegend", True) for trace in traces)
+        if entries == 1 and list(self.curves) == [self.name]:
+            entries = 0  # the title says it
+        rows = entries if self.others else math.ceil(entries / 2)  # names of runs are long
+        layout = panes.curves_layout(self.name, self.images_per_step, rows)
         if not traces:
             layout = panes.empty(layout)
             traces = [panes.line_trace("", [], [], panes.COLOURS[0], faint=False, marked=False)]

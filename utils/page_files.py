@@ -167,7 +167,7 @@ def from_npm(folder):
         raise _NotHad("there is no npm")
     packed = folder / "packed"
     packed.mkdir()
-    words = [npm, "pack", "--loglevel", "error", "--ignore-scripts", "--fetch-retries", "1", *FILES]
+    words = [npm, "pack", "--loglevel", "error", "--ignore-scripts", "--fetch-retries", "0", *FILES]
     _run(words, "npm", PATIENCE, packed)
     for package, files in FILES.items():
         archive = packed / f"{package.replace('@', '-')}.tgz"
@@ -190,7 +190,7 @@ def from_visdom(folder):
         "from visdom.server.build import download_scripts; download_scripts(install_dir=sys.argv[1])"
     )
     _run([sys.executable, "-c", code, str(folder)], "visdom's download", OWN_PATIENCE, folder)
-    for part in (folder / "static").iterdir():
+    for part in (folder / "static").glob("*"):
         part.rename(folder / part.name)
     if names := missing(folder):
         raise _NotHad(f"visdom's download lacks {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else ""))
@@ -206,7 +206,7 @@ def _run(words, name, patience, cwd):
         raise _NotHad(f"{name} cannot be run: {error.strerror}") from None
     if done.returncode:
         reason = " ".join(done.stderr.split()) or "it gave no reason"
-        raise _NotHad(f"{name}: {reason[:200]}")
+        raise _NotHad(f"{name}: {reason[:120]}")
 
 
 def _move(folder, static):

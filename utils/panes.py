@@ -7,9 +7,6 @@ the start, in its order: an open page puts a pane that comes later at its end.
 import html
 import time
 
-# Width and height of a text in pixels, about those that visdom gives to a plot: four stand side by side. Plots
-# are sent without: at every update the page would undo what its user has dragged.
-TEXT = (370, 336)
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
 IMAGES_SEEN = "images seen"
 
@@ -42,10 +39,10 @@ def plan_of(H, name, device_type):
             *(f"bars-{b}" for b in bars)]  # fmt: skip
 
 
-def message(win, data, layout=None, size=(None, None)):
-    """A request to visdom's server that makes or replaces a pane."""
-    title = win.partition("-")[2] or win
-    return dict(win=win, data=data, layout=layout or {}, opts=dict(title=title, width=size[0], height=size[1]))
+def message(win, data, layout=None):
+    """A request to visdom's server that makes or replaces a pane, in the size that it gives to its kind: at every
+    update the page would set one of ours again, whatever its user has dragged, and its grid knows whole cells only."""
+    return dict(win=win, data=data, layout=layout or {}, opts=dict(title=win.partition("-")[2] or win))
 
 
 def plot_layout(title, xlabel="", ylabel="", **more):
@@ -59,12 +56,16 @@ def plot_layout(title, xlabel="", ylabel="", **more):
     )  # fmt: skip
 
 
-def curves_layout(name, images_per_step, legend):
-    """The layout of curves over steps; hovering shows all values at a step, and the images seen until then."""
+def curves_layout(name, images_per_step, legend_rows):
+    """The layout of curves over steps; hovering shows all values at a step, and the images seen until then.
+    legend_rows: of the legend, which stands between the title and the plot; 0: there is none."""
     xlabel = "step" if not images_per_step else f"step ({images_per_step:,} image{'s' * (images_per_step > 1)} each)"
     layout = plot_layout(name, xlabel, UNITS.get(name, name), hovermode="x unified")
-    layout["showlegend"] = legend
-    layout["legend"] = dict(orientation="h", x=1, xanchor="right", y=1.0, yanchor="bottom", font=dict(size=11))
+    layout["showlegend"] = legend_rows > 0
+    layout["margin"]["t"] = 37 + 18 * max(1, legend_rows)
+    layout["legend"] = dict(orientation="h", x=1, xanchor="right", y=1, yanchor="bottom", font=dict(size=11),
+                            tracegroupgap=0)  # fmt: skip
+    layout["hoverlabel"] = dict(namelength=-1)
     layout["yaxis2"] = dict(overlaying="y", visible=False, fixedrange=True)  # of the images seen, which only hover
     return layout
 
@@ -107,7 +108,7 @@ def bar_pane(win, xs, ys, xlabel="", ylabel=""):
 
 def text_pane(win, content):
     """A pane of HTML."""
-    return message(win, [dict(type="text", content=content)], size=TEXT)
+    return message(win, [dict(type="text", content=content)])
 
 
 def table(values):
@@ -115,11 +116,11 @@ def table(values):
     cells = ((html.escape(str(k)), html.escape(str(v))) for k, v in values.items())
     style = "font-weight:normal;vertical-align:top;padding:1px"
     rows = "".join(
-        f'<tr><td style="{style} 14px 1px 0;color:#777">{k}</td>'
+        f'<tr><td style="{style} 10px 1px 0;color:#777">{k}</td>'
         f'<td style="{style};color:#222;word-break:break-word">{v}</td></tr>'
         for k, v in cells
     )
-    return f'<table style="font-size:12px;margin:6px 10px">{rows}</table>'
+    return f'<table style="font-size:12px;margin:6px 8px">{rows}</table>'
 
 
 def progress_text(about, step, total, state, values):
