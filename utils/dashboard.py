@@ -41,7 +41,8 @@ class Dashboard:
     enabled: False makes every method do nothing. warn: called from a thread with one line of text.
     interval: seconds between sends. backoff: shortest and longest wait after a failure in seconds.
     timeouts: seconds for (connecting, an answer). max_points: bound on the points of a curve, at least 2.
-    VISDOM_USERNAME and VISDOM_PASSWORD in the environment are used as a login where both are set.
+    VISDOM_USERNAME and VISDOM_PASSWORD in the environment are used as a login where both are set. The attribute
+    `url` is the page's address (None: not enabled).
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Dashboard:
         self.enabled, self.env = enabled, env_name(env)
         self._lock, self._closing = threading.Lock(), threading.Event()
         self._plots, self._panes, self._changed, self._thread = {}, {}, {}, None
-        self._env_text, self._others = str(env), {}
+        self._env_text, self._others, self.url = str(env), {}, None
         if not enabled:
             return
         origin, self._port, path = server_address(server, port)
@@ -151,7 +152,7 @@ class Dashboard:
             self._put(name, _whole(panes.text_pane(name, panes.table(values))))
 
     def progress(self, step, total, values, state="running"):
-        """Show how far a run is; values: {name: value} to stand below; state: 'running', or how it ended."""
+        """Show how far a run is; values: {name: value} to stand below; state: begins with one of panes.STATES."""
         if self.enabled:
             text = panes.progress_text(self._env_text, step, total, state, values)
             self._put("progress", _whole(panes.text_pane("progress", text)))

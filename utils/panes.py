@@ -9,6 +9,7 @@ import time
 
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
 IMAGES_SEEN = "images seen"
+STATES = dict(starting=COLOURS[0], running=COLOURS[0], finished=COLOURS[2], stopped=COLOURS[1], failed=COLOURS[3])
 
 # What stands on the upright axis, by the name of the curves; for others it is their name.
 UNITS = dict(
@@ -124,9 +125,9 @@ def table(values):
 
 
 def progress_text(about, step, total, state, values):
-    """A bar, and a table of values. about: a title; state: 'running', or how it ended."""
+    """A bar, and a table of values. about: a title; state: a word like those of STATES, and perhaps more."""
     share = min(1.0, step / max(total, 1))
-    colour = dict(running=COLOURS[0], finished=COLOURS[2]).get(state, COLOURS[3])
+    colour = STATES[state.split()[0].rstrip(",")]
     head = f'<div style="font-size:16px;margin:10px;color:#222"><b>{html.escape(about)}</b>: {html.escape(state)}</div>'
     bar = (
         '<div style="background:#e8e8e8;height:16px;border-radius:8px;overflow:hidden;margin:10px">'

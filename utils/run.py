@@ -162,6 +162,7 @@ class Run:
             plan=plan_of(H, self.name, self.device.type), images_per_step=H.batch_size,
         )  # fmt: skip
         self.dashboard.properties(dict(sorted(H.to_dict().items(), key=lambda item: item[0] not in H.explicit)))
+        self._show_progress("starting")
         for other in (H.visdom_compare or ()) if self.dashboard.enabled else ():
             self.dashboard.compare(other, curve_rows(os.path.join(LOGS, other, "stats.jsonl")))
         return self
@@ -236,8 +237,7 @@ class Run:
             f"{self.name}: {n_parameters / 1e6:.1f}M parameters, {n_items} {items} of '{H.dataset}', "
             f"batch {H.batch_size}, {precision} on {device_name(self.device)}"
         )
-        board = "off" if H.no_visdom else self.dashboard.url
-        self.say(f"writing to {self.folder}; dashboard: {board}")
+        self.say(f"writing to {self.folder}; dashboard: {self.dashboard.url or 'off'}")
 
     # ------------------------------------------------------------------ the loop
 
@@ -249,6 +249,7 @@ class Run:
         H = self.H
         if self.step >= H.train_steps:
             self.say(f"{self.folder} is at step {self.step} already: nothing to do up to --train_steps {H.train_steps}")
+            self._show_progress("finished")
             return
         batches = make_batches(self.step + 1)
         self._clock = (time.monotonic(), self.step)
@@ -417,7 +418,7 @@ class Run:
             with contextlib.suppress(OSError):  # what is on its way up says more
                 self._log.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {error}")
         if kind is not None:
-            self._show_progress("stopped, go on with --resume" if kind is SystemExit else "ended by an error")
+            self._show_progress("stopped, go on with --resume" if kind is SystemExit else "failed")
         self.dashboard.close()
         for file in (self._log, self._stats, self._speed):
             if file is not None:
