@@ -233,6 +233,7 @@ def test_the_page_of_an_experiment(visit, runs, name, pictures):
     assert all(f"{k}\t" in shown["results"].text for k in values)
     if name == "calc_approximate_ELBO":
         assert shown["bits_per_dim"].y == "bits / dimension" and shown["loss"].lines == 2
+        assert "bits_per_dim_se" not in shown
 
 
 def trace(page, title, name):

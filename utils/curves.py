@@ -1,6 +1,7 @@
 """The curves of a dashboard: points in bounded number, raw and smoothed, and the plots that show them."""
 
 import bisect
+import json
 import math
 
 from utils import panes
@@ -139,3 +140,26 @@ class Plot:
             layout = panes.empty(layout)
             traces = [panes.line_trace("", [], [], panes.COLOURS[0], faint=False, marked=False)]
         return panes.message(f"curves-{self.name}", traces, layout)
+
+
+def curves_of(row):
+    """A row of stats.jsonl -> the dashboard's curves; training and validation share a window. Standard errors have
+    none."""
+    numbers = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k not in ("step", "images")}
+    numbers = {k: v for k, v in numbers.items() if not k.endswith("_se")}
+    return {
+        f"{k.removeprefix('val_')}/{'validation' if k.startswith('val_') else 'train'}": v for k, v in numbers.items()
+    }
+
+
+def curve_rows(path):
+    """The curves in a stats.jsonl: an iterator of dicts of a step and curves_of() its row; what is no row is passed
+    over."""
+    with open(path, encoding="utf-8", errors="replace") as f:
+        for line in f:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                yield dict(step=row["step"], **curves_of(row))

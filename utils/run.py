@@ -24,6 +24,7 @@ import torch
 
 from utils import distributed
 from utils.checkpoint import LOGS, checkpoints_of, load_into
+from utils.curves import curve_rows, curves_of
 from utils.dashboard import Dashboard
 from utils.errors import DamagedFile, UserError
 from utils.images import enlarge, pairs, save_png, sheet
@@ -57,27 +58,6 @@ def device_name(device):
 
 def count_parameters(module):
     return sum(p.numel() for p in module.parameters())
-
-
-def curves_of(row):
-    """A row of stats.jsonl -> the dashboard's curves; training and validation share a window."""
-    numbers = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k not in ("step", "images")}
-    return {
-        f"{k.removeprefix('val_')}/{'validation' if k.startswith('val_') else 'train'}": v for k, v in numbers.items()
-    }
-
-
-def curve_rows(path):
-    """The curves in a stats.jsonl: an iterator of dicts of a step and curves_of() its row; what is no row is passed
-    over."""
-    with open(path, encoding="utf-8", errors="replace") as f:
-        for line in f:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                yield dict(step=row["step"], **curves_of(row))
 
 
 class Run:
