@@ -34,9 +34,10 @@ EPILOG = """examples:
 
 With VISDOM_USERNAME and VISDOM_PASSWORD in the environment the page asks for them; training finds them there, too.
 """
-WELCOME = """<p><b>No run is shown here.</b></p><p>Every run has an environment of its own, named after its
+WELCOME = """<div style="padding:8px 12px;font-weight:normal;color:#222">
+<p><b>No run is shown here.</b></p><p>Every run has an environment of its own, named after its
 <code>--log_dir</code>: choose one in the list above (and take <code>main</code> out of it).</p>
-<p>Runs that were started with <code>--no_visdom</code> are not in it.</p>"""
+<p>Runs that were started with <code>--no_visdom</code> are not in it.</p></div>"""
 
 
 # plotly's "Edit" below each plot would send its data to a company's server.
@@ -104,7 +105,11 @@ def make_app(config, login):
     app.user_settings["user_css"] += STYLE
     pane = window(dict(win="welcome", data=[dict(type="text", content=WELCOME)],
                        opts=dict(title="welcome", width=500, height=180)))  # fmt: skip
-    if not app.state["main"]["jsons"]:
+    try:
+        empty = not app.state["main"]["jsons"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{folder / 'main.json'} is damaged: remove it") from None
+    if empty:
         app.state["main"] = dict(jsons=dict(welcome=dict(pane, i=0)), reload={})
     return app
 

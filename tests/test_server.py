@@ -1,4 +1,5 @@
-"""The page's scripts: from a stand-in for npm, from a stand-in for visdom's download, from neither."""
+"""The server of the dashboard: its command line, what it starts from; the page's scripts from a stand-in for npm, from
+a stand-in for visdom's download, from neither."""
 
 import hashlib
 import re
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import dashboard as server
 from utils import page_files
 from utils.errors import UserError
 
@@ -144,6 +146,43 @@ def test_a_folder_that_cannot_be_written(static, monkeypatch):
     monkeypatch.setattr(page_files.os, "access", lambda *_: False)  # as to all but root
     with pytest.raises(UserError, match="cannot be written: start the dashboard once"):
         put(static)
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "said"),
+    [
+        ("--prot 1", {}, "did you mean --port?"),
+        ("--port 0", {}, "the least is 1"),
+        ("", dict(VISDOM_USERNAME="me"), "set both, or neither"),
+        ("", dict(VISDOM_PASSWORD="x"), "set both, or neither"),
+    ],
+)
+def test_refused(flags, environment, said, monkeypatch, capsys):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as stop:
+        server.parse(flags.split())
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.count("\n") == 1 and said in err
+
+
+def test_addresses_that_cannot_be_listened_on():
+    for address, said in (("no.such.invalid", "is not an address"), ("192.0.2.1", "take another --address")):
+        with pytest.raises(UserError, match=said):
+            server.listen(server.DashboardConfig(port=1234, address=address))
+
+
+def test_what_the_page_saved_is_there_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config, login = server.parse([])
+    assert config.address == "127.0.0.1" and login is None
+    assert list(server.make_app(config, None).state["main"]["jsons"]) == ["welcome"]
+    saved = tmp_path / "logs/.dashboard/main.json"
+    saved.write_text('{"jsons": {"mine": {}}, "reload": {}}')
+    assert list(server.make_app(config, None).state["main"]["jsons"]) == ["mine"]
+    saved.write_text('{"jsons"')
+    with pytest.raises(UserError, match="main.json is damaged: remove it"):
+        server.make_app(config, None)
 
 
 def test_the_table_is_for_the_visdom_that_is_pinned():
