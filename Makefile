@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV = 0.13.9
 RUN = .venv/bin/python
 
-.PHONY: demo test test-all test-faults bench lint clean-demo
+.PHONY: demo dashboard test test-all test-browser test-faults bench lint clean-demo
 
 # One environment, made once and again whenever the pins change.
 .venv/.ready: requirements.txt build-constraints.txt
@@ -18,11 +18,17 @@ RUN = .venv/bin/python
 demo: .venv/.ready  ## train both stages on emoji, draw samples (about 12 minutes on two cores)
 	$(RUN) experiments/demo.py
 
-test: .venv/.ready  ## all tests but the slow ones
-	$(RUN) -m pytest -m "not slow" tests
+dashboard: .venv/.ready  ## the server of the dashboard, for this machine alone (others: FLAGS="--address 0.0.0.0")
+	@exec $(RUN) experiments/dashboard.py $(FLAGS)
+
+test: .venv/.ready  ## all tests but the slow ones and those in a browser
+	$(RUN) -m pytest -m "not slow and not browser" tests
 
 test-all: .venv/.ready  ## all tests
 	$(RUN) -m pytest tests
+
+test-browser: .venv/.ready  ## the dashboard in Chromium, where it is installed
+	$(RUN) -m pytest -m browser tests/test_browser.py
 
 test-faults: .venv/.ready  ## kills, full disks, damaged files and hostile input, in full numbers
 	FAULTS=full $(RUN) -m pytest tests/faults

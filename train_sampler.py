@@ -130,7 +130,7 @@ def train(H):
                 pictures = decode_batch(autoencoder.model, drawn, H, precision)
                 run.show_images("samples", pictures, save=run.due(H.steps_per_save_output))
                 for name, values in sampler.histories().items():
-                    run.show_bars(name, values.tolist(), "time step t", name, list(range(1, len(values) + 1)))
+                    run.show_bars(name, values.tolist(), "time step t", "", list(range(1, len(values) + 1)))
         if run.step >= H.train_steps:
             samples, fid = commands.after_sampler(H, run.step, len(ids))
             run.conclude(("samples", samples), ("their FID", fid))

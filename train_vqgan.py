@@ -207,7 +207,7 @@ def train(H):
                 recent_usage.add(quantized.ids)
             if H.codebook_restart_steps and step % H.codebook_restart_steps == 0 and quantized.ids is not None:
                 restart_codes(models, recent_usage, x, H, step)
-            run.report(**scalars, mean_distance=quantized.mean_distance)
+            run.report(**scalars, mean_distance=quantized.mean_distance, lr=ae_optim.param_groups[0]["lr"])
             if precision.scaling and run.due(H.steps_per_log):
                 run.record(skipped_updates=float(precision.skipped))
             if run.ends_epoch(len(images)) and step >= vqgan.ae.quantize.start_step:

@@ -54,7 +54,7 @@ COMMAND_LINE = dict(
     family="sampler", description="A bound on the likelihood of validation images.", epilog=EXAMPLES,
     extra=(ELBOConfig, ModelsConfig),
     reads=("resume", "train_steps", "lr", "steps_per_log", "steps_per_checkpoint", "keep_checkpoints",
-           "horizontal_flip"), settle=settle,
+           "horizontal_flip", "visdom_compare"), settle=settle,
 )  # fmt: skip
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     H = get_hparams(**COMMAND_LINE)

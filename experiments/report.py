@@ -29,8 +29,10 @@ class Report:
         self.checkpoints = {name: dict(path=m.path, hash=m.hash) for name, m in models.items() if m is not None}
         self.folder.mkdir(parents=True, exist_ok=True)
         self.dashboard = dashboard or Dashboard(
-            H.visdom_server, H.visdom_port, H.log_dir, enabled=not H.no_visdom, warn=say
-        )
+            H.visdom_server, H.visdom_port, H.log_dir, enabled=not H.no_visdom, warn=say,
+            plan=("results", "properties"),
+        )  # fmt: skip
+        self.dashboard.properties(dict(sorted(H.to_dict().items(), key=lambda item: item[0] not in H.explicit)))
 
     def __enter__(self):
         return self
@@ -61,7 +63,7 @@ class Report:
             torch=torch.__version__,
         )  # fmt: skip
         self.append(row)
-        self.dashboard.properties({"": title, **shown})
+        self.dashboard.properties({"": title, **shown}, "results")
 
     def append(self, row):
         """One line of metrics.jsonl, in one piece: several commands may write to the same file."""

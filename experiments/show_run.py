@@ -64,7 +64,17 @@ PATIENCE = 60.0  # seconds for all of a long run to reach the server
 def show_on_dashboard(run, config):
     """Send everything to the run's environment; one line says how that went."""
     complaints = []
-    board = Dashboard(config.visdom_server, config.visdom_port, config.log_dir, warn=complaints.append)
+    plots = [f"curves-{name}" for name in run.traces() if name != "loss"]
+    batch = run.hparams.get("batch_size")
+    board = Dashboard(
+        config.visdom_server, config.visdom_port, config.log_dir, warn=complaints.append,
+        plan=["progress", "curves-loss", "properties", *plots] if plots else ["results", "properties"],
+        images_per_step=batch if type(batch) is int and batch > 0 else None,
+    )  # fmt: skip
+    if run.rows:
+        total = run.hparams.get("train_steps")
+        total = total if type(total) is int and total > 0 else run.step()
+        board.progress(run.step(), total, {}, "finished" if run.step() >= total else "stopped, or under way")
     board.history([dict(step=step, **curves) for step, curves in run.curve_rows()])
     for name, bar in run.bars.items():
         values = [float("nan") if v is None else v for v in bar["values"]]
@@ -77,7 +87,7 @@ def show_on_dashboard(run, config):
     for line in complaints:
         say(f"{line}; the report needs none")
     if not complaints:
-        say(f"dashboard: {board.address}/env/{board.env}")
+        say(f"dashboard: {board.url}")
 
 
 def main(config):

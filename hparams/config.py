@@ -80,7 +80,9 @@ class OutputConfig:
     save_individually: bool = opt(False, "save pictures one by one rather than as one sheet")
     visdom_port: int = opt(8097, "port of the visdom server", min=1, max=65535)
     visdom_server: str = opt(None, "address of the visdom server (default: this machine)", metavar="URL")
-    no_visdom: bool = opt(False, "do not talk to a visdom server")
+    visdom_compare: list[str] = opt(None, "runs under logs/ whose curves are to stand in the same plots",
+                                    metavar="LOG_DIR")  # fmt: skip
+    no_visdom: bool = opt(False, "do not talk to a visdom server", replaces=("visdom_compare",))
 
 
 @dataclass
@@ -170,7 +172,8 @@ OF_SAMPLING = ("temp", "sample_steps", "sample_type")
 OF_TRAINING = (
     *OF_VQGAN_TRAINING, "load_optim", "resume", "train_steps", "lr", "ema_beta", "steps_per_update_ema",
     "steps_per_log", "steps_per_display_output", "steps_per_save_output", "steps_per_checkpoint", "keep_checkpoints",
-    "save_individually", "horizontal_flip", "embd_pdrop", "attn_pdrop", "resid_pdrop", "loss_type", "warmup_iters",
+    "save_individually", "visdom_compare", "horizontal_flip", "embd_pdrop", "attn_pdrop", "resid_pdrop", "loss_type",
+    "warmup_iters",
 )  # fmt: skip
 
 # What --help shows beside the required flags and a script's own, by kind of script; --help_all shows all.

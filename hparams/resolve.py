@@ -128,7 +128,8 @@ def notes(H, flags, idle=()):
 # ---------------------------------------------------------------------- loaded models
 
 # With --resume everything that the run saved holds, but for where things are and what is asked now.
-_NEVER_RESUMED = ("resume", "dry_run", "load_dir", "load_step", "load_optim", "log_dir", "custom_dataset_path")
+_NEVER_RESUMED = ("resume", "dry_run", "load_dir", "load_step", "load_optim", "log_dir", "custom_dataset_path",
+                  "visdom_compare")  # fmt: skip
 _ARCHITECTURE = tuple(dict.fromkeys(config.VQGAN_KEYS + config.SAMPLER_KEYS))
 
 
@@ -221,6 +222,10 @@ def _check_places(H):
     for name in ("log_dir", "load_dir", "ae_load_dir"):
         if getattr(H, name, None) is not None:
             run_folder(getattr(H, name))
+    for name in H.visdom_compare or ():
+        if not (run_folder(name) / "stats.jsonl").is_file():
+            require_folder("visdom_compare", name)
+            raise UsageError(f"--visdom_compare {name}: logs/{name} has no stats.jsonl: it holds no training run")
     server_address(H.visdom_server, H.visdom_port)
 
 

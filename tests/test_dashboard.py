@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils import dashboard as module
+from utils import panes
+from utils.curves import Curve
 from utils.dashboard import Dashboard, env_name, server_address
 from utils.errors import UsageError
 
@@ -38,6 +39,11 @@ def refuse_constant(text):
 
 def points(trace):
     return list(zip(trace["x"], trace["y"], strict=True))
+
+
+def put_in(name):
+    """Whether a trace holds what was put in, and is not made from it (or an empty plot's)."""
+    return name not in ("", "smoothed", panes.IMAGES_SEEN) and not name.endswith("(smoothed)")
 
 
 class FakeVisdom:
@@ -97,8 +103,9 @@ class FakeVisdom:
     def windows(self):
         return {message["win"] for message in self.sent("/events")}
 
-    def curves(self):
-        """{window: {trace: [(x, y), ...]}} as a browser would see them."""
+    def curves(self, derived=False):
+        """{window: {trace: [(x, y), ...]}} as a browser would see them; derived: also those smoothed, and the images
+        seen."""
         windows = {}
         for path, message in list(self.requests):
             if path == "/events" and message["data"][0]["type"] == "scatter":
@@ -108,7 +115,8 @@ class FakeVisdom:
                 for (name, shown), trace in zip(windows[message["win"]], message["data"], strict=True):
                     assert name == trace["name"]
                     shown += points(trace)
-        return {win.removeprefix("curves-"): dict(traces) for win, traces in windows.items()}
+        return {win.removeprefix("curves-"): {k: v for k, v in traces if derived or put_in(k)}
+                for win, traces in windows.items()}  # fmt: skip
 
 
 @pytest.fixture
@@ -203,12 +211,13 @@ def test_points_arrive_once_and_together(fake, make):
     earlier = len(fake.sent("/update"))
     with dashboard._lock:  # so that they are all new at one send
         for step in range(40, 60):
-            dashboard._windows["loss"].add("loss", step, math.sqrt(step))
+            dashboard._plots["loss"].add("loss", step, math.sqrt(step))
     until(lambda: fake.curves()["loss"]["loss"] == curve(range(60)))
     assert [len(m["data"][0]["x"]) for m in fake.sent("/update")[earlier:]] == [20]
     assert all(m["eid"] == "logs-run-1" for _, m in fake.requests)
-    (layout,) = {json.dumps(m["layout"], sort_keys=True) for m in fake.sent("/events")}
-    assert json.loads(layout)["xaxis"] == {"title": "step"} and json.loads(layout)["showlegend"] is False
+    for layout in (m["layout"] for m in fake.sent("/events")):
+        assert layout["xaxis"]["title"]["text"] == "step" and layout["yaxis"]["title"]["text"] == "loss"
+        assert layout["title"]["text"] == "loss"
     assert dashboard.lines == []
 
 
@@ -242,7 +251,7 @@ def test_non_finite_values_are_not_sent(fake, make):
     until(lambda: fake.sent("/events", "bars-use"))
     until(lambda: fake.curves() == {"loss": {"loss": [(0, 1.0), (6, 2.0)]}})
     data = fake.sent("/events", "bars-use")[-1]["data"]
-    assert data == [dict(x=[0, 2], y=[1.0, 3.0], type="bar")]
+    assert [(bar["x"], bar["y"], bar["type"]) for bar in data] == [([0, 2], [1.0, 3.0], "bar")]
 
 
 def test_hanging_server_delays_nobody(fake, make):
@@ -287,7 +296,7 @@ def test_absent_server_one_warning_then_everything(fake, make, capfd, caplog):
     dashboard.properties({"lr": 1})
     time.sleep(0.5)  # many attempts
     (line,) = dashboard.lines
-    assert f"127.0.0.1:{port}" in line and f"visdom -port {port}" in line and "--no_visdom" in line
+    assert f"127.0.0.1:{port}" in line and "make dashboard" in line and "--no_visdom" in line
     assert "\n" not in line
     fake.start()
     until(lambda: fake.curves() == {"loss": {"loss": curve(range(100))}} and len(dashboard.lines) == 2)
@@ -401,12 +410,100 @@ def test_a_warn_that_raises_does_no_harm(fake):
     dashboard.close()
 
 
+def test_the_plan_is_on_the_page_from_the_start_and_in_order(fake, make):
+    plan = ["progress", "curves-loss", "properties", "curves-lr", "bars-use"]
+    dashboard = make(fake, plan=plan)
+    until(lambda: fake.windows() == set(plan))
+    assert [m["win"] for m in fake.sent("/events")] == plan
+    empty = fake.sent("/events", "curves-lr")[-1]
+    assert empty["layout"]["annotations"][0]["text"] == "nothing yet" and empty["data"][0]["x"] == []
+    dashboard.image("samples", np.zeros((3, 4, 4), np.uint8))
+    put(dashboard, curve(range(3)), "later")
+    put(dashboard, curve(range(3)), "lr/train")
+    until(lambda: fake.curves().get("lr", {}).get("train") == curve(range(3)) and len(fake.windows()) == 7)
+    assert "annotations" not in fake.sent("/events", "curves-lr")[-1]["layout"]
+    fake.empty()
+    until(lambda: len(fake.windows()) == 7)
+    assert [m["win"] for m in fake.sent("/events")][:5] == plan  # also for a server that was restarted
+
+
+def test_smoothed():
+    c = Curve(1000)
+    ys = np.random.default_rng(0).normal(size=400)
+    rewritten = [c.add(n, float(y)) for n, y in enumerate(ys)]
+    xs, _, means = c.take(whole=True, final=False)
+    assert xs == list(range(400)) and [n for n, whole in enumerate(rewritten) if whole] == [19, 99]
+    np.testing.assert_allclose(means[:5], np.cumsum(ys[:5]) / np.arange(1, 6))
+    for n, span in ((5, 5), (50, 5), (99, 5), (199, 10), (399, 20)):  # y_n weighs 1 / span: the curve's twentieth
+        np.testing.assert_allclose(means[n], means[n - 1] + (ys[n] - means[n - 1]) / span)
+    again = Curve(1000)
+    for n, y in [*enumerate(ys[:300]), *enumerate(ys[200:], start=200)]:  # a resumed run
+        again.add(n, float(y))
+    np.testing.assert_allclose(again.take(whole=True, final=False)[2], means)
+
+
+def test_smoothed_and_images_seen_are_sent_with_the_curve(fake, make):
+    dashboard = make(fake, images_per_step=4)
+    put(dashboard, curve(range(10, 15)), "loss/train")
+    until(lambda: fake.curves(derived=True) == {
+        "loss": {"train": curve(range(10, 15)), panes.IMAGES_SEEN: [(n, 4 * n) for n in range(10, 15)]}})  # fmt: skip
+    assert fake.sent("/events")[-1]["layout"]["xaxis"]["title"]["text"] == "step (4 images each)"
+    put(dashboard, curve(range(15, 70)), "loss/train")
+    put(dashboard, curve(range(70, 100)), "lr/train")
+    until(lambda: len(fake.curves(derived=True).get("loss", {}).get("train (smoothed)", ())) == 60)
+    traces = fake.curves(derived=True)["loss"]
+    assert traces[panes.IMAGES_SEEN] == [(n, 4 * n) for n in range(10, 70)]
+    expected = Curve(100)
+    for x, y in curve(range(10, 70)):
+        expected.add(x, y)
+    assert traces["train (smoothed)"] == list(zip(*expected.take(True, False)[::2], strict=True))
+    faint, strong = fake.sent("/events", "curves-loss")[-1]["data"][:2]
+    assert faint["line"]["color"].startswith("rgba(31, 119, 180, 0.") and strong["line"]["color"] == "#1f77b4"
+    until(lambda: len(fake.curves().get("lr", {}).get("train", ())) == 30)
+    assert set(fake.curves(derived=True)["lr"]) == {"train", panes.IMAGES_SEEN}  # a schedule is shown as it is
+
+
+def test_another_run_stands_in_the_same_plots(fake, make):
+    dashboard = make(fake, plan=["curves-loss"])
+    other = [{"step": s, "loss/train": math.sqrt(s), "loss/validation": 1, "theirs/train": 2.0} for s in range(3)]
+    dashboard.compare("before", [*other, {"loss/train": 3.0}, {"step": 3, "loss/train": math.nan}])
+    dashboard.compare("long", ({"step": s, "loss/train": 5.0} for s in range(4000)))
+    put(dashboard, curve(range(30)), "loss/train")
+    names = {"train, logs/run_1 (raw)", "train, logs/run_1", "train, before", "validation, before", "train, long"}
+    until(lambda: set(fake.curves().get("loss", ())) == names)
+    shown = fake.curves()["loss"]
+    assert fake.curves().keys() == {"loss"}  # this run has no plot 'theirs'
+    assert shown["train, before"] == curve(range(3)) and shown["validation, before"] == [(s, 1.0) for s in range(3)]
+    assert shown["train, logs/run_1 (raw)"] == curve(range(30))
+    assert 500 <= len(shown["train, long"]) <= 1000 and shown["train, long"][-1] == (3999, 5.0)
+    put(dashboard, curve(range(30, 40)), "loss/train")
+    until(lambda: fake.curves()["loss"]["train, logs/run_1 (raw)"] == curve(range(40)))
+    assert fake.curves()["loss"]["train, before"] == curve(range(3))
+    put(dashboard, [(1, 2.0)], "theirs/train")
+    until(lambda: fake.curves().get("theirs", {}).get("train, before") == [(s, 2.0) for s in range(3)])
+
+
+def test_progress(fake, make):
+    dashboard = make(fake)
+    dashboard.progress(250, 1000, {"time left": "<b>"})
+    until(lambda: fake.sent("/events", "progress"))
+    text = fake.sent("/events", "progress")[-1]["data"][0]["content"]
+    assert "250 of 1,000 (25%)" in text and "width:25.0%" in text and "&lt;b&gt;" in text and "running" in text
+    for seconds, words in (
+        (45, "45 s"), (119, "119 s"), (125, "2 min"), (5900, "98 min"), (6001, "1 h 40 min"), (2.5e5, "2 d 21 h"),
+        (1e9, "11,574 d 1 h"),
+    ):  # fmt: skip
+        assert panes.duration(seconds) == words, seconds
+    assert ", until " in panes.time_left(86_400) and panes.time_left(1e7) == "115 d 17 h"
+
+
 @pytest.mark.parametrize("limit", [2, 3, 10, 11])
 def test_thinning(limit):
-    c = module._Curve(limit)
+    c = Curve(limit)
     for n in range(1, 500):
         c.add(10 * n, n)
-        xs, ys = c.take(whole=True, final=False)
+        xs, ys, means = c.take(whole=True, final=False)
+        assert len(means) == len(xs)
         assert len(xs) <= limit and xs[-1] == 10 * n and xs[0] == 10
         assert xs == [10 * y for y in ys]
         gaps = {b - a for a, b in zip(xs[:-1], xs[1:-1], strict=False)}
@@ -415,7 +512,7 @@ def test_thinning(limit):
 
 
 def test_a_point_left_out_by_thinning_is_sent_once_and_late():
-    c = module._Curve(4)
+    c = Curve(4)
     for x in range(6):  # keeps 0, 2, 4
         c.add(x, x)
     assert c.take(whole=False, final=False)[0] == [0, 2, 4]
@@ -468,8 +565,8 @@ def test_bars_images_and_properties(fake, make):
     dashboard.image("floats", np.full((3, 2, 2), 300.0) * [[[1, -1], [0.001, np.nan]]])
     until(lambda: len(fake.windows()) == 5)
     (use,), (one,) = fake.sent("/events", "bars-use"), fake.sent("/events", "bars-one")
-    assert use["data"] == [dict(x=["a", "b", "c"], y=[0, 1, 2], type="bar")] and one["data"][0]["y"] == [5]
-    assert use["layout"]["xaxis"]["title"] == "code" and use["layout"]["yaxis"]["title"] == "count"
+    assert use["data"][0]["x"] == ["a", "b", "c"] and use["data"][0]["y"] == [0, 1, 2] and one["data"][0]["y"] == [5]
+    assert use["layout"]["xaxis"]["title"]["text"] == "code" and use["layout"]["yaxis"]["title"]["text"] == "count"
     html = fake.sent("/events", "properties")[-1]["data"][0]["content"]
     assert "&lt;b&gt;name" in html and "a &amp; &lt;script&gt;" in html and "<script" not in html
 
@@ -478,7 +575,8 @@ def test_bars_images_and_properties(fake, make):
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(content["src"].split(",")[1])))), content
 
     assert np.array_equal(pixels("samples")[0], shown.transpose(1, 2, 0))
-    assert pixels("samples")[1]["caption"] == "step 7"
+    assert fake.sent("/events", "image-samples")[-1]["opts"]["title"] == "step 7"
+    assert fake.sent("/events", "image-floats")[-1]["opts"]["title"] == "floats"
     assert pixels("floats")[0].tolist() == [[[255] * 3, [0] * 3], [[0] * 3, [0] * 3]]
 
 
@@ -491,7 +589,7 @@ def test_only_the_latest_image_is_sent(fake, make):
     fake.mode = "ok"
     until(lambda: fake.sent("/events"))
     (message,) = fake.sent("/events", "image-samples")
-    assert message["data"][0]["content"]["caption"] == "49"
+    assert message["opts"]["title"] == "49"
 
 
 def test_wrong_shapes(fake, make):
@@ -540,7 +638,7 @@ def test_disabled_does_nothing():
     dashboard.image("samples", None)
     dashboard.properties(None)
     dashboard.close()
-    assert not dashboard._windows and not dashboard._panes
+    assert not dashboard._plots and not dashboard._panes
 
 
 def test_threads_lose_nothing(fake, make):
@@ -600,7 +698,7 @@ class RealServer:
 
     def curves(self, win, **login):
         window = self.window(win, **login)
-        return window and {trace["name"]: points(trace) for trace in window["content"]["data"]}
+        return window and {trace["name"]: points(trace) for trace in window["content"]["data"] if put_in(trace["name"])}
 
 
 @pytest.fixture
@@ -622,8 +720,8 @@ def test_real_server(real, make):
     expected = {"train": curve(range(20)), "validation": curve(range(5), math.exp)}
     until(lambda: real.curves("curves-loss") == expected)
     assert real.window("image-samples")["type"] == "image"
-    assert real.window("image-samples")["content"]["caption"] == "c"
-    assert real.window("bars-use")["content"]["data"] == [dict(x=[0, 1], y=[1.0, 2.0], type="bar")]
+    assert real.window("image-samples")["title"] == "c"
+    assert real.window("bars-use")["content"]["data"][0]["y"] == [1.0, 2.0]
     assert "&lt;b&gt;" in real.window("properties")["content"]
     assert real.window("curves-loss")["title"] == "loss"
 

@@ -52,6 +52,7 @@ COMMON = {
     "save_individually": ("bool", False),
     "visdom_port": ("int", 8097),
     "visdom_server": ("str", None),
+    "visdom_compare": ("list of str", None),
     "no_visdom": ("bool", False),
     "img_size": ("int", 256),
     "n_channels": ("int", 3, [1, 3]),
@@ -241,6 +242,22 @@ def test_flags_that_this_script_does_not_heed(capsys):
     assert noted("--perceptual_weights x --disc_layers 9 --beta 1", "vqgan", **reads) == [
         "--beta has no effect in this script", "--disc_layers has no effect in this script",
     ]  # fmt: skip
+
+
+def test_runs_to_compare_with(workplace, capsys):
+    for name in ("one", "two"):
+        (workplace / "logs" / name).mkdir()
+        (workplace / "logs" / name / "stats.jsonl").write_text("")
+    assert resolved("--visdom_compare one two").visdom_compare == ["one", "two"]
+    assert "did you mean one?" in refused("--visdom_compare two onee")
+    assert "logs/ae has no stats.jsonl: it holds no training run" in refused("--visdom_compare ae")
+    assert "is not a name under logs" in refused("--visdom_compare ../one")
+    save_run("run", resolved("--visdom_compare one --seed 3"))
+    H = resolved("--log_dir run --resume")  # which says anew what to compare with
+    assert H.visdom_compare is None and H.seed == 3
+    capsys.readouterr()
+    resolved("--visdom_compare one --no_visdom")
+    assert capsys.readouterr().err == "note: --visdom_compare has no effect beside --no_visdom\n"
 
 
 # ---------------------------------------------------------------------- derived values

@@ -1,6 +1,8 @@
 """Both stages end to end on tiny models, in this process: every kind of data, quantizer, sampler, precision."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import lmdb
@@ -9,9 +11,11 @@ import torch
 from conftest import draw_shapes
 from PIL import Image
 from scripts import run, sampler_flags, train_stage_1, train_stage_2, vqgan_flags
+from test_dashboard import free_port
 
 import train_sampler
 import train_vqgan
+import utils.run
 from hparams import get_hparams
 from models.load import load_autoencoder, load_sampler
 from models.vqgan import VQGAN
@@ -281,3 +285,38 @@ def test_samples_from_the_command_line(here, shapes):
         assert min(picture.size) >= 256
     run("experiments/get_samples.py", [*flags, "--n_samples", "3", "--batch_size", "2"], here)
     assert len(list(Path("logs/out/images").glob("sample_*.png"))) == 3
+
+
+def test_the_dashboard_is_told_where_a_run_stands(here, shapes, monkeypatch):
+    told, step = [], train_vqgan.generator_step
+    monkeypatch.setattr(utils.run.Dashboard, "progress", lambda self, step, total, values, state: told.append(
+        (step, total, state.split(",")[0], values["images seen"])))  # fmt: skip
+    flags = "--train_steps 3 --steps_per_log 1"
+    train_stage_1(shapes, "ae", flags)
+    assert told == [(0, 3, "starting", "0"), (1, 3, "running", "4"), (2, 3, "running", "8"), (3, 3, "finished", "12")]
+    told.clear()
+    train_stage_1(shapes, "ae", f"{flags} --resume")
+    assert [state for _, _, state, _ in told] == ["starting", "finished"]
+
+    def signalled(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(*args)
+
+    def failing(*args):
+        raise UserError("no")
+
+    for how, error, state in ((signalled, SystemExit, "stopped"), (failing, UserError, "failed")):
+        monkeypatch.setattr(train_vqgan, "generator_step", how)
+        with pytest.raises(error):
+            train_stage_1(shapes, state, flags)
+        assert told[-1][2] == state
+
+
+def test_compared_with_a_run_whose_curves_are_damaged(here, shapes, monkeypatch):
+    rows = ['{"step": 1, "l1": 0.5, "val_l1": 0.25, "images": 4}', "{", "[1]", '{"step": "x", "l1": 1}', '{"l1": 2.0}']
+    Path("logs/other").mkdir(parents=True)
+    Path("logs/other/stats.jsonl").write_text("\n".join(rows))
+    found = []
+    monkeypatch.setattr(utils.run.Dashboard, "compare", lambda self, run, rows: found.append((run, list(rows))))
+    train_stage_1(shapes, "ae", f"--train_steps 1 --visdom_compare other --visdom --visdom_port {free_port()}")
+    assert found == [("other", [{"step": 1, "l1/train": 0.5, "l1/validation": 0.25}])]

@@ -5,10 +5,7 @@ a slow, hanging or absent server never delays a training step. Everything shown 
 bounded size, and sent again in full when a server comes (back) or has lost it.
 """
 
-import bisect
 import contextlib
-import html
-import json
 import math
 import os
 import re
@@ -16,9 +13,12 @@ import threading
 
 import numpy as np
 
+from utils import panes
 from utils.address import server_address
+from utils.curves import Curve, Plot
+from utils.viewer import Refused, WindowGone, viewer_class
 
-MARKED_POINTS = 100  # shorter curves are drawn with markers: one point alone makes no line
+COMPARED_POINTS = 1000  # of each curve of another run
 PANE_SIZE = (256, 640)  # bounds of the longer side of an image's pane in pixels
 
 
@@ -31,170 +31,42 @@ def env_name(log_dir):
     return re.sub(r"(?:[^\w.-]|_)+", "-", str(log_dir)).strip("-.")[-100:].lstrip("-.") or "main"
 
 
-class _Refused(Exception):
-    """A server answers, but not as visdom does when all is well."""
-
-
-class _WindowGone(Exception):
-    """A window sent earlier is not on the server any more."""
-
-
-class _Curve:
-    """The points of one trace by rising x; at most `limit`, evenly thinned, and always the newest."""
-
-    def __init__(self, limit):
-        self.limit, self.xs, self.ys, self.sent = limit, [], [], 0
-        self.stride, self.count = 1, 0  # every stride-th of the `count` points put in is in xs, ys
-        self.newest, self.newest_sent = None, False  # the last point (x, y) where it is not in xs, ys
-
-    def add(self, x, y):
-        """Put in a point; points at x and later are dropped: a resumed run does those steps again.
-
-        Returns True where the curve can no longer be shown by appending to what was sent.
-        """
-        rewritten = self._cut(x)
-        self.newest, self.newest_sent = (x, y), False
-        self.count += 1
-        if (self.count - 1) % self.stride:
-            return rewritten
-        self.xs.append(x)
-        self.ys.append(y)
-        if full := len(self.xs) >= self.limit:
-            self.xs, self.ys, self.stride = self.xs[::2], self.ys[::2], 2 * self.stride
-        if self.xs[-1] == x:
-            self.newest = None
-        return rewritten or full or len(self.xs) == MARKED_POINTS
-
-    def _cut(self, x):
-        if x > (self.newest[0] if self.newest else self.xs[-1] if self.xs else -math.inf):
-            return False
-        n = bisect.bisect_left(self.xs, x)
-        del self.xs[n:], self.ys[n:]
-        self.newest, self.count = None, n * self.stride
-        return True
-
-    def take(self, whole, final):
-        """(xs, ys) to send now, all or only the new ones; from now on they count as sent."""
-        start = 0 if whole else self.sent
-        xs, ys, self.sent = self.xs[start:], self.ys[start:], len(self.xs)
-        # Appended at every send, newest points that thinning leaves out would pile up on the server.
-        if self.newest and (whole or (final and not self.newest_sent)):
-            xs.append(self.newest[0])
-            ys.append(self.newest[1])
-            self.newest_sent = True
-        return xs, ys
-
-
-class _Window:
-    """Curves that share one plot. `whole`: send all points as a replacement, not only the new ones."""
-
-    def __init__(self, name, limit):
-        self.name, self.limit, self.curves, self.whole = name, limit, {}, True
-
-    def add(self, trace, x, y):
-        new = trace not in self.curves
-        curve = self.curves.setdefault(trace, _Curve(self.limit))
-        self.whole |= curve.add(x, y) or new
-
-    def take(self, final):
-        """A function of the viewer that sends what is new, or None where nothing is."""
-        whole, self.whole = self.whole, False
-        # Appending needs an entry for every trace, in the server's order; those without news are empty.
-        traces = [_trace(name, *curve.take(whole, final)) for name, curve in self.curves.items()]
-        if not any(trace["x"] for trace in traces):
-            return None
-        win, legend = f"curves-{self.name}", list(self.curves) != [self.name]
-        if whole:
-            return _sender(win, traces, _layout(self.name, "step", "", legend))
-        return lambda viewer: viewer.append(win, traces)
-
-
-def _trace(name, xs, ys):
-    mode = "lines" if len(xs) >= MARKED_POINTS // 2 else "lines+markers"
-    return dict(x=xs, y=ys, name=name, type="scatter", mode=mode, marker={"size": 4})
-
-
-def _layout(title, xlabel, ylabel, legend=False):
-    axes = dict(xaxis={"title": xlabel}, yaxis={"title": ylabel})
-    return dict(axes, title=title, showlegend=legend, margin=dict(l=60, r=60, t=60, b=60))
-
-
-def _sender(win, data, layout):
-    message = dict(win=win, data=data, layout=layout, opts={"title": layout["title"]})
-    return lambda viewer: viewer._send(dict(message))  # a copy: visdom writes into it
-
-
-def _viewer_class():
-    """visdom's client, made fit for a thread: time-outs, checked answers, no output of its own."""
-    import requests
-    import visdom
-
-    class Viewer(visdom.Visdom):
-        def __init__(self, timeouts, **options):
-            # Constructed with send=False it neither sends a request nor logs warnings. None is needed:
-            # windows create their environment.
-            super().__init__(send=False, raise_exceptions=True, use_incoming_socket=False, **options)
-            self.send, self.timeouts, self._session = True, timeouts, requests.Session()
-            self._session.trust_env = False  # no proxy of the environment between us and localhost
-            if self.username:
-                # Its answer is an error also where no login is needed; who is not let in learns it later.
-                login = json.dumps(dict(username=self.username, password=self.password))
-                self._post(f"{self.server}:{self.port}{self.base_url}", login)
-
-        def _post(self, url, data):
-            return self._session.post(url, data=data, timeout=self.timeouts, allow_redirects=False)
-
-        def _handle_post(self, url, data=None):
-            answer = self._post(url, data)
-            if answer.status_code != 200:
-                login = ": VISDOM_USERNAME and VISDOM_PASSWORD?" if answer.status_code == 400 else ""
-                raise _Refused(f"status {answer.status_code}{login}")
-            return answer.text
-
-        def environments(self):
-            try:
-                return list(json.loads(self._send({}, endpoint="env_state")))
-            except (TypeError, ValueError):
-                raise _Refused("not what visdom answers; is it another program?") from None
-
-        def append(self, win, traces):
-            # To a window that is gone visdom would "append" by making one of the new points alone, and
-            # its answer would be the same. (win_exists() would print where the connection fails.)
-            if self._send({"win": win}, endpoint="win_exists") != "true":
-                raise _WindowGone
-            self._send(dict(win=win, data=traces, append=True), endpoint="update")
-
-    return Viewer
-
-
 class Dashboard:
     """What a run shows in one visdom environment. Methods return at once; any thread may call them.
 
     server: None (localhost), a host name or a URL; raises UsageError for anything else. port: int.
     env: any text, e.g. the log folder; made a valid name by env_name(), see the attribute `env`.
+    plan: names of panes (utils/panes.py) that are to be on the page from the start, in this order.
+    images_per_step: with it the curves' steps are also told as images seen.
     enabled: False makes every method do nothing. warn: called from a thread with one line of text.
     interval: seconds between sends. backoff: shortest and longest wait after a failure in seconds.
     timeouts: seconds for (connecting, an answer). max_points: bound on the points of a curve, at least 2.
-    VISDOM_USERNAME and VISDOM_PASSWORD in the environment are used as a login where both are set.
+    VISDOM_USERNAME and VISDOM_PASSWORD in the environment are used as a login where both are set. The attribute
+    `url` is the page's address (None: not enabled).
     """
 
     def __init__(
         self, server, port, env, enabled=True, warn=print,
-        *, interval=2.0, backoff=(2.0, 30.0), timeouts=(3.0, 10.0), max_points=5000,
+        *, plan=(), images_per_step=None, interval=2.0, backoff=(2.0, 30.0), timeouts=(3.0, 10.0),
+        max_points=5000,
     ):  # fmt: skip
         self.enabled, self.env = enabled, env_name(env)
         self._lock, self._closing = threading.Lock(), threading.Event()
-        self._windows, self._panes, self._changed, self._thread = {}, {}, {}, None
+        self._plots, self._panes, self._changed, self._thread = {}, {}, {}, None
+        self._env_text, self._others, self.url = str(env), {}, None
         if not enabled:
             return
         origin, self._port, path = server_address(server, port)
         self.address = f"{origin}:{self._port}{path}"
+        self.url = f"{self.address}/env/{self.env}"
         self._options = dict(server=origin, port=self._port, base_url=path or "/", env=self.env)
         login = {k: os.environ.get(f"VISDOM_{k.upper()}") for k in ("username", "password")}
         self._options.update(login if all(login.values()) else {})
         self._warn, self._interval, self._backoff = warn, interval, backoff
         self._timeouts, self._max_points = timeouts, max_points
+        self._images_per_step, self._plan = images_per_step, {win: rank for rank, win in enumerate(plan)}
         self._viewer, self._delay, self._down, self._complained = None, backoff[0], False, False
+        self._put_placeholders()
         self._thread = threading.Thread(target=self._run, name="dashboard", daemon=True)
         self._thread.start()
 
@@ -212,8 +84,7 @@ class Dashboard:
         with self._lock:
             for name, value in points:
                 window, _, trace = (f"{group}/{name}" if group else name).partition("/")
-                plot = self._windows.setdefault(window, _Window(window, self._max_points))
-                plot.add(trace or window, step, value)
+                self._plot(window).add(trace or window, step, value)
 
     def history(self, rows):
         """Add the points of an earlier run: dicts with 'step' and names as in scalars().
@@ -221,9 +92,25 @@ class Dashboard:
         What is not a number is passed over, and so are rows without 'step'. Call it before scalars().
         """
         for row in rows if self.enabled else ():
-            numbers = {k: v for k, v in row.items() if type(v) in (int, float)}
-            if math.isfinite(step := numbers.pop("step", math.nan)):
-                self.scalars(step, numbers)
+            if numbers := _numbers(row):
+                self.scalars(row["step"], numbers)
+
+    def compare(self, run, rows):
+        """Show the curves of another run in the plots of this one: `rows` as of history(); `run`: its name.
+
+        What this run has no plot for is left out. Call it before the first point.
+        """
+        curves = {}
+        for row in rows if self.enabled else ():
+            for name, value in _numbers(row).items():
+                window, _, trace = name.partition("/")
+                key = (trace or window, run)
+                curves.setdefault(window, {}).setdefault(key, Curve(COMPARED_POINTS)).add(row["step"], float(value))
+        with self._lock:
+            for window, found in curves.items():
+                self._others.setdefault(window, {}).update(found)
+                if window in self._plots:
+                    self._plots[window].compare(found)
 
     def bars(self, name, values, x=None, xlabel="", ylabel=""):
         """Show bars of height `values` (n,) over `x` (n,), numbers or strings; by default 0 ... n-1.
@@ -237,8 +124,8 @@ class Dashboard:
         if values.ndim != 1 or x.shape != values.shape:
             raise ValueError(f"bars {name!r}: shapes {values.shape} and {x.shape} instead of two of (n,)")
         shown = np.isfinite(values)
-        data = [dict(x=x[shown].tolist(), y=values[shown].tolist(), type="bar")]
-        self._put(win := f"bars-{name}", _sender(win, data, _layout(name, xlabel, ylabel)))
+        win = f"bars-{name}"
+        self._put(win, _whole(panes.bar_pane(win, x[shown].tolist(), values[shown].tolist(), xlabel, ylabel)))
 
     def image(self, name, array, caption=None):
         """Show an RGB image (3, H, W) of 0 ... 255, clamped and copied; only the latest of a name is kept.
@@ -255,17 +142,20 @@ class Dashboard:
         array = array.astype(np.uint8)  # a copy: the caller may go on writing into its buffer
         scale = np.clip(max(array.shape), *PANE_SIZE) / max(array.shape)
         height, width = (math.ceil(n * scale) for n in array.shape[1:])
-        opts = dict(width=width, height=height, title=name, caption=caption)
+        # The page would show a caption twice, over the picture's edges: it stands in the title.
+        opts = dict(width=width, height=height, title=caption or name)
         self._put(win := f"image-{name}", lambda viewer: viewer.image(array, win=win, opts=dict(opts)))
 
-    def properties(self, values):
+    def properties(self, values, name="properties"):
         """Show a dict as a table of two columns, as text (nothing in it is taken for HTML)."""
-        if not self.enabled:
-            return
-        cells = ((html.escape(str(k)), html.escape(str(v))) for k, v in values.items())
-        rows = "".join(f"<tr><td>{k}&nbsp;&nbsp;</td><td>{v}</td></tr>" for k, v in cells)
-        self._put("properties", lambda viewer: viewer.text(
-            f"<table>{rows}</table>", win="properties", opts={"title": "properties"}))  # fmt: skip
+        if self.enabled:
+            self._put(name, _whole(panes.text_pane(name, panes.table(values))))
+
+    def progress(self, step, total, values, state="running"):
+        """Show how far a run is; values: {name: value} to stand below; state: begins with one of panes.STATES."""
+        if self.enabled:
+            text = panes.progress_text(self._env_text, step, total, state, values)
+            self._put("progress", _whole(panes.text_pane("progress", text)))
 
     def close(self, timeout=5.0):
         """Send what is left and stop; after `timeout` seconds at most, give up. Never raises."""
@@ -278,6 +168,23 @@ class Dashboard:
         if thread.is_alive():
             self._warn = lambda text: None  # printing while the interpreter shuts down can crash it
 
+    def _plot(self, window):
+        """The plot of this name; made where there is none."""
+        if window not in self._plots:
+            self._plots[window] = plot = Plot(window, self._max_points, self._images_per_step, self._env_text)
+            plot.compare(self._others.get(window, {}))
+        return self._plots[window]
+
+    def _put_placeholders(self):
+        for win in self._plan:
+            kind, _, name = win.partition("-")
+            if kind == "curves":
+                self._plot(name)
+            elif kind == "bars":
+                self._put(win, _whole(panes.bar_pane(win, [], [])))
+            else:
+                self._put(win, _whole(panes.text_pane(win, "")))
+
     def _put(self, win, send):
         with self._lock:
             self._panes[win] = send
@@ -287,7 +194,7 @@ class Dashboard:
 
     def _run(self):
         try:  # here and not at the top, because it takes seconds
-            self._viewer_class = _viewer_class()
+            self._viewer_class = viewer_class()
         except Exception as error:  # a broken installation fails in many ways; training goes on
             self.enabled = False
             self._say(f"visdom cannot be imported ({_describe(error)}): no dashboard")
@@ -301,7 +208,7 @@ class Dashboard:
         """Send what is new; whatever fails, only say so. Returns the seconds until the next round."""
         try:
             self._flush(final)
-        except (OSError, _Refused) as error:
+        except (OSError, Refused) as error:
             self._viewer = None  # logs in anew
             self._forget()
             self._report_down(error)
@@ -321,22 +228,24 @@ class Dashboard:
             self._forget()
         try:
             self._send_news(final)
-        except _WindowGone:
+        except WindowGone:
             self._forget()
             self._send_news(final)
 
     def _send_news(self, final):
         with self._lock:
-            sends = [window.take(final) for window in self._windows.values()]
-            sends += [self._panes[win] for win in self._changed]
+            sends = {f"curves-{name}": plot.take(final) for name, plot in self._plots.items()}
+            sends.update({win: self._panes[win] for win in self._changed})
             self._changed = {}
         refusals = []
-        for send in filter(None, sends):
+        for _, send in sorted(sends.items(), key=lambda item: self._plan.get(item[0], len(self._plan))):
+            if send is None:
+                continue
             try:
                 send(self._viewer)
-            except _Refused as error:  # perhaps of this one alone: the others still get their turn
+            except Refused as error:  # perhaps of this one alone: the others still get their turn
                 refusals.append(error)
-            except (OSError, _WindowGone):
+            except (OSError, WindowGone):
                 raise
             except Exception as error:  # one item that cannot be sent must not keep back the others
                 self._complain(error)
@@ -346,16 +255,16 @@ class Dashboard:
     def _forget(self):
         """Take nothing for sent: next time everything goes out in full, as a replacement."""
         with self._lock:
-            for window in self._windows.values():
-                window.whole = True
+            for plot in self._plots.values():
+                plot.whole = True
             self._changed = dict.fromkeys(self._panes, True)
 
     def _report_down(self, error):
         what = f"no visdom server answers at {self.address}"
-        if isinstance(error, _Refused):
+        if isinstance(error, Refused):
             what = f"the server at {self.address} does not accept the dashboard ({error})"
         if not self._down:
-            self._say(f"{what}; start one with `visdom -port {self._port}`, or pass --no_visdom")
+            self._say(f"{what}; start one with `make dashboard`, or pass --no_visdom")
         self._down = True
 
     def _report_up(self):
@@ -371,6 +280,16 @@ class Dashboard:
     def _say(self, text):
         with contextlib.suppress(Exception):  # the caller's function, in our thread
             self._warn(text)
+
+
+def _whole(message):
+    return lambda viewer: viewer.whole(message)
+
+
+def _numbers(row):
+    """{name: finite number} of a row of an earlier run, {} where it has no step."""
+    numbers = {k: v for k, v in row.items() if type(v) in (int, float) and math.isfinite(v)}
+    return numbers if numbers.pop("step", None) is not None else {}
 
 
 def _describe(error):

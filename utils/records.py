@@ -45,11 +45,17 @@ def read_curves(path):
 
 
 def curves_of(row):
-    """A row of stats.jsonl -> the dashboard's curves; training and validation share a window."""
-    numbers = {k: v for k, v in row.items() if is_number(v) and k not in ("step", "images")}
+    """A row of stats.jsonl -> the dashboard's curves; training and validation share a window. Standard errors have
+    none."""
+    numbers = {k: v for k, v in row.items() if is_number(v) and k not in ("step", "images") and not k.endswith("_se")}
     return {
         f"{k.removeprefix('val_')}/{'validation' if k.startswith('val_') else 'train'}": v for k, v in numbers.items()
     }
+
+
+def curve_rows(path):
+    """The curves in a stats.jsonl: dicts of a step and curves_of() its row; what is no row is passed over."""
+    return [dict(step=row["step"], **curves_of(row)) for row in read_curves(path)[0]]
 
 
 def read_bars(path):

@@ -28,8 +28,9 @@ from utils.dashboard import Dashboard
 from utils.errors import DamagedFile, UserError
 from utils.io import Lines, read_json, remove_temporaries
 from utils.meters import Meters
+from utils.panes import duration, plan_of, time_left
 from utils.progress import Forecast, Progress, say
-from utils.records import curves_of, read_curves
+from utils.records import curve_rows, curves_of
 from utils.seed import seed_everything
 from utils.shown import Shown
 from utils.signals import StopRequest
@@ -74,7 +75,7 @@ class Run(Shown):
         self.step = 0
         self.meters = Meters(self.device)
         self.first_bad = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.dashboard, self.bars = None, {}
+        self.dashboard, self.progress, self.bars = None, None, {}
         self.about = {}  # JSON values for the manifests: what the weights depend on
         self.manifest = None  # of the checkpoint that is resumed
         self._saved_step = None
@@ -135,9 +136,13 @@ class Run(Shown):
             self.restore_bars()
             self._speed = Lines(os.path.join(self.folder, "speed.jsonl"))
         self.dashboard = Dashboard(
-            H.visdom_server, H.visdom_port, H.log_dir, enabled=not H.no_visdom and distributed.is_main(), warn=self.say
-        )
-        self.dashboard.properties(H.to_dict())
+            H.visdom_server, H.visdom_port, H.log_dir, enabled=not H.no_visdom and distributed.is_main(), warn=self.say,
+            plan=plan_of(H, self.name, self.device.type), images_per_step=H.batch_size,
+        )  # fmt: skip
+        self.dashboard.properties(dict(sorted(H.to_dict().items(), key=lambda item: item[0] not in H.explicit)))
+        self._show_progress("starting")
+        for other in (H.visdom_compare or ()) if self.dashboard.enabled else ():
+            self.dashboard.compare(other, curve_rows(os.path.join(LOGS, other, "stats.jsonl")))
         return self
 
     def _open_stats(self):
@@ -150,10 +155,6 @@ class Run(Shown):
                 f"warning: {path} is not what was written; the curves before step {self.step} are incomplete or wrong"
             )
         return stats
-
-    def history(self):
-        """The rows of stats.jsonl so far."""
-        return read_curves(os.path.join(self.folder, "stats.jsonl"))[0]
 
     def restore(self, files, extra):
         """Say what a checkpoint holds, and load what this run starts from.
@@ -169,7 +170,7 @@ class Run(Shown):
             self._load_extra()
             self.say(f"resumed {self.folder} after step {self.step}")
             if distributed.is_main():
-                self.dashboard.history([dict(step=row["step"], **curves_of(row)) for row in self.history()])
+                self.dashboard.history(curve_rows(os.path.join(self.folder, "stats.jsonl")))
         elif H.load_step:
             self._load_weights()
 
@@ -217,6 +218,7 @@ class Run(Shown):
         H = self.H
         if self.step >= H.train_steps:
             self.say(f"{self.folder} is at step {self.step} already: nothing to do up to --train_steps {H.train_steps}")
+            self._show_progress("finished")
             return
         batches = make_batches(self.step + 1)
         self._clock = (time.monotonic(), self.step)
@@ -267,7 +269,7 @@ class Run(Shown):
         if distributed.is_main():
             self.progress.update(1, shown)
             if step == H.train_steps:  # before the checkpoint: after that nothing is done again
-                self.show_progress()
+                self.show_strips()
         if checkpoint:
             self.save_checkpoint()
 
@@ -309,9 +311,23 @@ class Run(Shown):
             speed["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if self._speed is not None:
             self._speed.append(json.dumps(speed))
-        self.dashboard.scalars(self.step, dict(images_per_second=rate))
+        self.dashboard.scalars(self.step, {k: v for k, v in speed.items() if k != "step"})
+        self._show_progress("running" if self.step < H.train_steps else "finished", rate)
         shown = {k: means[k] for k in ("loss",) if k in means}
         return dict(shown, **{"img/s": round(rate, 1)})
+
+    def _show_progress(self, state, rate=None):
+        """How far the run is, on the dashboard; rate: images a second now."""
+        H = self.H
+        shown = {"images seen": f"{self.step * H.batch_size:,}"}
+        if self.progress is not None and self.progress.rate():
+            shown["time so far"] = duration(time.monotonic() - self.progress.start)
+            if state == "running":
+                shown["time left"] = time_left((H.train_steps - self.step) / self.progress.rate())
+        if rate:
+            shown["images / s"] = f"{rate:.3g}"
+        shown["device"] = device_name(self.device)
+        self.dashboard.progress(self.step, H.train_steps, shown, state)
 
     def record(self, **values):
         """Write one line of stats.jsonl for the current step, and its curves."""
@@ -354,6 +370,8 @@ class Run(Shown):
         if isinstance(error, UserError) and self._log is not None:
             with contextlib.suppress(OSError):  # what is on its way up says more
                 self._log.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {error}")
+        if kind is not None:
+            self._show_progress("stopped, go on with --resume" if kind is SystemExit else "failed")
         self.dashboard.close()
         for file in (self._log, self._stats, self._speed):
             if file is not None:

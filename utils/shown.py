@@ -29,8 +29,7 @@ class Shown:
             f"{self.name}: {n_parameters / 1e6:.1f}M parameters, {n_items} {items} of '{H.dataset}', "
             f"batch {H.batch_size}, {precision} on {self.device_name}"
         )
-        board = "off" if H.no_visdom else f"{self.dashboard.address}/env/{self.dashboard.env}"
-        self.say(f"writing to {self.folder}; dashboard: {board}")
+        self.say(f"writing to {self.folder}; dashboard: {self.dashboard.url or 'off'}")
         if distributed.is_main():
             self.write_config(
                 model=self.name, parameters=n_parameters, items=n_items, of=items, precision=precision,
@@ -48,7 +47,7 @@ class Shown:
         """The command line that continues the run."""
         return commands.resume(self.H.script, vars(self.H)) or "the same command with --resume"
 
-    def show_progress(self):
+    def show_strips(self):
         """The pictures of all steps as one strip of each name, at the end."""
         write_strips(os.path.join(self.folder, "images"), self.say)
 

@@ -1,0 +1,154 @@
+"""`make dashboard`: visdom's server, for this machine alone unless told otherwise, and with all that its page needs.
+
+The runs themselves send what is shown, whenever a server is there (utils/dashboard.py).
+"""
+
+import os
+import secrets
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hparams.config import flags_of, opt
+from hparams.parser import build_parser
+from hparams.sources import checked
+from utils.errors import UsageError, UserError, run_main
+
+
+@dataclass
+class DashboardConfig:
+    """dashboard"""
+
+    port: int = opt(8097, "port to listen on", min=1, max=65535)
+    address: str = opt("127.0.0.1", "address to listen on; 0.0.0.0: every interface of this machine")
+    env_path: str = opt("logs/.dashboard", "folder for what the page's 'save' button keeps", metavar="DIR")
+
+
+EPILOG = """examples:
+  python experiments/dashboard.py
+  VISDOM_USERNAME=me VISDOM_PASSWORD=... python experiments/dashboard.py --address 0.0.0.0 --port 9000
+
+With VISDOM_USERNAME and VISDOM_PASSWORD in the environment the page asks for them; training finds them there, too.
+"""
+WELCOME = """<div style="padding:8px 12px;font-weight:normal;color:#222">
+<p><b>No run is shown here.</b></p><p>Every run has an environment of its own, named after its
+<code>--log_dir</code>: choose one in the list above (and take <code>main</code> out of it).</p>
+<p>Runs that were started with <code>--no_visdom</code> are not in it.</p></div>"""
+
+
+# plotly's "Edit" below each plot would send its data to a company's server.
+STYLE = ".js-link-to-tool, .js-plotly-plot .plotlyjsicon { display: none; }"
+
+
+def parse(argv=None):
+    """The command line and the environment -> (DashboardConfig, login or None)."""
+    flags = flags_of((DashboardConfig,))
+    parser = build_parser(flags, "Start the server of the dashboard; Ctrl-C ends it.", EPILOG)
+    given = parser.parse(argv)
+    try:
+        config = DashboardConfig(**{flag.name: checked(flag, given.get(flag.name, flag.default)) for flag in flags})
+        return config, read_login()
+    except UsageError as error:
+        parser.error(str(error))
+
+
+def read_login():
+    """VISDOM_USERNAME and VISDOM_PASSWORD, or None where neither is set."""
+    values = [os.environ.get(name) for name in ("VISDOM_USERNAME", "VISDOM_PASSWORD")]
+    if any(values) and not all(values):
+        raise UsageError("VISDOM_USERNAME and VISDOM_PASSWORD belong together: set both, or neither")
+    return tuple(values) if all(values) else None
+
+
+def listen(config):
+    """The sockets of the address. UserError where it is taken, or none of this machine's."""
+    from tornado.netutil import bind_sockets
+
+    try:
+        return bind_sockets(config.port, config.address)
+    except socket.gaierror as error:
+        raise UserError(f"--address {config.address} is not an address: {error.strerror}") from None
+    except (OSError, UnicodeError) as error:
+        with socket.socket() as s:
+            s.settimeout(1)
+            taken = s.connect_ex(("127.0.0.1", config.port)) == 0
+        hint = "is a dashboard running already? Else take" if taken else "take another --address, or"
+        raise UserError(f"cannot listen on {config.address}, port {config.port}: "
+                        f"{getattr(error, 'strerror', None) or error} ({hint} another --port)") from None  # fmt: skip
+
+
+def make_app(config, login):
+    """visdom's application, as its own start_server makes it."""
+    from visdom.server import app as visdom_app
+    from visdom.server.handlers import web_handlers
+    from visdom.utils.server_utils import hash_password, window
+
+    folder = Path(config.env_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    # visdom debugs for ever, and so would restart itself whenever a source file changes.
+    visdom_app.tornado_settings["autoreload"] = False
+    # It sends whichever is shorter, a plot or what is new in it. The page compares a hash of what it makes of the news
+    # with the server's, after plotly has written into its own copy: at every second update it fetched all panes anew.
+    web_handlers.stringify = lambda node: ""
+    os.environ.setdefault("LOGNAME", "user")  # visdom asks for a name, which the user of a container may lack
+    credential = None
+    if login:
+        name, password = login
+        credential = dict(username=name, password=hash_password(hash_password(password)))
+        visdom_app.DEFAULT_ENV_PATH = f"{folder}/"  # where it reads the key of its cookies
+        write_secret(folder / "COOKIE_SECRET")
+    app = visdom_app.Application(port=config.port, env_path=f"{folder}/", user_credential=credential)
+    app.user_settings["user_css"] += STYLE
+    pane = window(dict(win="welcome", data=[dict(type="text", content=WELCOME)],
+                       opts=dict(title="welcome", width=500, height=180)))  # fmt: skip
+    try:
+        empty = not app.state["main"]["jsons"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{folder / 'main.json'} is damaged: remove it") from None
+    if empty:
+        app.state["main"] = dict(jsons=dict(welcome=dict(pane, i=0)), reload={})
+    return app
+
+
+def write_secret(path):
+    """A key for cookies, made once: who is logged in stays so when the server is started again."""
+    if not path.exists():
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
+            f.write(secrets.token_hex(32))
+
+
+def main(config, login):
+    import logging
+
+    sys.modules["torch"] = None  # visdom would import it, which takes seconds, and its server has no use for it
+    from tornado.httpserver import HTTPServer
+    from tornado.ioloop import IOLoop
+    from visdom.utils.shared_utils import get_visdom_path
+
+    from utils import page_files
+
+    sockets = listen(config)  # first: who has the port taken need not wait for anything
+    page_files.put_in_place(Path(get_visdom_path("static")), lambda text: print(text, flush=True))
+    logging.getLogger().setLevel(logging.ERROR)
+    logging.getLogger("tornado.general").setLevel(logging.CRITICAL)  # a style sheet of the user's own is looked for
+    server = HTTPServer(make_app(config, login), max_buffer_size=1024**3)
+    server.add_sockets(sockets)
+    local = config.address in ("127.0.0.1", "::1", "localhost")
+    if not (local or login):
+        print(f"warning: whoever reaches {config.address} can see and change the dashboard; "
+              "VISDOM_USERNAME and VISDOM_PASSWORD ask for a login", flush=True)  # fmt: skip
+    host = "localhost" if local or config.address in ("0.0.0.0", "::") else config.address
+    print(f"the dashboard is at http://{host}:{config.port} (Ctrl-C ends it)", flush=True)
+    loop = IOLoop.current()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: loop.add_callback_from_signal(loop.stop))
+    loop.start()
+    print("\nthe dashboard has ended", flush=True)
+
+
+if __name__ == "__main__":
+    run_main(main, *parse())

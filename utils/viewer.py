@@ -1,0 +1,57 @@
+"""visdom's client, made fit for a thread: time-outs, checked answers, no output of its own."""
+
+import json
+
+
+class Refused(Exception):
+    """A server answers, but not as visdom does when all is well."""
+
+
+class WindowGone(Exception):
+    """A window sent earlier is not on the server any more."""
+
+
+def viewer_class():
+    """The class, made here: to import visdom takes seconds, and may fail."""
+    import requests
+    import visdom
+
+    class Viewer(visdom.Visdom):
+        def __init__(self, timeouts, **options):
+            # Constructed with send=False it neither sends a request nor logs warnings. None is needed:
+            # windows create their environment.
+            super().__init__(send=False, raise_exceptions=True, use_incoming_socket=False, **options)
+            self.send, self.timeouts, self._session = True, timeouts, requests.Session()
+            self._session.trust_env = False  # no proxy of the environment between us and localhost
+            if self.username:
+                # Its answer is an error also where no login is needed; who is not let in learns it later.
+                login = json.dumps(dict(username=self.username, password=self.password))
+                self._post(f"{self.server}:{self.port}{self.base_url}", login)
+
+        def _post(self, url, data):
+            return self._session.post(url, data=data, timeout=self.timeouts, allow_redirects=False)
+
+        def _handle_post(self, url, data=None):
+            answer = self._post(url, data)
+            if answer.status_code != 200:
+                login = ": VISDOM_USERNAME and VISDOM_PASSWORD?" if answer.status_code == 400 else ""
+                raise Refused(f"status {answer.status_code}{login}")
+            return answer.text
+
+        def environments(self):
+            try:
+                return list(json.loads(self._send({}, endpoint="env_state")))
+            except (TypeError, ValueError):
+                raise Refused("not what visdom answers; is it another program?") from None
+
+        def whole(self, message):
+            self._send(dict(message))  # a copy: visdom writes into it
+
+        def append(self, message):
+            # To a window that is gone visdom would "append" by making one of the new points alone, and
+            # its answer would be the same. (win_exists() would print where the connection fails.)
+            if self._send({"win": message["win"]}, endpoint="win_exists") != "true":
+                raise WindowGone
+            self._send(dict(message), endpoint="update")
+
+    return Viewer
