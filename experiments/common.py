@@ -79,21 +79,27 @@ def cached_codes(H, images, split, autoencoder, precision, device, say, flip=Fal
     """
     header = dict(
         format=codes.FORMAT, dataset=H.dataset, split=split, flip=flip, autoencoder=autoencoder.hash,
-        latent_shape=H.latent_shape, images=images.identity(), precision=precision.describe(),
+        latent_shape=H.latent_shape, images=distributed.from_main(images.identity), precision=precision.describe(),
     )  # fmt: skip
 
     what = f"encoding {split} images" + (" (mirrored)" if flip else "")
-    progress = Progress(len(images), what, "img", enabled=distributed.is_main(), lazy=True)
+    progress = Progress(len(images), what, "img", lazy=True)
+
+    def encode_share(positions):
+        for x, _ in one_pass(images, H.batch_size, H.num_workers, flip, positions, shared=True):
+            images.check_broken(say)
+            if not len(x):
+                yield None
+                continue
+            yield encode_batch(autoencoder.model, to_float(x.to(device)), precision).to(torch.int16).cpu()
 
     def encode(positions):
         progress.skip_to(positions.start)
         parts = [torch.empty(0, H.block_size, dtype=torch.int16)]  # of some thousand images all may be broken
-        for x, _ in one_pass(images, H.batch_size, H.num_workers, flip, positions):
-            ids = encode_batch(autoencoder.model, to_float(x.to(device)), precision)
-            parts.append(ids.to(torch.int16).cpu())
-            progress.update(len(x))
-            images.check_broken(say)
-        images.check_broken(say)  # when there was no batch at all
+        for ids in distributed.in_order(encode_share(positions)):
+            parts.append(ids)
+            progress.update(len(ids))
+        images.check_all_broken(say)
         return torch.cat(parts)
 
     with progress:
@@ -122,15 +128,15 @@ def decoded_batches(id_batches, H, models):
 
 
 def sample_batches(sampler, n, H, precision, device, first=0):
-    """Yield ids (b, L) for samples first .. first+n-1; each a function of (--seed, its number) alone."""
-    with Progress(n, "sampling", "img", enabled=distributed.is_main()) as progress:
-        for start in range(first, first + n, H.batch_size):
-            numbers = range(start, min(start + H.batch_size, first + n))
+    """Yield ids (b, L) for samples first .. first+n-1, each a function of (--seed, its number) alone: this process's
+    share of them, as utils.distributed.in_order puts together."""
+    with Progress(n, "sampling", "img") as progress:
+        for numbers, of_all in distributed.turns(first, n, H.batch_size):
             u = sample_uniforms(H.seed, numbers, sampler.draws_per_sample(), device)
             with precision.autocast():
-                ids = sampler.sample(u, H.temp, progress.within(len(numbers)))
+                ids = sampler.sample(u, H.temp, progress.within(of_all))
             yield ids
-            progress.update(len(ids))
+            progress.update(of_all)
 
 
 def dry_run_of_sampler(H):

@@ -1,4 +1,5 @@
-"""What an experiment found: a table on the terminal, a line of metrics.jsonl, pictures, the dashboard."""
+"""What an experiment found: a table on the terminal, a line of metrics.jsonl, pictures, the dashboard. Of several
+processes the main one reports; to the others nothing is to do."""
 
 import contextlib
 import json
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from utils import distributed
 from utils.checkpoint import LOGS
 from utils.dashboard import Dashboard
 from utils.images import enlarge, save_png
@@ -26,20 +28,26 @@ class Report:
         self.H, self.device = H, device
         self.folder = Path(LOGS, H.log_dir)
         self.checkpoints = {name: dict(path=m.path, hash=m.hash) for name, m in models.items() if m is not None}
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.is_main = distributed.is_main()
+        if self.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.dashboard = dashboard or Dashboard(
-            H.visdom_server, H.visdom_port, H.log_dir, enabled=not H.no_visdom, warn=say
+            H.visdom_server, H.visdom_port, H.log_dir, enabled=self.is_main and not H.no_visdom, warn=say
         )
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
         self.dashboard.close()
+        if kind is None:
+            distributed.cleanup()
 
     def values(self, title, values, **about):
         """Print {name: number or text} as a table, and append it to logs/<log_dir>/metrics.jsonl with every
         argument, the checkpoints' hashes and `about` (JSON values). name_se: the standard error of name."""
+        if not self.is_main:
+            return
         shown = {name: _shown(value) for name, value in values.items() if not name.endswith("_se")}
         for name in shown:
             if f"{name}_se" in values:
@@ -65,6 +73,8 @@ class Report:
         """Save uint8 (C, h, w) as logs/<log_dir>/images/<name>.png, small ones enlarged, and show it on the
         dashboard in the pane `shown` (default: one of its own). Returns the path."""
         path = self.folder / "images" / f"{name}.png"
+        if not self.is_main:
+            return path
         save_png(path, picture, min_side)
         self.dashboard.image(shown or name, enlarge(picture, 256).expand(3, -1, -1).numpy(), caption or name)
         return path

@@ -5,13 +5,15 @@ import difflib
 import sys
 
 from utils.errors import printable
+from utils.job import first_to_tell
 
 
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors that suggest what was meant."""
 
     def error(self, message):
-        print(f"{self.prog}: error: {printable(' '.join(str(message).splitlines()))}", file=sys.stderr)
+        if first_to_tell():
+            print(f"{self.prog}: error: {printable(' '.join(str(message).splitlines()))}", file=sys.stderr)
         raise SystemExit(2)
 
     def parse(self, argv):

@@ -35,6 +35,7 @@ COMMON = {
     "dry_run": ("bool", False),
     "train_steps": ("int", 100000000),
     "batch_size": ("int", 3),
+    "accumulate_steps": ("int", 1),
     "lr": ("float", 3 * 4.5e-6),
     "amp": ("bool", False),
     "amp_dtype": ("str", "auto", ["auto", "bf16", "fp16"]),

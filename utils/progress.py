@@ -6,13 +6,16 @@ import time
 from tqdm import tqdm
 
 from utils.errors import printable
+from utils.job import is_main
 
 PLAIN_INTERVAL = 15.0  # seconds between lines without a terminal
 
 
 def say(message):
     """Print a line without breaking a bar; what the terminal's encoding lacks, and what would not be shown but
-    obeyed, is escaped (file names!)."""
+    obeyed, is escaped (file names!). Of several processes the main one speaks for all."""
+    if not is_main():
+        return
     encoding = sys.stdout.encoding or "utf-8"
     tqdm.write(printable(message).encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
     sys.stdout.flush()
@@ -21,17 +24,18 @@ def say(message):
 class Progress:
     """A count towards a total. `update(n, **shown)`; use as a context manager.
 
-    lazy: nothing is shown before the first skip_to or update: perhaps there is nothing to do.
+    lazy: nothing is shown before the first skip_to or update: perhaps there is nothing to do. Of several processes
+    the main one shows its own, which must count for all.
     """
 
     def __init__(self, total, description, unit="it", initial=0, enabled=True, lazy=False):
         self.total, self.description, self.unit = total, description, unit
         self.done, self.initial = initial, initial
         self.start = self.last_line = time.monotonic()
-        self.plain = enabled and not sys.stderr.isatty()
+        self.plain = enabled and is_main() and not sys.stderr.isatty()
         self.bar = self.last_shown = None
         self.begun = 0.0  # units of work that is under way
-        self.wants_bar = enabled and not self.plain
+        self.wants_bar = enabled and is_main() and not self.plain
         if not lazy:
             self._show_bar()
 
@@ -104,10 +108,10 @@ def _shown_text(shown):
     return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
 
 
-def track(iterable, description, total=None, unit="it"):
-    """Iterate with a progress bar."""
+def track(iterable, description, total=None, unit="it", each=1):
+    """Iterate with a progress bar. each: what one of its items counts for."""
     total = len(iterable) if total is None else total
-    with Progress(total, description, unit) as progress:
+    with Progress(total * each, description, unit) as progress:
         for item in iterable:
             yield item
-            progress.update()
+            progress.update(each)
