@@ -3,20 +3,21 @@
 The processes are forked (tests/ranks.py); tests/test_torchrun.py has them started by PyTorch's launcher.
 """
 
+import errno
 import json
+import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import draw_shapes
 from ranks import together
-from scripts import experiment, prior_flags, sampler_flags, train_stage_1, train_stage_2, vqgan_flags
+from scripts import experiment, prior_flags, train_stage_1, train_stage_2, vqgan_flags
 from test_metrics import SmallExtractor
-from test_resume import assert_same_values
 
-import train_sampler
 from experiments import (
     calc_approximate_ELBO,
     calc_FID,
@@ -28,8 +29,7 @@ from experiments import (
 )
 from hparams import get_hparams
 from models.vqgan import VQGAN
-from utils import codes, distributed
-from utils.errors import UserError
+from utils import checkpoint, distributed
 from utils.io import load_tensors
 
 LAST = 20
@@ -103,7 +103,8 @@ def test_stage_1_equals_one_process(here, shapes, more, jobs):
     start = VQGAN(get_hparams("vqgan", "", vqgan_flags(shapes, "x", f"{STAGE_1} {more}"))).state_dict()
     for processes, parts in jobs:
         name = f"job_{processes}_{parts}"
-        together(processes, lambda: train_stage_1(shapes, name, f"{STAGE_1} {more} --accumulate_steps {parts}"), here)
+        flags = f"{STAGE_1} {more} --accumulate_steps {parts}"
+        together(processes, partial(train_stage_1, shapes, name, flags), here)
         assert_equal_runs("one", name, start)
 
 
@@ -142,6 +143,16 @@ def test_a_run_goes_on_with_any_number_of_processes(here, shapes):
         shutil.rmtree("logs/parts")
 
 
+def test_what_only_the_main_process_meets_ends_all(here, shapes, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "vqgan_4.th")
+
+    monkeypatch.setattr(checkpoint, "save_tensors", full)
+    texts = together(2, lambda: train_stage_1(shapes, "run", f"{STAGE_1} --steps_per_checkpoint 4"), here, codes=[1, 1])
+    (line,) = [line for text in texts for line in text.splitlines() if line.startswith("error")]
+    assert line.startswith("error: No space left on device: vqgan_4.th")
+
+
 # ---------------------------------------------------------------------- data
 
 
@@ -152,8 +163,6 @@ def test_processes_that_see_other_images_are_told(here, shapes):
         draw_shapes(place / "images", count)
 
     def work():
-        import os
-
         os.chdir(places[distributed.rank()])
         train_stage_1("images", "run", STAGE_1)
 
@@ -169,8 +178,8 @@ def test_broken_images_are_named_whoever_meets_them(here):
         for name in broken:
             (folder / name).write_bytes(b"")
         shutil.rmtree("logs", ignore_errors=True)
-        work = f"{STAGE_1} --steps_per_eval 0 --train_steps 12"
-        texts = together(2, lambda: train_stage_1(folder, "run", work), here, codes=[code] * 2)
+        work = partial(train_stage_1, folder, "run", f"{STAGE_1} --steps_per_eval 0 --train_steps 12")
+        texts = together(2, work, here, codes=[code] * 2)
         if code == 0:
             assert all(texts[0].count(f"{name}' cannot be decoded") == 1 for name in broken)
         else:
@@ -218,31 +227,49 @@ def test_an_experiment_finds_the_same(here, shapes, trained, alexnet, name):
         torch.set_num_threads(1)
         module.main(experiment(module, flags))
 
-    found = []
-    for processes in (1, 2, 3)[: 2 + (name in ("single samples", "larger images"))]:
+    found = {}
+    for processes in (1, 2, 3)[: 3 if name in ("single samples", "FID") else 2]:
         place = here / str(processes)
         (place / "logs").mkdir(parents=True)
         for model in ("ae", "prior"):
             (place / "logs" / model).symlink_to(trained / "logs" / model)
         texts = together(processes, work, place)
-        assert not any(texts[1:]), "the main process alone speaks"
-        found.append(everything_written(place))
-    for other in found[1:]:
-        assert_same_values(found[0].pop("near"), other.pop("near")) if "near" in other else None
-        assert found[0].keys() == other.keys()
-        for path, value in other.items():
-            same_as_one(found[0][path], value, path)
+        assert texts[0] and not any(texts[1:]), "the main process alone speaks"
+        found[processes] = everything_written(place)
+    for processes in found:
+        assert found[processes].keys() == found[1].keys() and len(found[1]) > 1
+        for path, value in found[processes].items():
+            assert_close(value, found[1][path])
 
 
 def everything_written(place):
-    """{path: what it holds} of all that an experiment leaves behind."""
+    """{path: what it holds} of all that an experiment leaves."""
     found = {}
-    for path in sorted(p for p in place.rglob("*") if p.is_file() and "logs/out" in str(p) or p.suffix in (".npy", ".pt")):
+    for path in sorted(p for p in place.rglob("*") if p.is_file() and not p.name.startswith(("out_", "attempt"))):
         name = str(path.relative_to(place))
-        if path.suffix == ".jsonl":
-            found[name] = [json.loads(line) for line in path.read_text().splitlines()]
-        elif path.suffix in (".pt", ".th"):
-            found[name] = load_tensors(path)
-        elif path.suffix in (".png", ".json", ".npy"):
+        if path.name == "metrics.jsonl":
+            rows = [json.loads(line)["values"] for line in path.read_text().splitlines()]
+            found[name] = [{**row, "seconds": 0} for row in rows]
+        elif path.suffix == ".th":
+            found[name] = list(load_tensors(path))
+        elif path.suffix in (".png", ".npy") or path.name in ("nearest_neighbours.json", "latents.pt"):
             found[name] = path.read_bytes()
+        elif path.parent.name == "features":
+            found[name] = {k: v.tolist() for k, v in load_tensors(path)["tensors"].items()}
     return found
+
+
+def assert_close(a, b):
+    """Equal, but for floats, which sums over all processes round."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_close(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_close(x, y)
+    elif isinstance(a, float):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
+    else:
+        assert a == b

@@ -7,9 +7,11 @@ decisions by gloo, so that nothing waits for a GPU.
 
 import datetime
 import math
+import os
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from utils.errors import UserError
 from utils.io import hash_json
@@ -25,7 +27,11 @@ def several():
     if world_size() == 1:
         return False
     if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+        # After --max_restarts torchrun's store can still hold the addresses of the processes that were there before.
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=PATIENCE)
     return True
 
 
