@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from ranks import together, torchrun
 from scripts import train_stage_1, vqgan_flags
 from test_resume import assert_same_runs, wait_for_step
@@ -78,3 +80,26 @@ def test_mistakes_are_told_once(tmp_path, shapes):
         text = finish(torchrun(2, "train_vqgan.py", [*flags, *words.split()], tmp_path), tmp_path, code)
         (line,) = errors_in(text)
         assert said in line
+
+
+def test_the_flags_of_scaling(tmp_path):
+    from test_cli import call, refused
+
+    code, out, _ = call("experiments/scaling.py", "--help", tmp_path)
+    assert code == 0 and "--seconds" in out and "torchrun --nproc_per_node" in out
+    for words, named in [("--seconds 0", "--seconds 0.0"), ("--device mps", "mps"), ("--log_dir ../x", "'../x'")]:
+        assert named in refused("experiments/scaling.py", words, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_benchmark_under_torchrun_is_of_scaling(tmp_path):
+    shutil.copy(ROOT / "datasets.yaml", tmp_path)
+    (tmp_path / "logs" / "x").mkdir(parents=True)
+    flags = ["--seconds", "0.01", "--size", "small", "--log_dir", "out", "--device", "cpu"]
+    text = finish(torchrun(2, "experiments/benchmark.py", flags, tmp_path), tmp_path, seconds=500)
+    found = json.loads((tmp_path / "logs/out/scaling.json").read_text())
+    assert found["processes"] == 2
+    assert [row["job"] for row in found["jobs"]] == ["VQGAN step", "sampler step", "sampling, S = 256"]
+    assert all(row["one"] > 0 and row["weak"] > 0 for row in found["jobs"])
+    assert ["strong" in row for row in found["jobs"]] == [True, True, False]
+    assert text.count("| VQGAN step |") == 1
