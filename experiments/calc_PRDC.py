@@ -77,7 +77,7 @@ def fake_images(H):
     if not os.path.isdir(H.fake_images_path):
         raise UserError(f"--fake_images_path {H.fake_images_path} is not a folder")
     source = FolderImages([H.fake_images_path])
-    distributed.must_agree(source.enumeration, f"list of images (--fake_images_path {H.fake_images_path})")
+    distributed.must_agree(source.enumeration, f"the list of images (--fake_images_path {H.fake_images_path})")
     if len(source) < H.n_samples:
         raise UserError(f"{H.fake_images_path} holds {len(source)} images; --n_samples {H.n_samples} asks for more")
     return ImageSet(source, range(H.n_samples), H.img_size, H.n_channels)

@@ -151,7 +151,7 @@ def open_images(H, split):
             chosen = slice(n_train, None)
         elif own_validation is None and H.steps_per_eval:
             chosen = slice(n_train)
-    distributed.must_agree(source.enumeration, f"list of images ({H.data_entry['origin']})")
+    distributed.must_agree(source.enumeration, f"the list of images ({H.data_entry['origin']})")
     indices = np.arange(len(source))[chosen]
     if len(indices) == 0:
         raise UserError(

@@ -157,15 +157,15 @@ def from_all(value):
 
 
 def must_agree(value, what):
-    """UserError where value(), a JSON value, is not the same in all processes. what: its name in the message."""
+    """UserError where value(), a JSON value, is not the same in all processes. what: the message's subject."""
     if not several():
         return
     digests = from_all(hash_json(value()))
     others = [str(i) for i, digest in enumerate(digests) if digest != digests[0]]
     if others:
         raise UserError(
-            f"the processes of this job have not the same {what}: not that of rank 0 have {', '.join(others)}; every "
-            "machine must have the same files under the same names, as on a shared file system"
+            f"{what} must be the same in all processes of a job; not that of rank 0: rank {', '.join(others)}. Give "
+            "every machine the same flags and the same files under the same names (a shared file system)"
         )
 
 

@@ -88,7 +88,7 @@ class Run:
         self.dashboard = None
         self.about = {}  # JSON values for the manifests: what the weights depend on
         self._log = self._stats = self._speed = None
-        distributed.must_agree(lambda: dict(H.to_dict(), num_workers=None), "configuration")
+        distributed.must_agree(lambda: dict(H.to_dict(), num_workers=None), "the configuration")
         # manifest: of the checkpoint that is resumed; _saved_step: what need not be saved again
         self.step, self.manifest, self._saved_step = distributed.from_main(self._choose_start)
 
@@ -404,7 +404,7 @@ class Run:
         for file in (self._log, self._stats, self._speed):
             if file is not None:
                 file.close()
-        if kind is None:
+        if kind in (None, SystemExit):  # done, or stopped by a signal, which all have agreed on
             distributed.cleanup()
         sys.stdout.flush()
         return False
