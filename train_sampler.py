@@ -19,9 +19,10 @@ import torch
 from experiments.common import cached_codes, check_autoencoder, decode_batch, dry_run_of_sampler
 from models.load import load_autoencoder
 from models.samplers import build_sampler
+from models.samplers.base import SamplerLoss
 from utils import commands, compilation, distributed
 from utils.amp import Precision
-from utils.data import batch_positions, local_rows, open_images
+from utils.data import batch_positions, local_batch, local_rows, open_images
 from utils.ema import EMA
 from utils.errors import run_main
 from utils.meters import Meters
@@ -31,17 +32,28 @@ from utils.seed import StepRandom, sample_uniforms, seed_everything
 N_SHOWN = 16  # samples on a sheet while training
 
 
-def sampler_step(sampler, optimiser, precision, ids, rng):
-    """One update on ids (B, L) -> SamplerLoss."""
-    with precision.autocast():
-        out = sampler.loss(ids, rng)
+def sampler_step(sampler, optimiser, precision, ids, rng, parts=1):
+    """One update on ids (B, L) -> SamplerLoss. parts: of ids that go through memory one after the other
+    (--accumulate_steps)."""
     optimiser.zero_grad(set_to_none=True)
-    precision.scale(out.loss).backward()
+    outs = []
+    for part, own in zip(ids.chunk(parts), [rng] if parts == 1 else rng.split(parts), strict=True):
+        with precision.autocast():
+            out = sampler.loss(part, own)
+        precision.scale(out.loss / parts).backward()
+        outs.append(SamplerLoss(out.loss.detach(), out.bits, out.extra))
+    out = outs[0] if parts == 1 else joined(outs)
     distributed.average_gradients(sampler.parameters())
     precision.step(optimiser)
     precision.update()
     sampler.record({k: distributed.all_gather_rows(v) for k, v in out.extra.items()})
     return out
+
+
+def joined(outs):
+    """The SamplerLosses of equal parts -> that of the whole."""
+    extra = {k: torch.cat([out.extra[k] for out in outs]) for k in outs[0].extra}
+    return SamplerLoss(torch.stack([out.loss for out in outs]).mean(), torch.cat([out.bits for out in outs]), extra)
 
 
 def warm_up(H, step):
@@ -59,10 +71,14 @@ def validate(sampler, ids, H, run, precision):
     meters = Meters(run.device)
     sampler.eval()
     for number, batch in enumerate(ids.split(H.batch_size)):
-        rng = StepRandom("validation", H.seed, number, device=run.device)
-        with precision.autocast():
-            out = sampler.loss(batch.to(run.device), rng)
-        meters.add(dict(val_loss=out.loss, val_bits=out.bits.mean()), len(batch))
+        # Each process takes some rows of each batch, as many at once as in training, with the masks that are theirs.
+        size = local_batch(H)
+        for start in range(run.rank * size, len(batch), run.world_size * size):
+            part = batch[start : start + size].to(run.device)
+            rng = StepRandom("validation", H.seed, number, device=run.device, at=(start, len(batch)))
+            with precision.autocast():
+                out = sampler.loss(part, rng)
+            meters.add(dict(val_loss=out.loss, val_bits=out.bits.mean()), len(part))
     return meters.pop_means()
 
 
@@ -114,7 +130,7 @@ def train(H):
             rng = StepRandom("sampler", H.seed, step, device=device, rank=run.rank, world_size=run.world_size)
             optimiser.param_groups[0]["lr"] = warm_up(H, step)
             sampler.train()
-            out = sampler_step(sampler, optimiser, precision, batch, rng)
+            out = sampler_step(sampler, optimiser, precision, batch, rng, H.accumulate_steps)
             if ema and step % H.steps_per_update_ema == 0:
                 ema.update()
 

@@ -26,7 +26,15 @@ from models.vqgan import VQGAN
 from utils import commands, compilation, distributed
 from utils.amp import Precision
 from utils.checkpoint import checkpoints_of
-from utils.data import batch_positions, fixed_images, one_pass, open_images, to_float, training_batches
+from utils.data import (
+    batch_positions,
+    fixed_images,
+    local_batch,
+    one_pass,
+    open_images,
+    to_float,
+    training_batches,
+)
 from utils.ema import EMA
 from utils.errors import run_main
 from utils.images import to_uint8
@@ -38,7 +46,7 @@ from utils.seed import StepRandom, derive_seed, seed_everything
 N_FOR_CODES = 256  # images for the picture of the codebook
 
 
-def generator_step(vqgan, optimiser, precision, H, x, step, rng):
+def generator_step(vqgan, optimiser, precision, H, x, step, rng, parts=1):
     """One update of the autoencoder on images x (B, C, H, W) in [0, 1].
 
     Each loss is differentiated once, down to the reconstruction; the last layer's gradients, which
@@ -46,13 +54,15 @@ def generator_step(vqgan, optimiser, precision, H, x, step, rng):
     convolution, and a single backward pass takes the weighted sum through the autoencoder. So LPIPS
     and the discriminator are back-propagated once a step, not twice.
 
+    parts: of x that go through autoencoder and LPIPS one after the other (--accumulate_steps). The discriminator,
+    whose batch norm asks for it, and the adaptive weight see all of x.
     Returns (scalars, x_hat (B, C, H, W) detached, quantizers.Quantized).
     """
     with precision.autocast():
-        x_hat, quantized = vqgan.ae(x, step=step, rng=rng)
+        x_hat, quantized = vqgan.ae(x, step=step, rng=rng, parts=parts)
         x_hat = x_hat.float()
         recon = x_hat.detach().requires_grad_()
-        nll, l1, perceptual = reconstruction_nll(x, recon, vqgan.perceptual, H.perceptual_weight)
+        nll, l1, perceptual = reconstruction_nll(x, recon, vqgan.perceptual, H.perceptual_weight, parts)
     (gradient,) = torch.autograd.grad(precision.scale(nll), recon)
     loss = nll.detach() + quantized.loss.detach()
     scalars = dict(l1=l1, perceptual=perceptual, nll_loss=nll, codebook_loss=quantized.loss)
@@ -99,7 +109,9 @@ def validate(vqgan, images, H, run, precision, step):
     meters, usage = Meters(run.device), CodeUsage(H.codebook_size, run.device)
     vqgan.eval()
     with torch.no_grad(), precision.autocast():
-        for batch, _ in one_pass(images, H.batch_size, H.num_workers):
+        for batch, _ in one_pass(images, local_batch(H), H.num_workers, shared=True):
+            if not len(batch):
+                continue
             x = to_float(batch.to(run.device))
             x_hat, quantized = vqgan.ae(x, step)
             nll, l1, perceptual = reconstruction_nll(x, x_hat.float(), vqgan.perceptual, H.perceptual_weight)
@@ -119,7 +131,9 @@ def place_codes(models, images, H, step, device):
     while sum(map(len, vectors)) < wanted:
         z = models[0].ae.encoder(to_float(next(batches)[0].to(device))).float()
         vectors.append(distributed.all_gather_rows(z).permute(0, 2, 3, 1).reshape(-1, H.emb_dim))
-    models[0].ae.quantize.place_codes(torch.cat(vectors), derive_seed("kmeans", H.seed))
+    if distributed.is_main():  # processors differ, and two k-means need not end alike
+        models[0].ae.quantize.place_codes(torch.cat(vectors), derive_seed("kmeans", H.seed))
+    distributed.tensors_from_main([models[0].ae.quantize.embedding.weight])
     share_codes(models, slice(None))
 
 
@@ -188,6 +202,8 @@ def train(H):
         fixed = fixed_images(validation or images, 16).to(device)
 
         for step, (batch, _) in run.steps(lambda start: training_batches(images, H, start)):
+            if run.due(H.steps_per_log):
+                images.share_broken()
             images.check_broken(run.say)
             x = to_float(batch.to(device, non_blocking=True)).contiguous(memory_format=memory_format(device))
             rng = StepRandom("vqgan", H.seed, step, device=device, rank=run.rank, world_size=run.world_size)
@@ -195,7 +211,9 @@ def train(H):
             if H.codebook_init == "kmeans" and step == H.codebook_init_step:
                 place_codes(models, images, H, step, device)
 
-            scalars, x_hat, quantized = generator_step(vqgan, ae_optim, precision, H, x, step, rng)
+            scalars, x_hat, quantized = generator_step(
+                vqgan, ae_optim, precision, H, x, step, rng, H.accumulate_steps
+            )
             if step > H.disc_start_step:
                 scalars.update(discriminator_step(vqgan, disc_optim, precision, H, x, x_hat, rng))
             precision.update()
@@ -216,7 +234,7 @@ def train(H):
                 run.show_bars("codebook_usage", counts.tolist(), "code", "uses in an epoch")
             if validation and run.due(H.steps_per_eval):
                 run.record(**validate(best, validation, H, run, precision, step))
-                validation.check_broken(run.say)
+                validation.check_all_broken(run.say)
             if run.due(H.steps_per_display_output) or run.due(H.steps_per_save_output):
                 best.eval()
                 with torch.no_grad(), precision.autocast():
@@ -224,9 +242,9 @@ def train(H):
                 run.show_comparison("reconstructions", fixed, recons, save=run.due(H.steps_per_save_output))
             if step == H.train_steps and H.steps_per_save_output:
                 some = fixed_images(validation or images, N_FOR_CODES).to(device)
-                codes = code_means(best.eval().ae, some, H.codebook_size, H.batch_size, precision)
+                codes = code_means(best.eval().ae, some, H, precision)
                 run.show_picture("codebook", codes.sheet(), codes.caption(), min_side=512)
-        images.check_broken(run.say)
+        images.check_all_broken(run.say)
         if run.step >= H.train_steps:
             run.conclude(("a prior over these codes", commands.after_vqgan(H, run.step)))
 

@@ -79,7 +79,7 @@ from models.canvas import sample_canvas
 from models.perceptual import find_candidates
 from models.samplers import build_sampler
 from models.vqgan import VQGAN
-from utils import compilation, prdc
+from utils import compilation, distributed, prdc
 from utils.amp import Precision, cpu_has_bf16
 from utils.checkpoint import LOGS
 from utils.data import ImageSet, one_pass
@@ -449,6 +449,10 @@ def line_of(row):
 
 
 def main(config):
+    if distributed.world_size() > 1:
+        from experiments import scaling  # which imports this module
+
+        return scaling.main(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")

@@ -46,6 +46,7 @@ import torch
 from experiments.common import dry_run_of_sampler, load_models
 from experiments.measure import Samples, compute_fid, image_features, new_folder, saving_images, write_latents
 from experiments.report import Report
+from utils import distributed
 from utils.data import open_images
 from utils.errors import UserError, run_main
 from utils.features import Inception
@@ -95,11 +96,13 @@ def main(H):
             extractor, on_ids=(lambda batch: ids.append(batch.cpu())) if H.save_latents else None,
             on_images=saving_images(new_folder(report.folder / "samples")) if H.save_images else None,
         )  # fmt: skip
+        for_kid = image_features(H, extractor, images.evenly(KID_REAL), keep=True) if H.kid and not few else real
+        if not distributed.is_main():
+            return
         if H.save_latents:
             write_latents(report.folder / "latents.pt", torch.cat(ids), models.autoencoder)
         values = dict(fid=compute_fid(real, fake))
         if H.kid:
-            for_kid = real if few else image_features(H, extractor, images.evenly(KID_REAL), keep=True)
             values.update(compute_kid(for_kid.features, fake.features))
         if H.isc:
             values.update(compute_isc(fake.logits))

@@ -42,10 +42,12 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes are 
     H = get_hparams(**COMMAND_LINE)
 
 import os
+from functools import partial
 
 from experiments.common import dry_run_of_sampler, load_models, require_size
 from experiments.measure import Samples, image_features
 from experiments.report import Report
+from utils import distributed
 from utils.data import MAX_BROKEN_SHARE, ImageSet, open_images
 from utils.errors import UsageError, UserError, run_main
 from utils.features import Inception, read_features, write_features
@@ -75,6 +77,7 @@ def fake_images(H):
     if not os.path.isdir(H.fake_images_path):
         raise UserError(f"--fake_images_path {H.fake_images_path} is not a folder")
     source = FolderImages([H.fake_images_path])
+    distributed.must_agree(source.enumeration, f"the list of images (--fake_images_path {H.fake_images_path})")
     if len(source) < H.n_samples:
         raise UserError(f"{H.fake_images_path} holds {len(source)} images; --n_samples {H.n_samples} asks for more")
     return ImageSet(source, range(H.n_samples), H.img_size, H.n_channels)
@@ -98,9 +101,10 @@ def from_file(path, n, count=None):
 
 
 def computed(path, compute):
-    """The features that compute() gives; with a path they are written there."""
-    features = compute()
-    if path:
+    """The features of the FeatureSet that compute() gives, in every process; with a path they are written there."""
+    found = compute()
+    features = distributed.tensor_from_main(found and found.features)
+    if path and distributed.is_main():
         write_features(path, features)
         say(f"features written to {path}")
     return features
@@ -125,18 +129,17 @@ def main(H):
 
         def fake_features():
             if sampling:
-                return Samples(H, models, H.n_samples).features(extractor).features
-            return image_features(H, extractor, fake_images(H), kind="fake", keep=True).features
+                return Samples(H, models, H.n_samples).features(extractor)
+            return image_features(H, extractor, fake_images(H), kind="fake", keep=True)
 
         if real is None:  # first: damaged images are found here, and samples may take hours
-            real = computed(
-                H.real_feats, lambda: image_features(H, extractor, real_images(H), keep=True).features
-            )
+            real = computed(H.real_feats, lambda: image_features(H, extractor, real_images(H), keep=True))
         if fake is None:
             fake = computed(H.fake_feats, fake_features)
         if len(real) != len(fake):
             say(f"note: {len(real)} training images stand against {len(fake)} samples")
-        values = prdc(real.to(device), fake.to(device), H.nearest_k, progress=lambda tiles: track(tiles, "distances"))
+        progress = partial(track, description="distances", each=distributed.world_size())
+        values = prdc(real.to(device), fake.to(device), H.nearest_k, progress=progress)
         report.values(
             f"{len(fake)} samples against {len(real)} training images of '{H.dataset}', k = {H.nearest_k}",
             dict(values, samples=len(fake), training_images=len(real)),

@@ -50,7 +50,7 @@ import math
 import torch
 
 from experiments.common import encode_batch, load_models
-from experiments.measure import batches_of, compute_fid, image_features, new_folder, saving_images, watched
+from experiments.measure import compute_fid, each_image, image_features, new_folder, saving_images
 from experiments.pictures import CodeMeans
 from experiments.report import Report
 from models.autoencoder import VQAutoEncoder
@@ -58,6 +58,7 @@ from models.load import load_lpips
 from models.perceptual import lpips_input
 from models.quantizers import usage_figures
 from models.summary import describe_autoencoder, print_dry_run
+from utils import distributed
 from utils.data import open_images, to_float
 from utils.errors import UserError, run_main
 from utils.features import Inception, collect
@@ -78,7 +79,7 @@ class Reconstructor:
         self.models, self.lpips = models, lpips
         self.latent_shape = H.latent_shape[1:]
         self.meters, self.usage = Meters(models.device), CodeUsage(H.codebook_size, models.device)
-        self.codes, self.shown = CodeMeans(H.codebook_size), []
+        self.codes = CodeMeans(H.codebook_size, H.n_channels, H.img_size // self.latent_shape[0], models.device)
 
     @torch.no_grad()
     def __call__(self, x):
@@ -97,14 +98,32 @@ class Reconstructor:
         if self.lpips is not None:
             errors["lpips"] = self.lpips(lpips_input(a), lpips_input(b)).mean()
         self.meters.add(errors, len(x))
-        if sum(len(x) for x, _ in self.shown) < N_SHOWN:
-            self.shown.append((x.cpu(), x_hat.cpu()))
         return x_hat
 
-    def picture(self):
-        """The first originals beside their reconstructions and the difference."""
-        left, right = (torch.cat(side)[:N_SHOWN] for side in zip(*self.shown, strict=True))
-        return sheet(triples(left, right), **TRIPLES)
+
+def features_of_reconstructions(H, images, reconstruct, extractor, save):
+    """The FeatureSet of an ImageSet's reconstructions, and the first images, theirs and the difference as one picture;
+    None twice on other than the main process. save: called with each batch of reconstructions, or None."""
+    shown, sent = [], 0
+
+    def work(x):
+        nonlocal sent
+        x_hat, show, sent = reconstruct(x), sent < N_SHOWN, sent + len(x)
+        return *extractor(x_hat), x if show else None, x_hat.cpu() if show or save else None
+
+    def watched():
+        for *pair, x, x_hat in each_image(images, H, work, "reconstructing"):
+            if save:
+                save(x_hat)
+            if x is not None:
+                shown.append((x, x_hat))
+            yield pair
+
+    found = collect(watched(), "reconstructions")
+    if found is None:
+        return None, None
+    left, right = (torch.cat(side)[:N_SHOWN] for side in zip(*shown, strict=True))
+    return found, sheet(triples(left, right), **TRIPLES)
 
 
 def find_lpips(H, autoencoder, device):
@@ -130,14 +149,16 @@ def main(H):
     reconstruct = Reconstructor(H, models, find_lpips(H, models.autoencoder, device))
     with Report(H, device, autoencoder=models.autoencoder) as report:
         save = saving_images(new_folder(report.folder / "reconstructions")) if H.save_images else None
-        batches = watched(map(reconstruct, batches_of(images, H, "reconstructing")), save)
-        fake = collect(extractor, batches, "reconstructions")
+        fake, picture = features_of_reconstructions(H, images, reconstruct, extractor, save)
         real = image_features(H, extractor, images)
+        errors, usage = reconstruct.meters.pop_means(), usage_figures(reconstruct.usage.pop_counts())
+        reconstruct.codes.share()
+        if not distributed.is_main():
+            return
         values = dict(
-            rfid=compute_fid(real, fake), **reconstruct.meters.pop_means(),
-            **usage_figures(reconstruct.usage.pop_counts()), codebook_size=H.codebook_size, images=fake.count,
-        )  # fmt: skip
-        path = report.picture("reconstructions", reconstruct.picture(), SAYS_TRIPLES)
+            rfid=compute_fid(real, fake), **errors, **usage, codebook_size=H.codebook_size, images=fake.count
+        )
+        path = report.picture("reconstructions", picture, SAYS_TRIPLES)
         report.picture("codebook", reconstruct.codes.sheet(), reconstruct.codes.caption(), 512)
         report.values(
             f"reconstructions of {fake.count} images ('{H.split}') of '{H.dataset}'; {path}", values,

@@ -67,6 +67,7 @@ import torch
 from experiments.common import check_autoencoder, dry_run_of_sampler, encode_batch, load_models
 from experiments.report import Report
 from models.losses import gaussian_nll
+from utils import distributed
 from utils.data import one_pass, open_images, to_float, training_batches
 from utils.errors import UserError, run_main
 from utils.io import read_json
@@ -88,6 +89,7 @@ def fit_step(models, optimiser, x, latent_shape):
     loss = gaussian_nll(x, mean.float(), head(features.float())).mean() / x[0].numel()
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
+    distributed.average_gradients(head.parameters())
     torch.nn.utils.clip_grad_norm_(head.parameters(), CLIP_NORM)
     optimiser.step()
     return loss.detach()
@@ -103,23 +105,36 @@ class Evaluation:
     @torch.no_grad()
     def run(self):
         """{name: value}, means over the images with their standard errors (`_se`)."""
-        H, model = self.H, self.models.autoencoder.model
         nats_x, nats_z = [], []
         with Progress(len(self.images), "evaluating", "img") as progress:
-            for number, (x, _) in enumerate(one_pass(self.images, H.batch_size, H.num_workers)):
-                x = to_float(x.to(self.models.device))
-                ids = encode_batch(model, x, self.models.precision)
-                with self.models.precision.autocast():
-                    mean, logsigma = model.generator.distribution(model.embed(ids, *H.latent_shape[1:]))
-                    if self.nats_z is None:
-                        rng = StepRandom("elbo", H.seed, number, device=self.models.device)
-                        prior = self.models.sampler.model
-                        nats_z.append(prior.nll(ids, rng, H.elbo_passes, progress.within(len(x))).cpu().double())
-                nats_x.append(gaussian_nll(x, mean.float(), logsigma.float()).cpu().double())
-                progress.update(len(x))
+            for of_x, of_z in distributed.in_order(self._share(progress)):
+                nats_x.append(of_x)
+                nats_z.append(of_z)
+                progress.update(len(of_x))
+        nothing = torch.empty(0, dtype=torch.float64)  # on other than the main process
         if self.nats_z is None:
-            self.nats_z = torch.cat(nats_z)
-        return self.figures(torch.cat(nats_x), self.nats_z)
+            self.nats_z = torch.cat([nothing, *nats_z])
+        return distributed.from_main(lambda: self.figures(torch.cat([nothing, *nats_x]), self.nats_z))
+
+    def _share(self, progress):
+        """Of this process's batches: both parts (B,) in nats; of the second None where it is known."""
+        H, device, precision = self.H, self.models.device, self.models.precision
+        model, prior = self.models.autoencoder.model, self.models.sampler.model
+        world = distributed.world_size()
+        for turn, (x, _) in enumerate(one_pass(self.images, H.batch_size, H.num_workers, shared=True)):
+            number = turn * world + distributed.rank()
+            if not len(x):
+                yield None
+                continue
+            x = to_float(x.to(device))
+            ids = encode_batch(model, x, precision)
+            of_z = None
+            with precision.autocast():
+                mean, logsigma = model.generator.distribution(model.embed(ids, *H.latent_shape[1:]))
+                if self.nats_z is None:
+                    rng, passes = StepRandom("elbo", H.seed, number, device=device), progress.within(len(x) * world)
+                    of_z = prior.nll(ids, rng, H.elbo_passes, passes).cpu().double()
+            yield gaussian_nll(x, mean.float(), logsigma.float()).cpu().double(), of_z
 
     def figures(self, nats_x, nats_z):
         """Both parts (N,) in nats of the density of images in [0, 1] -> the figures to report."""
@@ -171,7 +186,7 @@ def main(H):
 
         def evaluate(step):
             figures = evaluation.run()
-            val_images.check_broken(run.say)
+            val_images.check_all_broken(run.say)
             report.values(
                 f"{len(evaluation.nats_z)} validation images of '{H.dataset}', logsigma fitted for {step} steps, "
                 f"{H.n_bits}-bit images", figures, step=step, images=len(evaluation.nats_z),
@@ -180,6 +195,8 @@ def main(H):
 
         for step, (x, _) in run.steps(lambda start: training_batches(images, H, start)):
             loss = fit_step(models, optimiser, to_float(x.to(run.device)), H.latent_shape[1:])
+            if run.due(H.steps_per_log):
+                images.share_broken()
             images.check_broken(run.say)
             run.report(loss=loss)
             if run.due(H.steps_per_eval) and step < H.train_steps:

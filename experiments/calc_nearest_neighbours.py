@@ -51,6 +51,7 @@ from experiments.common import decoded_batches, dry_run_of_sampler, load_models,
 from experiments.report import Report
 from models.load import load_lpips
 from models.perceptual import find_candidates, nearest_of
+from utils import distributed
 from utils.data import one_pass, open_images, to_float
 from utils.decoding import decode
 from utils.errors import UserError, run_main
@@ -91,16 +92,20 @@ def read_again(images, i):
 
 
 def search(H, lpips, images, queries, device):
-    """Queries uint8 (Q, C, H, W) -> of each a list of (distance, index) of its nearest images in an ImageSet."""
+    """Queries uint8 (Q, C, H, W) -> of each a list of (distance, index) of its nearest images in an ImageSet. Of
+    several processes the main one has the lists."""
 
     groups = queries.split(H.query_batch)
 
+    world = distributed.world_size()
+
     def batches(progress):
-        for x, indices in one_pass(images, H.batch_size, H.num_workers):
-            yield to_float(x.to(device)), indices
-            progress.update(len(x))
+        """This process's share of the images."""
+        for x, indices in one_pass(images, H.batch_size, H.num_workers, shared=True):
+            if len(x):
+                yield to_float(x.to(device)), indices
+            progress.update(len(x) * world)
             images.check_broken(say)
-        images.check_broken(say)  # when there was no batch at all
 
     candidates = []
     embedding = partial(track, description="embedding queries", unit="query")
@@ -108,11 +113,15 @@ def search(H, lpips, images, queries, device):
         for group in groups:
             group = to_float(group.to(device))
             candidates += find_candidates(lpips, group, batches(progress), H.n_neighbours, embedding).tolist()
-    return [
-        nearest_of(lpips, to_float(query.to(device)), near, lambda i: to_float(read_again(images, i).to(device)),
-                   H.n_neighbours)
-        for query, near in track(zip(queries, candidates), "measuring the nearest", len(queries), "query")
-    ]  # fmt: skip
+            images.check_all_broken(say)
+
+    def measure():
+        own = list(zip(queries, candidates, strict=True))[distributed.rank() :: world]
+        for query, near in track(own, "measuring the nearest", unit="query", each=world):
+            yield nearest_of(lpips, to_float(query.to(device)), near,
+                             lambda i: to_float(read_again(images, i).to(device)), H.n_neighbours)  # fmt: skip
+
+    return list(distributed.in_order(measure()))
 
 
 def draw_rows(queries, rows, images):
@@ -122,6 +131,13 @@ def draw_rows(queries, rows, images):
     left, right = sheet(left, 1), sheet(right, len(rows[0]))
     gap = torch.full((*left.shape[:2], left.shape[2] // 4), 255, dtype=torch.uint8)
     return torch.cat((left, gap, right), 2)
+
+
+def drawn_queries(H, models):
+    """Samples, uint8 (n_samples, C, H, W), in every process."""
+    share = sample_batches(models.sampler.model, H.n_samples, H, models.precision, models.device)
+    images = list(distributed.in_order(x.cpu() for x in decoded_batches(share, H, models)))
+    return distributed.tensor_from_main(torch.cat(images) if images else None)
 
 
 def main(H):
@@ -136,9 +152,10 @@ def main(H):
     with Report(H, device, **about) as report:
         if models is not None:
             names = list(range(H.n_samples))
-            ids = sample_batches(models.sampler.model, H.n_samples, H, models.precision, models.device)
-            queries = torch.cat([x.cpu() for x in decoded_batches(ids, H, models)])
+            queries = drawn_queries(H, models)
         rows = search(H, lpips, images, queries, device)
+        if not distributed.is_main():
+            return
         found = [
             dict(query=name, neighbours=[
                 dict(index=i, name=images.source.name(images.indices[i]), distance=distance) for distance, i in row

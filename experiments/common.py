@@ -79,21 +79,27 @@ def cached_codes(H, images, split, autoencoder, precision, device, say, flip=Fal
     """
     header = dict(
         format=codes.FORMAT, dataset=H.dataset, split=split, flip=flip, autoencoder=autoencoder.hash,
-        latent_shape=H.latent_shape, images=images.identity(), precision=precision.describe(),
+        latent_shape=H.latent_shape, images=distributed.from_main(images.identity), precision=precision.describe(),
     )  # fmt: skip
 
     what = f"encoding {split} images" + (" (mirrored)" if flip else "")
-    progress = Progress(len(images), what, "img", enabled=distributed.is_main(), lazy=True)
+    progress = Progress(len(images), what, "img", lazy=True)
+
+    def encode_share(positions):
+        for x, _ in one_pass(images, H.batch_size, H.num_workers, flip, positions, shared=True):
+            images.check_broken(say)
+            if not len(x):
+                yield None
+                continue
+            yield encode_batch(autoencoder.model, to_float(x.to(device)), precision).to(torch.int16).cpu()
 
     def encode(positions):
         progress.skip_to(positions.start)
         parts = [torch.empty(0, H.block_size, dtype=torch.int16)]  # of some thousand images all may be broken
-        for x, _ in one_pass(images, H.batch_size, H.num_workers, flip, positions):
-            ids = encode_batch(autoencoder.model, to_float(x.to(device)), precision)
-            parts.append(ids.to(torch.int16).cpu())
-            progress.update(len(x))
-            images.check_broken(say)
-        images.check_broken(say)  # when there was no batch at all
+        for ids in distributed.in_order(encode_share(positions)):
+            parts.append(ids)
+            progress.update(len(ids))
+        images.check_all_broken(say)
         return torch.cat(parts)
 
     with progress:
@@ -122,22 +128,23 @@ def decoded_batches(id_batches, H, models):
 
 
 def sample_batches(sampler, n, H, precision, device, first=0):
-    """Yield ids (b, L) for samples first .. first+n-1; each a function of (--seed, its number) alone."""
+    """Yield ids (b, L) for samples first .. first+n-1, each a function of (--seed, its number) alone: this process's
+    share of them, as utils.distributed.in_order puts together."""
+    own = list(distributed.turns(first, n, H.batch_size))
+    numbers = [i for some, _ in own for i in some]
 
-    def draw(numbers):
-        return sample_uniforms(H.seed, [first + i for i in numbers], sampler.draws_per_sample(), device)
+    def draw(rows):
+        return sample_uniforms(H.seed, [numbers[i] for i in rows], sampler.draws_per_sample(), device)
 
     if compilation.pays(H.compile, device, n >= compilation.MANY_SAMPLES):
         compilation.compile_parts(H.compile, sampler.parts_to_compile())
-    with Progress(n, "sampling", "img", enabled=distributed.is_main()) as progress:
-        batches = sampler.sample_many(draw, n, H.batch_size, H.temp, progress)
-        while True:
+    with Progress(n, "sampling", "img", workers=distributed.world_size()) as progress:
+        batches = sampler.sample_many(draw, len(numbers), len(own[0][0]) if own else 1, H.temp, progress)
+        for _, of_all in own:
             with precision.autocast():  # not while others work on what is yielded
-                ids = next(batches, None)
-            if ids is None:
-                return
+                ids = next(batches)
             yield ids
-            progress.update(len(ids))
+            progress.update(of_all)
 
 
 def dry_run_of_sampler(H):

@@ -61,25 +61,26 @@ from experiments.common import dry_run_of_sampler, load_models
 from experiments.report import Report
 from models.canvas import sample_canvas
 from models.tiles import decode_tiled
+from utils import distributed
 from utils.images import to_uint8
 from utils.progress import track
 from utils.seed import derive_seed, sample_uniforms
 
 
 def canvases(H, models):
-    """Yield n_samples canvases of codes one by one, (h, w) int64, none smaller than in training."""
+    """Yield batches of canvases of codes, (b, h, w) int64, none smaller than in training; n_samples altogether, of
+    which this is the process's share."""
     window = H.latent_shape[1:]
     shape = tuple(map(max, H.shape, window))
-    for first in range(0, H.n_samples, H.batch_size):
-        numbers = range(first, min(first + H.batch_size, H.n_samples))
+    for numbers, of_all in distributed.turns(0, H.n_samples, H.batch_size):
         u = sample_uniforms(H.seed, numbers, shape, models.device)
         order_u = sample_uniforms(derive_seed("order", H.seed), numbers, shape, models.device)
         order = order_u if H.order == "random" else None
-        progress = partial(track, description=f"canvases {first} to {numbers[-1]}", unit="step")
+        what = f"canvases {numbers[0]} to {numbers[0] + of_all - 1}"  # the main process has the first of each turn
+        progress = partial(track, description=what, unit="step")
         with models.precision.autocast():
-            ids = sample_canvas(models.sampler.model, u, window, H.temp, H.window_batch, progress, order,
+            yield sample_canvas(models.sampler.model, u, window, H.temp, H.window_batch, progress, order,
                                 H.cells_per_step)  # fmt: skip
-        yield from ids
 
 
 @torch.no_grad()
@@ -102,11 +103,16 @@ def main(H):
     next(models.sampler.model.children()).register_forward_pre_hook(lambda net, args: windows.append(len(args[0])))
     start = time.monotonic()
     with Report(H, models.device, autoencoder=models.autoencoder, sampler=models.sampler) as report:
-        for number, ids in enumerate(canvases(H, models)):
-            report.picture(f"big_{H.shape[0]}x{H.shape[1]}_{number}", decode_canvas(H, models, ids))
+        share = ([decode_canvas(H, models, canvas) for canvas in ids] for ids in canvases(H, models))
+        number = 0
+        for pictures in distributed.in_order(share):
+            for picture in pictures:
+                report.picture(f"big_{H.shape[0]}x{H.shape[1]}_{number}", picture)
+                number += 1
+        passes, windows = distributed.all_reduce_sum(torch.tensor([len(windows), sum(windows)])).tolist()
         report.values("larger images", {
             "shape": f"{H.shape[0]} x {H.shape[1]}", "pictures": H.n_samples, "seconds": time.monotonic() - start,
-            "network passes": len(windows), "windows": sum(windows),
+            "network passes": passes, "windows": windows,
         })  # fmt: skip
 
 

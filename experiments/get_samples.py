@@ -51,12 +51,25 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes are 
 
 import torch
 
-from experiments.common import decoded_batches, dry_run_of_sampler, load_models, sample_batches
-from experiments.measure import watched, write_latents
+from experiments.common import decode_batch, dry_run_of_sampler, load_models, sample_batches
+from experiments.measure import write_latents
 from experiments.pictures import show_denoising
 from experiments.report import Report
+from utils import distributed
 from utils.features import regroup
 from utils.images import sheet
+
+
+def drawn_images(H, models, n, first, keep):
+    """Samples in order, uint8 (b, C, H, W) on the CPU. keep(ids) is called with the codes of each batch."""
+
+    def share():
+        for ids in sample_batches(models.sampler.model, n, H, models.precision, models.device, first):
+            yield ids.cpu(), decode_batch(models.autoencoder.model, ids, H, models.precision).cpu()
+
+    for ids, images in distributed.in_order(share()):
+        keep(ids)
+        yield images
 
 
 def main(H):
@@ -66,19 +79,16 @@ def main(H):
     ids = []
     start = time.monotonic()
     with Report(H, models.device, autoencoder=models.autoencoder, sampler=models.sampler) as report:
-        drawn = sample_batches(models.sampler.model, n, H, models.precision, models.device, H.first_sample)
-        drawn = watched(drawn, (lambda batch: ids.append(batch.cpu())) if H.save_latents or H.show_steps else None)
-        images = decoded_batches(drawn, H, models)
         number = H.first_sample
-        for group in regroup((x.cpu() for x in images), 1 if single else SHEET):
+        for group in regroup(drawn_images(H, models, n, number, ids.append), 1 if single else SHEET):
             if single:
                 report.picture(f"sample_{number}", group[0], min_side=1, shown="sample")
             else:
                 report.picture(f"samples_{number}-{number + SHEET - 1}", sheet(group, 5), shown="samples")
             number += len(group)
-        if H.show_steps:
+        if H.show_steps and distributed.is_main():
             show_denoising(report, H, models, torch.cat(ids)[:SHEET], H.first_sample)
-        if H.save_latents:
+        if H.save_latents and distributed.is_main():
             write_latents(report.folder / "latents.pt", torch.cat(ids), models.autoencoder)
         seconds = time.monotonic() - start
         report.values(f"samples in {report.folder / 'images'}",

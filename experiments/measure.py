@@ -5,36 +5,44 @@ import itertools
 
 import torch
 
-from experiments.common import decoded_batches, sample_batches
-from utils import features
+from experiments.common import decode_batch, sample_batches
+from utils import distributed, features
 from utils.data import one_pass
 from utils.errors import UserError
-from utils.features import collect, is_plain, regroup, tensor_of_npy
+from utils.features import collect, is_plain, tensor_of_npy
 from utils.images import save_png
 from utils.io import hash_tensors, load_tensors, save_tensors
-from utils.progress import Progress, say, track
+from utils.progress import Progress, say
 
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def batches_of(images, H, what):
-    """Every decodable image of an ImageSet once, uint8 (B, C, H, W); broken ones are named. what: beside the bar."""
-    with Progress(len(images), what, "img") as progress:
-        for x, _ in one_pass(images, H.feature_batch, H.num_workers):
+def each_image(images, H, work, what):
+    """work(x) of every decodable image of an ImageSet once, uint8 x (B, C, H, W), shared out and in order as
+    utils.distributed.in_order says. work gives a tuple of CPU tensors of B rows. Broken images are named. what:
+    beside the bar.
+    """
+
+    def share():
+        for x, _ in one_pass(images, H.feature_batch, H.num_workers, shared=True):
             images.check_broken(say)
-            yield x
-            progress.update(len(x))
-    images.check_broken(say)  # when there was no batch at all
+            yield work(x) if len(x) else None
+
+    with Progress(len(images), what, "img") as progress:
+        for result in distributed.in_order(share()):
+            yield result
+            progress.update(len(result[0]))
+    images.check_all_broken(say)
 
 
 def image_features(H, extractor, images, kind="real", keep=False):
     """The FeatureSet of an ImageSet, from the cache or computed now. kind: 'real' or 'fake'."""
-    header = dict(kind=kind, **extractor.identity, images=images.identity())
-    if features.cache_path(dict(header, keep=True)).is_file():
+    header = dict(kind=kind, **extractor.identity, images=distributed.from_main(images.identity))
+    if distributed.from_main(features.cache_path(dict(header, keep=True)).is_file):
         keep = True  # more than was asked for
     what = f"features of {kind} images"
     return features.cached(
-        dict(header, keep=keep), lambda: collect(extractor, batches_of(images, H, what), what, keep), say
+        dict(header, keep=keep), lambda: collect(each_image(images, H, extractor, what), what, keep), say
     )
 
 
@@ -46,11 +54,15 @@ class Samples:
         self.ids = None if latents_path is None else read_latents(latents_path, n, H, models.autoencoder)
 
     def id_batches(self):
-        """Yield ids (b, L), n rows altogether."""
+        """Yield ids (b, L), n rows altogether: this process's share of them, as in sample_batches."""
         H, models = self.H, self.models
-        if self.ids is not None:
-            return track(self.ids.split(H.batch_size), "decoding")
-        return sample_batches(models.sampler.model, self.n, H, models.precision, models.device)
+        if self.ids is None:
+            yield from sample_batches(models.sampler.model, self.n, H, models.precision, models.device)
+            return
+        with Progress(self.n, "decoding", "img") as progress:
+            for rows, of_all in distributed.turns(0, self.n, H.batch_size):
+                yield self.ids[rows.start : rows.stop]
+                progress.update(of_all)
 
     def header(self):
         """For the keys of caches: all that the samples depend on."""
@@ -70,26 +82,32 @@ class Samples:
         on_ids, on_images: called with each batch on its way; with either, the samples are drawn in any case.
         """
 
+        model, device = self.models.autoencoder.model, self.models.device
+
+        def share():
+            for ids in self.id_batches():
+                images = decode_batch(model, ids.to(device), self.H, self.models.precision)
+                pieces = zip(*map(extractor, images.split(self.H.feature_batch)), strict=True)
+                yield *map(torch.cat, pieces), ids.cpu() if on_ids else None, images.cpu() if on_images else None
+
+        def watched():
+            for *pair, ids, images in distributed.in_order(share()):
+                if on_ids:
+                    on_ids(ids)
+                if on_images:
+                    on_images(images)
+                yield pair
+
         def compute():
-            id_batches = watched(self.id_batches(), on_ids)
-            images = watched(decoded_batches(id_batches, self.H, self.models), on_images)
-            batches = regroup(images, self.H.feature_batch)
-            return collect(extractor, batches, "features of samples", keep=True, logits=True)
+            return collect(watched(), "features of samples", keep=True, logits=True)
 
         header = dict(kind="samples", **extractor.identity, **self.header())
         if not (on_ids or on_images):
             return features.cached(header, compute, say)
         found = compute()
-        features.store(header, found, say)
+        if distributed.is_main():
+            features.store(header, found, say)
         return found
-
-
-def watched(batches, look):
-    """The batches; look(batch) is called with each of them."""
-    for batch in batches:
-        if look:
-            look(batch)
-        yield batch
 
 
 def write_latents(path, ids, autoencoder):
@@ -139,7 +157,10 @@ def compute_fid(real, fake):
 
 
 def new_folder(path):
-    """A folder for this run's images alone: what an earlier run left there must not be taken for them."""
+    """A folder for this run's images alone: what an earlier run left there must not be taken for them. (The main
+    process alone looks, and writes.)"""
+    if not distributed.is_main():
+        return path
     if path.exists() and any(path.iterdir()):
         raise UserError(f"{path} holds images of an earlier run: remove it, or give another --log_dir")
     path.mkdir(parents=True, exist_ok=True)

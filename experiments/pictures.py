@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from models.samplers.trace import canvases
-from utils.data import to_float
+from utils import distributed
+from utils.data import local_batch, to_float
 from utils.grids import fitted, labelled, write_gif, write_picture
 from utils.images import enlarge, sheet, to_pillow, to_uint8
 from utils.seed import sample_uniforms
@@ -71,22 +72,26 @@ class CodeMeans:
     (A code decoded alone says little: the decoder has never seen a canvas of one code.)
     """
 
-    def __init__(self, codebook_size):
-        self.counts = torch.zeros(codebook_size, dtype=torch.int64)
-        self.sums = None
+    def __init__(self, codebook_size, n_channels, cell, device):
+        """cell: side of a code's cell in pixels."""
+        self.cell, self.half = cell, cell // 2
+        side = cell + 2 * self.half
+        self.shape = (n_channels, side, side)
+        self.counts = torch.zeros(codebook_size, dtype=torch.int64, device=device)
+        self.sums = torch.zeros(codebook_size, math.prod(self.shape), device=device)
 
     def add(self, x, ids):
         """Images in [0, 1], (B, C, H, W), and their codes (B, L)."""
-        cell = math.isqrt(x[0, 0].numel() // ids.shape[1])
-        half, side = cell // 2, cell + 2 * (cell // 2)
-        patches = F.unfold(F.pad(x, (half,) * 4, mode="replicate"), side, stride=cell)  # (B, C side^2, L)
+        padded = F.pad(x, (self.half,) * 4, mode="replicate")
+        patches = F.unfold(padded, self.shape[1], stride=self.cell)  # (B, C side^2, L)
         patches, ids = patches.transpose(1, 2).flatten(0, 1), ids.flatten()
-        if self.sums is None:
-            self.shape = (x.shape[1], side, side)
-            self.sums = patches.new_zeros(len(self.counts), patches.shape[1])
-            self.counts = self.counts.to(x.device)
         self.sums.index_add_(0, ids, patches)
         self.counts.index_add_(0, ids, torch.ones_like(ids))
+
+    def share(self):
+        """Add up what the processes of a job have seen. Called by all of them."""
+        distributed.all_reduce_sum(self.sums)
+        distributed.all_reduce_sum(self.counts)
 
     def sheet(self):
         """One picture, uint8 (C, h, w): the codes that are used, most used first, then white for the others."""
@@ -101,10 +106,10 @@ class CodeMeans:
 
 
 @torch.no_grad()
-def code_means(ae, images, codebook_size, batch_size, precision):
+def code_means(ae, images, H, precision):
     """CodeMeans of images, uint8 (N, C, H, W) on the autoencoder's device."""
-    means = CodeMeans(codebook_size)
-    for batch in images.split(batch_size):
+    means = CodeMeans(H.codebook_size, H.n_channels, H.img_size // H.latent_shape[1], images.device)
+    for batch in images.split(local_batch(H)):
         x = to_float(batch)
         with precision.autocast():
             ids = ae.encode(x)

@@ -1,4 +1,5 @@
-"""What an experiment found: a table on the terminal, a line of metrics.jsonl, pictures, the dashboard."""
+"""What an experiment found: a table on the terminal, a line of metrics.jsonl, pictures, the dashboard. Of several
+processes the main one reports; to the others nothing is to do."""
 
 import contextlib
 import json
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from utils import commands
+from utils import commands, distributed
 from utils.checkpoint import LOGS
 from utils.dashboard import Dashboard
 from utils.images import enlarge, save_png
@@ -27,9 +28,11 @@ class Report:
         self.H, self.device = H, device
         self.folder, self.pictures = Path(LOGS, H.log_dir), 0
         self.checkpoints = {name: dict(path=m.path, hash=m.hash) for name, m in models.items() if m is not None}
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.is_main = distributed.is_main()
+        if self.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.dashboard = dashboard or Dashboard(
-            H.visdom_server, H.visdom_port, H.log_dir, enabled=not H.no_visdom, warn=say,
+            H.visdom_server, H.visdom_port, H.log_dir, enabled=self.is_main and not H.no_visdom, warn=say,
             plan=("results", "properties"),
         )  # fmt: skip
         self.dashboard.properties(dict(sorted(H.to_dict().items(), key=lambda item: item[0] not in H.explicit)))
@@ -40,7 +43,9 @@ class Report:
     def __exit__(self, kind, *_):
         self.dashboard.close()
         if kind is None:
-            self.conclude()
+            if self.is_main:
+                self.conclude()
+            distributed.cleanup()
 
     def conclude(self):
         """The last lines: what was written, and how to look at it."""
@@ -50,6 +55,8 @@ class Report:
     def values(self, title, values, **about):
         """Print {name: number or text} as a table, and append it to logs/<log_dir>/metrics.jsonl with every
         argument, the checkpoints' hashes and `about` (JSON values). name_se: the standard error of name."""
+        if not self.is_main:
+            return
         shown = {name: _shown(value) for name, value in values.items() if not name.endswith("_se")}
         for name in shown:
             if f"{name}_se" in values:
@@ -75,6 +82,8 @@ class Report:
         """Save uint8 (C, h, w) as logs/<log_dir>/images/<name>.png, small ones enlarged, and show it on the
         dashboard in the pane `shown` (default: one of its own). Returns the path."""
         path = self.folder / "images" / f"{name}.png"
+        if not self.is_main:
+            return path
         self.pictures += 1
         save_png(path, picture, min_side)
         self.dashboard.image(shown or name, enlarge(picture, 256).expand(3, -1, -1).numpy(), caption or name)

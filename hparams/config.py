@@ -40,7 +40,8 @@ class RunConfig:
     resume: bool = opt(False, "continue --log_dir from its newest complete checkpoint, exactly where it was")
     seed: int = opt(0, "seed of everything random", min=0, max=2**63 - 1)
     device: str = opt("auto", "where to compute", choices=["auto", "cpu", "cuda", "mps"])
-    num_workers: int = opt(None, "processes that decode images (default: one a core, at most 8)", min=0, max=1024)
+    num_workers: int = opt(None, "processes that decode images, for each of torchrun's (default: all together one a "
+                           "core, at most 8)", min=0, max=1024)  # fmt: skip
     cache_images: bool = opt(False, "keep the decoded, resized images in one file under packed/, and train from that")
     dry_run: bool = opt(False, "print the resolved configuration and the model's size and cost, then stop")
 
@@ -50,8 +51,11 @@ class TrainConfig:
     """training"""
 
     train_steps: int = opt(100_000_000, "train up to and including this step", min=1)
-    batch_size: int = opt(None, "images (or code sequences) a step (default: 3 for the VQGAN, 20 for samplers)",
+    batch_size: int = opt(None, "images (or code sequences) a step, of all processes together (default: 3 for the "
+                          "VQGAN, 20 for samplers)",
                           min=1, max=1_000_000)  # fmt: skip
+    accumulate_steps: int = opt(1, "parts in which a process takes its share of a batch through memory, one after the "
+                                "other; the result is the whole batch's", min=1, max=1_000_000)  # fmt: skip
     lr: float = opt(None, "learning rate (default: base_lr x batch_size for the VQGAN; samplers 2e-4, ffhq 1e-4)",
                     above=0.0)  # fmt: skip
     amp: bool = opt(False, "mixed precision")
@@ -170,10 +174,10 @@ OF_VQGAN_TRAINING = (
 )  # fmt: skip
 OF_SAMPLING = ("temp", "sample_steps", "sample_type")
 OF_TRAINING = (
-    *OF_VQGAN_TRAINING, "load_optim", "resume", "train_steps", "lr", "ema_beta", "steps_per_update_ema",
-    "steps_per_log", "steps_per_display_output", "steps_per_save_output", "steps_per_checkpoint", "keep_checkpoints",
-    "save_individually", "visdom_compare", "horizontal_flip", "embd_pdrop", "attn_pdrop", "resid_pdrop", "loss_type",
-    "warmup_iters",
+    *OF_VQGAN_TRAINING, "load_optim", "resume", "train_steps", "accumulate_steps", "lr", "ema_beta",
+    "steps_per_update_ema", "steps_per_log", "steps_per_display_output", "steps_per_save_output",
+    "steps_per_checkpoint", "keep_checkpoints", "save_individually", "visdom_compare", "horizontal_flip", "embd_pdrop",
+    "attn_pdrop", "resid_pdrop", "loss_type", "warmup_iters",
 )  # fmt: skip
 
 # What --help shows beside the required flags and a script's own, by kind of script; --help_all shows all.

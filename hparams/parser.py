@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 
 from utils.errors import printable
+from utils.job import first_to_tell
 
 LINE = 65  # characters of help beside a flag, where a line has 100
 OTHERS = "others"
@@ -29,7 +30,8 @@ class Parser(argparse.ArgumentParser):
     """argparse with one-line errors that suggest what was meant."""
 
     def error(self, message):
-        print(f"{self.prog}: error: {printable(' '.join(str(message).splitlines()))}", file=sys.stderr)
+        if first_to_tell():
+            print(f"{self.prog}: error: {printable(' '.join(str(message).splitlines()))}", file=sys.stderr)
         raise SystemExit(2)
 
     def parse(self, argv):

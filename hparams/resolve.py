@@ -24,6 +24,7 @@ from hparams.sources import (
 )
 from utils.address import server_address
 from utils.errors import UsageError, quit_quietly_at_interrupt
+from utils.job import is_main, local_size, world_size
 
 
 class Hparams(SimpleNamespace):
@@ -67,10 +68,12 @@ def get_hparams(family, description, argv=None, extra=(), reads=(), settle=None,
             _require_loaded(vars(H))
         if settle:
             settle(H)
+        if "train_steps" not in idle:
+            _check_shares(H, 1 if "accumulate_steps" in idle else H.accumulate_steps)
     except UsageError as error:
         parser.error(str(error))
     H.script = script or Path(sys.argv[0]).stem
-    if os.environ.get("RANK", "0") == "0":
+    if is_main():
         for note in notes(H, flags, idle):
             print(f"note: {note}", file=sys.stderr)
     return H
@@ -205,7 +208,7 @@ def _derive(H, family):
         H.attn_resolutions = [side]
     if H.num_workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        H.num_workers = min(8, cores)
+        H.num_workers = min(8, max(1, cores // local_size()))
     if H.lr is None:
         H.lr = H.base_lr * H.batch_size
         if H.lr == math.inf:
@@ -257,6 +260,16 @@ def _check_training_of_vqgan(H):
         )
     if H.img_size >> H.disc_layers < 3:  # two more convolutions take a pixel each
         raise UsageError(f"--disc_layers {H.disc_layers} is too many for --img_size {H.img_size}")
+
+
+def _check_shares(H, parts):
+    """Every process takes as much of a batch as the others, and every part of it."""
+    processes = world_size()
+    if H.batch_size % (processes * parts):
+        by = [f"{processes} processes"] * (processes > 1) + [f"--accumulate_steps {parts}"] * (parts > 1)
+        raise UsageError(
+            f"--batch_size {H.batch_size} (of all processes together) is not divisible by {' times '.join(by)}"
+        )
 
 
 def _check_codes(H):

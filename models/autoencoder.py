@@ -6,6 +6,7 @@ Shapes: B images, C image channels, h x w latents, E = emb_dim, K = codebook_siz
 from torch import nn
 
 from models.layers import AttnBlock, Downsample, ResBlock, Upsample, conv3x3, group_norm, run_blocks
+from models.parts import in_parts
 from models.quantizers import build_quantizer
 
 
@@ -88,12 +89,14 @@ class VQAutoEncoder(nn.Module):
         self.quantize = build_quantizer(H)
         self.generator = Generator(**shape)
 
-    def forward(self, x, step=None, rng=None):
+    def forward(self, x, step=None, rng=None, parts=1):
         """Reconstruct. x (B, C, H, W) in [0, 1] -> (x_hat like x, quantizers.Quantized).
 
-        step: the training step, for what the quantizer anneals; None: as after training."""
-        quantized = self.quantize(self.encoder(x), step=step, rng=rng)
-        return self.generator(quantized.z_q), quantized
+        step: the training step, for what the quantizer anneals; None: as after training.
+        parts: of the batch that go through encoder and generator one after the other (models.parts)."""
+        quantized = self.quantize(in_parts(parts, self.encoder, x), step=step, rng=rng)
+        features = in_parts(parts, self.generator.features, quantized.z_q)
+        return self.generator.blocks[-1](features), quantized
 
     def encode(self, x):
         """x (B, C, H, W) in [0, 1] -> ids (B, h*w) int64, row by row. Deterministic."""

@@ -5,19 +5,22 @@ import math
 import torch
 import torch.nn.functional as F
 
+from models.parts import in_parts
+
 ADAPTIVE_EPS = 1e-4
 
 
-def reconstruction_nll(x, x_hat, perceptual, perceptual_weight):
+def reconstruction_nll(x, x_hat, perceptual, perceptual_weight, parts=1):
     """mean(|x - x_hat| + perceptual_weight * LPIPS(x, x_hat)) and its two parts, all ().
 
     perceptual: a callable (x, x_hat) -> (B, 1, 1, 1), or None where the weight is 0. It is fed the
     images in [0, 1] although LPIPS was made for [-1, 1]: the published models were trained so.
+    parts: of the batch that it takes one after the other (models.parts).
     """
     l1 = (x - x_hat).abs().mean()
     if perceptual is None:
         return l1, l1, l1.new_zeros(())
-    distance = perceptual(x.contiguous(), x_hat.contiguous()).float().mean()
+    distance = in_parts(parts, perceptual, x.contiguous(), x_hat.contiguous()).float().mean()
     return l1 + perceptual_weight * distance, l1, distance
 
 

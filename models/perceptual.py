@@ -14,6 +14,8 @@ from contextlib import contextmanager
 
 import torch
 
+from utils import distributed
+
 MIN_SIDE = 31  # pixels: AlexNet up to its last ReLU takes no less (conv 11 / 4, two pools 3 / 2)
 SPARE = 10  # candidates beyond the k wanted: the first pass may misplace images whose distances differ by 1e-6
 PIECE = 1 << 14  # features in one matrix product
@@ -89,7 +91,8 @@ class QueryDistances:
 
 
 class NearestK:
-    """The k + SPARE nearest images of each query among all that came by; nothing else is kept.
+    """The k + SPARE nearest images of each query among all that came by (in whichever process, after `merge`);
+    nothing else is kept.
 
     `distances` and `indices` (Q, up to k + SPARE) by (distance, index), on the CPU.
     """
@@ -101,8 +104,11 @@ class NearestK:
 
     def update(self, distances, indices):
         """distances (Q, B) to images of these numbers (B,), no number twice in the life of this object."""
-        distances = torch.cat((self.distances, distances.cpu()), 1)
-        indices = torch.cat((self.indices, indices.expand(len(distances), -1)), 1)
+        self._take(distances.cpu(), indices.expand(len(distances), -1))
+
+    def _take(self, distances, indices):
+        """Both (Q, B) on the CPU."""
+        distances, indices = torch.cat((self.distances, distances), 1), torch.cat((self.indices, indices), 1)
         by_index = indices.argsort(1)  # a stable sort then keeps this order among equals
         distances, indices = distances.gather(1, by_index), indices.gather(1, by_index)
         self.distances, order = distances.sort(dim=1, stable=True)
@@ -110,17 +116,26 @@ class NearestK:
         self.indices = indices.gather(1, order[:, : self.size])
 
 
+    def merge(self):
+        """Take in what the other processes of the job have found. Called by all of them."""
+        own, *others = distributed.from_all((self.distances, self.indices))
+        self.distances, self.indices = own
+        for distances, indices in others:
+            self._take(distances, indices)
+
+
 def find_candidates(model, queries, batches, k, progress=None):
     """First pass: numbers (Q, k + SPARE, or fewer where there are fewer images) int64 of the images nearest to
     each query, up to rounding.
 
     queries: floats in [0, 1], (Q, C, H, W). batches: iterable of (images (B, C, H, W), numbers (B,)), every image
-    once. progress: called with the list of queries, returns an iterable of them. Of more than SPARE images that tie
-    with the k-th to 1e-6, any may stand for the others.
+    once, in one of the job's processes. progress: called with the list of queries, returns an iterable of them. Of
+    more than SPARE images that tie with the k-th to 1e-6, any may stand for the others.
     """
     found, distances = NearestK(len(queries), k), QueryDistances(model, queries, progress)
     for x, numbers in batches:
         found.update(distances(x), numbers)
+    found.merge()
     return found.indices
 
 

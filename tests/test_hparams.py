@@ -36,6 +36,7 @@ COMMON = {
     "dry_run": ("bool", False),
     "train_steps": ("int", 100000000),
     "batch_size": ("int", 3),
+    "accumulate_steps": ("int", 1),
     "lr": ("float", 3 * 4.5e-6),
     "amp": ("bool", False),
     "amp_dtype": ("str", "auto", ["auto", "bf16", "fp16"]),
@@ -312,6 +313,18 @@ def test_a_preset_gives_way_without_contradiction():
 
 def test_custom_needs_a_path():
     assert "--custom_dataset_path" in refused("", dataset="custom")
+
+
+def test_every_process_takes_as_much_of_a_batch(monkeypatch):
+    assert refused("--batch_size 6 --accumulate_steps 4").endswith(
+        "--batch_size 6 (of all processes together) is not divisible by --accumulate_steps 4"
+    )
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    H = resolved("--batch_size 6 --accumulate_steps 2")
+    assert H.lr == 6 * 4.5e-6 and H.num_workers == 1
+    assert "not divisible by 3 processes times --accumulate_steps 4" in refused("--batch_size 6 --accumulate_steps 4")
+    assert "not divisible by 3 processes" in refused("--batch_size 4", "sampler")
 
 
 # ---------------------------------------------------------------------- precedence and loaded models

@@ -70,7 +70,7 @@ def pngs(folder):
 
 def test_statistics_are_those_of_all_features():
     x = [torch.randint(0, 256, (n, 3, 8, 8), dtype=torch.uint8) for n in (5, 1, 7)]
-    found = collect(SmallExtractor(), x, "x", keep=True, logits=True)
+    found = collect(map(SmallExtractor(), x), "x", keep=True, logits=True)
     plain = SmallExtractor()(torch.cat(x))[0].double().numpy()
     assert found.count == 13 and torch.equal(found.features.double(), torch.from_numpy(plain))
     np.testing.assert_allclose(found.statistics()["mu"], plain.mean(0), rtol=1e-12)
@@ -80,7 +80,7 @@ def test_statistics_are_those_of_all_features():
 
 def test_one_image_has_no_statistics():
     with pytest.raises(UserError, match="two or more"):
-        collect(SmallExtractor(), [torch.zeros(1, 3, 8, 8, dtype=torch.uint8)], "features of x")
+        collect([SmallExtractor()(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))], "features of x")
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 100])

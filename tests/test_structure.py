@@ -8,6 +8,7 @@ from conftest import ROOT
 
 ROOMS = ("hparams", "utils", "models", "experiments")
 STDLIB = sys.stdlib_module_names
+LIGHT = ("utils.errors", "utils.address", "utils.job")  # what parsing the command line may import
 
 
 def module_name(path):
@@ -73,9 +74,9 @@ def test_imports_run_one_way(source, forbidden):
         assert not {m for m in imports(name) if room(m) in forbidden}, name
 
 
-@pytest.mark.parametrize("name", [*of_room("hparams"), "utils.errors", "utils.address"])
+@pytest.mark.parametrize("name", [*of_room("hparams"), *LIGHT])
 def test_parsing_the_command_line_imports_the_standard_library_only(name):
-    ours = {m for m in imports(name) if room(m) == "hparams" or m in ("utils.errors", "utils.address")}
+    ours = {m for m in imports(name) if room(m) == "hparams" or m in LIGHT}
     others = {m for m in imports(name) if room(m) not in STDLIB} - ours
     assert others <= {"yaml"}
     assert "yaml" not in at_the_top(name)

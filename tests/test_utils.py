@@ -1,6 +1,7 @@
 """Seeds, averages, meters, precision, signals, the rounding of images, what is said."""
 
 import io
+import itertools
 import math
 import os
 import signal
@@ -165,7 +166,19 @@ def test_one_process_is_not_a_special_case():
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
     x = torch.ones(2)
     assert distributed.all_reduce_sum(x) is x and distributed.all_gather_rows(x) is x
-    assert distributed.any_rank(15, "cpu") == 15
+    assert distributed.any_rank(15) == 15
+
+
+@pytest.mark.parametrize("n", [1, 4, 7, 12])
+def test_turns_share_everything_out_in_order(monkeypatch, n):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    shares = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        shares.append(list(distributed.turns(5, n, 2)))
+    taken = [own for turn in itertools.zip_longest(*shares) for own, _ in filter(None, turn)]
+    assert [i for own in taken for i in own] == list(range(5, 5 + n))
+    assert sum(together for _, together in shares[0]) == n and max(map(len, taken)) == min(2, -(-n // 3))
 
 
 # ---------------------------------------------------------------------- precision

@@ -6,6 +6,7 @@ A header that differs means another file; a file that does not hold what its hea
 
 from pathlib import Path
 
+from utils import distributed
 from utils.errors import DamagedFile
 from utils.io import hash_tensors, load_tensors, remove_temporaries, save_tensors
 
@@ -50,16 +51,23 @@ def store(path, header, tensors, say, what):
 def cached(path, header, compute, say, what):
     """The tensors of this header from `path`, or from compute(), which are then stored there.
 
-    what: their name in messages ("codes").
+    what: their name in messages ("codes"). Of several processes the main one reads, and says whether there is
+    anything to compute; then all do that, and it stores. Elsewhere the result is None.
     """
-    try:
-        tensors = read(path, header)
-    except (DamagedFile, OSError) as error:
-        say(f"warning: {error}; the {what} are computed again")
-        tensors = None
-    if tensors is None:
-        remove_temporaries(Path(path).parent, unused_for=ABANDONED)
+    tensors = None
+    if distributed.is_main():
+        try:
+            tensors = read(path, header)
+        except (DamagedFile, OSError) as error:
+            say(f"warning: {error}; the {what} are computed again")
+    missing = distributed.from_main(lambda: tensors is None)
+    if missing:
+        if distributed.is_main():
+            remove_temporaries(Path(path).parent, unused_for=ABANDONED)
         tensors = compute()
+    if not distributed.is_main():
+        return None
+    if missing:
         store(path, header, tensors, say, what)
     else:
         say(f"{what} read from {path}")

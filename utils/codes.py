@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from utils import cache
+from utils import cache, distributed
 from utils.io import hash_json
 
 LATENTS = Path("latents")
@@ -29,7 +29,8 @@ def cache_path(header):
 def cached(header, n, batch_size, encode, say):
     """The ids of n images from the cache of this header, or from encode(), which are then cached.
 
-    encode: positions (a range within range(n)) -> ids of those images, (up to as many, L).
+    encode: positions (a range within range(n)) -> ids of those images, (up to as many, L); of several processes all
+    call it together, and the main one has the result.
     """
     path = cache_path(header)
 
@@ -38,10 +39,12 @@ def cached(header, n, batch_size, encode, say):
         ranges = [range(start, min(start + size, n)) for start in range(0, n, size)]
         if len(ranges) == 1:
             return dict(ids=encode(ranges[0]))
-        return dict(ids=torch.cat([_cached_part(path, header, r, encode, say) for r in ranges]))
+        parts = [_cached_part(path, header, r, encode, say) for r in ranges]
+        return dict(ids=torch.cat([part["ids"] for part in parts])) if distributed.is_main() else None
 
-    ids = cache.cached(path, header, compute, say, "codes")["ids"]
-    if path.exists():  # else the parts are all there is
+    found = cache.cached(path, header, compute, say, "codes")
+    ids = distributed.tensor_from_main(found and found["ids"])
+    if distributed.is_main() and path.exists():  # else the parts are all there is
         for part in _parts(path):
             with contextlib.suppress(OSError):
                 part.unlink()
@@ -51,7 +54,7 @@ def cached(header, n, batch_size, encode, say):
 def _cached_part(path, header, positions, encode, say):
     header = dict(header, part=[positions.start, positions.stop])
     part = path.with_name(f"{path.stem}.part{positions.start}-{positions.stop}")
-    return cache.cached(part, header, lambda: dict(ids=encode(positions)), say, "some of the codes")["ids"]
+    return cache.cached(part, header, lambda: dict(ids=encode(positions)), say, "some of the codes")
 
 
 def _parts(path):

@@ -46,6 +46,7 @@ class ImageSet(Dataset):
         self.packed = None  # utils.packed.PackedImages, where there is a cache of decoded images
         self.broken = torch.zeros(len(self.indices), dtype=torch.bool).share_memory_()
         self._reported = set()
+        self._known_to_all = 0  # how many broken images every process of the job knows of
 
     def __len__(self):
         return len(self.indices)
@@ -97,6 +98,17 @@ class ImageSet(Dataset):
         if count > self._most_broken():
             raise UserError(self._too_many(found[0]))
 
+    def share_broken(self):
+        """Tell the other processes of the job which images are broken. Called by all of them."""
+        if distributed.any_rank(int(np.count_nonzero(self.broken.numpy()) != self._known_to_all)):
+            self.broken.copy_(distributed.all_reduce_sum(self.broken.int()) > 0)
+            self._known_to_all = np.count_nonzero(self.broken.numpy())
+
+    def check_all_broken(self, say):
+        """check_broken, after what the processes have met together. Called by all of them."""
+        self.share_broken()
+        self.check_broken(say)
+
     def identity(self):
         """What these images are, for the keys of caches."""
         return dict(
@@ -142,6 +154,7 @@ def open_images(H, split):
             chosen = slice(n_train, None)
         elif own_validation is None and H.steps_per_eval:
             chosen = slice(n_train)
+    distributed.must_agree(source.enumeration, f"the list of images ({H.data_entry['origin']})")
     indices = np.arange(len(source))[chosen]
     if len(indices) == 0:
         raise UserError(
@@ -191,6 +204,11 @@ def local_rows(batch_size):
     return slice(distributed.rank() * own, (distributed.rank() + 1) * own)
 
 
+def local_batch(H):
+    """How many of a batch a process holds at once in training."""
+    return max(1, H.batch_size // (distributed.world_size() * H.accumulate_steps))
+
+
 class StepBatches:
     """An endless batch sampler: (index, flip) pairs of this process's share of steps start, start+1, ..."""
 
@@ -219,18 +237,24 @@ def training_batches(images, H, start_step):
     return worker_errors_in_words(loader)
 
 
-def one_pass(images, batch_size, num_workers, flip=False, positions=None):
+def one_pass(images, batch_size, num_workers, flip=False, positions=None, shared=False):
     """Every decodable image once, in order, the last partial batch included.
 
     positions: a range of them (default: all). Yields (uint8 (B, C, H, W), indices (B,)); broken images are left out.
+    shared: this process's share, batch i going to process i % world_size; also the batches in which nothing was
+    left, so that they can be counted.
     """
+    positions = range(len(images)) if positions is None else positions
+    batches = [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
+    if shared:
+        batches = batches[distributed.rank() :: distributed.world_size()]
     loader = DataLoader(
-        images, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate_good, sampler=positions,
+        images, batch_sampler=batches, num_workers=num_workers, collate_fn=_collate_good,
         pin_memory=torch.cuda.is_available(), worker_init_fn=ignore_signals,
     )  # fmt: skip
     for x, indices in worker_errors_in_words(loader):
-        if len(indices):
-            yield (x.flip(-1) if flip else x), indices
+        if len(indices) or shared:
+            yield (x.flip(-1) if flip and len(indices) else x), indices
 
 
 def worker_errors_in_words(loader):

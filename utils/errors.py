@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 
+from utils import job
+
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 
@@ -34,12 +36,13 @@ class DamagedFile(UserError):
 
 
 def fail(message, exit_code=EXIT_FAILURE):
-    """Print one line to stderr and exit."""
+    """Print one line to stderr (once, where several processes of a job meet the same) and exit."""
     try:
         sys.stdout.flush()
     except OSError:  # nobody reads it any more, or the disk is full: Python would try again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    print(f"error: {printable(' '.join(str(message).splitlines()))}", file=sys.stderr, flush=True)
+    if job.first_to_tell():
+        print(f"error: {printable(' '.join(str(message).splitlines()))}", file=sys.stderr, flush=True)
     sys.exit(exit_code)
 
 
@@ -74,6 +77,11 @@ def run_main(main, *args):
             fail(f"torch.compile does not work here ({' '.join(str(error).split())[:200]}); train with --compile off")
         if str(error).startswith("DataLoader worker"):  # torch's signal handler: one died between batches
             fail(f"{str(error).splitlines()[0]}: a process that decodes images ended; try --num_workers 0")
+        if _is_loss_of_others(error):
+            fail(
+                "another process of this job has ended, and this one cannot go on alone (what that said stands above, "
+                "or in its machine's output); the last complete checkpoint is intact: --resume continues it"
+            )
         if not _is_out_of_memory(error):
             raise
         fail(
@@ -90,6 +98,12 @@ def _is_out_of_memory(error):
         or type(error).__name__ == "OutOfMemoryError"
         or any(w in str(error) for w in words)
     )
+
+
+def _is_loss_of_others(error):
+    """Whether a message between processes failed: PyTorch has exceptions of its own for NCCL and the store only."""
+    kind, words = type(error).__name__, str(error).lower()
+    return job.world_size() > 1 and (kind.startswith("Dist") or "gloo" in words or "nccl" in words)
 
 
 def _disk_hint(error):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils import cache
+from utils import cache, distributed
 from utils.errors import UserError
 from utils.io import atomic_write, hash_json, load_npy, load_tensors, save_tensors, sha256_file
 
@@ -78,23 +78,25 @@ class FeatureSet:
         return dict(mu=self.mu.numpy(), sigma=self.sigma.numpy())
 
 
-def collect(extractor, batches, what, keep=False, logits=False):
-    """The FeatureSet of all images in `batches` (iterable of uint8 (B, C, H, W)).
+def collect(pairs, what, keep=False, logits=False):
+    """The FeatureSet of images whose features and logits are given in batches, ((b, 2048), (b, 1008)) each.
 
     The statistics are summed up as the images come, in float64: of millions of images nothing but
     these need be kept. keep, logits: keep the features (8 KiB an image), the logits (4 KiB) too.
-    what: their name in the error where there are fewer than 2 (UserError).
+    what: their name in the error where there are fewer than 2 (UserError). Of several processes the main one has
+    all pairs and the result, the others None.
     """
     count, kept, kept_logits = 0, [], []
     first = second = 0.0
-    for x in batches:
-        features, classes = extractor(x)
+    for features, classes in pairs:
         f = features.double()
         first, second, count = first + f.sum(0), second + f.T @ f, count + len(f)
         if keep:
             kept.append(features)
         if logits:
             kept_logits.append(classes)
+    if not distributed.is_main():
+        return None
     if count < 2:
         raise UserError(f"{what}: {count} image(s): statistics need two or more")
     mu = first / count
@@ -116,14 +118,17 @@ def store(header, found, say):
 
 
 def cached(header, compute, say):
-    """The FeatureSet of this header from features/, or from compute(), which is then stored there."""
+    """The FeatureSet of this header from features/, or from compute(), which is then stored there. Of several
+    processes the main one has it, the others None."""
     found = cache.cached(
         cache_path(header), dict(header, format=FORMAT), lambda: _tensors(compute()), say, f"{header['kind']} features"
     )
-    return FeatureSet(**{**found, "count": int(found["count"])})
+    return found and FeatureSet(**{**found, "count": int(found["count"])})
 
 
 def _tensors(s):
+    if s is None:
+        return None
     values = dict(count=torch.tensor(s.count), mu=s.mu, sigma=s.sigma, features=s.features, logits=s.logits)
     return {k: v for k, v in values.items() if v is not None}
 

@@ -23,15 +23,23 @@ class Meters:
 
     def pop_means(self):
         """{name: mean over the steps and processes since the last call}; starts again from nothing."""
-        means = {}
-        if self.sums:
-            table = distributed.all_reduce_sum(torch.stack(list(self.sums.values()))).cpu()
-            means = {name: float(total / count) for name, (total, count) in zip(self.sums, table, strict=True)}
+        means = {name: total / count for name, (total, count) in self._totals().items()}
         self.sums = {}
         return means
 
+    def _totals(self):
+        """{name: (sum, count)} of all processes: of some there may be nothing, where there was little to do."""
+        table = torch.stack(list(self.sums.values())).cpu().tolist() if self.sums else []
+        totals = {}
+        for own in distributed.from_all(dict(zip(self.sums, table, strict=True))):
+            for name, pair in own.items():
+                totals[name] = [a + b for a, b in zip(totals.get(name, (0.0, 0.0)), pair, strict=True)]
+        return totals
+
     def state_dict(self):
-        return {name: pair.cpu() for name, pair in self.sums.items()}
+        """As one process would have them, so that any number of processes can go on. Called by all of them."""
+        totals = {name: torch.tensor(pair, dtype=self.dtype) for name, pair in self._totals().items()}
+        return {name: pair / distributed.world_size() for name, pair in totals.items()}
 
     def load_state_dict(self, state):
         self.sums = {name: pair.to(self.device, self.dtype) for name, pair in state.items()}
@@ -55,7 +63,10 @@ class CodeUsage:
         return counts
 
     def state_dict(self):
-        return dict(counts=self.counts.cpu())
+        """The counts of all processes. Called by all of them."""
+        return dict(counts=distributed.all_reduce_sum(self.counts.clone()).cpu())
 
     def load_state_dict(self, state):
         self.counts.copy_(state["counts"])
+        if not distributed.is_main():  # counted once
+            self.counts.zero_()

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from utils import distributed
+from utils.cache import ABANDONED
 from utils.data import one_pass
 from utils.errors import UserError
 from utils.io import atomic_write, hash_json, remove_temporaries
@@ -83,41 +84,43 @@ class PackedImages:
 
 
 def pack(images, H, split, say):
-    """Let an ImageSet read from its packed cache, which is made (by the main process) as far as it is not there.
+    """Let an ImageSet read from its packed cache, which is made as far as it is not there; of several processes each
+    makes some of the parts.
 
     Raises UserError where the disk is too small; where it cannot be written to, the images stay unpacked, with a
     warning.
     """
-    packed = PackedImages(images, PACKED / f"{H.dataset}_{split}_{hash_json(images.identity())}")
-    if distributed.is_main():
-        try:
-            _make(packed, images, H.num_workers, say)
-        except OSError as error:
-            say(f"warning: the images cannot be packed into {packed.folder} ({error.strerror}): they are decoded "
-                "each time")  # fmt: skip
-    distributed.barrier()
+    key = hash_json(distributed.from_main(images.identity))
+    packed = PackedImages(images, PACKED / f"{H.dataset}_{split}_{key}")
+    try:
+        _make(packed, images, H.num_workers, say)
+    except OSError as error:
+        say(f"warning: the images cannot be packed into {packed.folder} ({error.strerror}): they are decoded each time")
+    images.check_all_broken(say)
     for part in packed.parts():
         packed.open(part)
     images.packed = packed
 
 
 def _make(packed, images, num_workers, say):
-    missing = [part for part in packed.parts() if not packed.open(part)]
+    processes = distributed.world_size()
+    own = packed.parts()[distributed.rank() :: processes]
+    missing = [part for part in own if not packed.open(part)]
     if not missing:
         say(f"images read from {packed.folder}")
         return
     packed.folder.mkdir(parents=True, exist_ok=True)
-    remove_temporaries(packed.folder)
+    remove_temporaries(packed.folder, unused_for=ABANDONED)
     needed, free = sum(map(packed.size, missing)), shutil.disk_usage(packed.folder).free
     if needed > free:
         raise UserError(
             f"--cache_images needs {needed / 1e9:.1f} GB in {packed.folder}, and {free / 1e9:.1f} are free: free some "
             "space (that folder may be a link to another disk), or leave the flag out"
         )
-    with Progress(len(images), "packing images", "img") as progress:
-        progress.skip_to(len(images) - sum(map(len, missing)))
-        for part in missing:
+    with Progress(len(images), "packing images", "img") as progress:  # of several processes, as if all were as far
+        for done, part in enumerate(missing, start=len(own) - len(missing)):
+            progress.skip_to(len(images) * done // len(own))
             packed.write(part, one_pass(images, BATCH, num_workers, positions=part))
             images.check_broken(say)
-            progress.update(len(part))
+        progress.update(len(images) - progress.done)
     say(f"images packed into {packed.folder}: {sum(map(packed.size, packed.parts())) / 1e9:.2f} GB")

@@ -6,6 +6,7 @@ The numbers are those of the latter's `prdc` package, which holds three whole ma
 
 import torch
 
+from utils import distributed
 from utils.errors import UserError
 
 TILE = 1024  # 120 MB beside features of width 2048 (measured); larger tiles are not faster on a CPU
@@ -21,6 +22,7 @@ def prdc(real, fake, nearest_k=3, tile=TILE, progress=None):
 
     tile: rows and columns of distances at a time; progress: called with a list of tiles (three times),
     returns an iterable of them. Computed in float64 on real's device, or the CPU where that lacks float64.
+    Several processes, which all have the features, share the tiles; each has the result.
     Raises UserError for sets that are too small, of different widths or not finite.
     """
     real, fake = (x.cpu() if x.device.type == "mps" else x for x in (real, fake))  # MPS has no float64
@@ -31,13 +33,15 @@ def prdc(real, fake, nearest_k=3, tile=TILE, progress=None):
     in_real, in_fake, covered = (torch.zeros(len(x), dtype=torch.bool, device=real.device) for x in (fake, real, real))
     pairs = torch.zeros((), dtype=torch.int64, device=real.device)
     tiles = [(rows, cols) for rows in spans(len(real), tile) for cols in spans(len(fake), tile)]
-    for rows, cols in (progress or iter)(tiles):
+    for rows, cols in (progress or iter)(own_share(tiles)):
         d = distances(real[rows], fake[cols])
         inside = d < real_radii[rows, None]
         pairs += inside.sum()
         in_real[cols] |= inside.any(0)
         covered[rows] |= inside.any(1)
         in_fake[rows] |= (d < fake_radii[cols]).any(1)
+    in_real, in_fake, covered = (distributed.all_reduce_sum(x.int()) > 0 for x in (in_real, in_fake, covered))
+    distributed.all_reduce_sum(pairs)
     precision, recall, coverage = (x.double().mean().item() for x in (in_real, in_fake, covered))
     return dict(precision=precision, recall=recall, density=pairs.item() / (nearest_k * len(fake)), coverage=coverage)
 
@@ -73,12 +77,19 @@ def ball_radii(x, nearest_k, tile, progress):
 
     parts = spans(len(x), tile)
     upper = [(i, j) for j in range(len(parts)) for i in range(j + 1)]
-    for i, j in (progress or iter)(upper):
+    for i, j in (progress or iter)(own_share(upper)):
         d = distances(x[parts[i]], x[parts[j]])
         see(parts[i], d)
         if i != j:  # the tile below the diagonal is this one's transpose
             see(parts[j], d.T)
+    if distributed.several():
+        nearest = torch.cat(distributed.from_all(nearest.cpu()), 1).to(x.device)
+        nearest = nearest.topk(nearest_k + 1, dim=1, largest=False).values
     return nearest.amax(1)
+
+
+def own_share(tiles):
+    return tiles[distributed.rank() :: distributed.world_size()]
 
 
 def distances(a, b):

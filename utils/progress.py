@@ -6,6 +6,7 @@ import time
 from tqdm import tqdm
 
 from utils.errors import printable
+from utils.job import is_main
 
 PLAIN_INTERVAL = 15.0  # seconds between lines without a terminal, at first
 CALM = 300.0  # after so many seconds they become rarer, to at most RAREST times as far apart: logs of days stay short
@@ -15,7 +16,9 @@ BAR = "{desc} {n_fmt}/{total_fmt} {percentage:3.0f}% |{bar}| {elapsed}<{remainin
 
 def say(message):
     """Print a line without breaking a bar; what the terminal's encoding lacks, and what would not be shown but
-    obeyed, is escaped (file names!)."""
+    obeyed, is escaped (file names!). Of several processes the main one speaks for all."""
+    if not is_main():
+        return
     encoding = sys.stdout.encoding or "utf-8"
     tqdm.write(printable(message).encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
     sys.stdout.flush()
@@ -24,17 +27,18 @@ def say(message):
 class Progress:
     """A count towards a total. `update(n, **shown)`; use as a context manager.
 
-    lazy: nothing is shown before the first skip_to or update: perhaps there is nothing to do.
+    lazy: nothing is shown before the first skip_to or update: perhaps there is nothing to do. Of several processes
+    the main one shows its own, which must count for all; workers: how many do as much as it does of what is under way.
     """
 
-    def __init__(self, total, description, unit="it", initial=0, enabled=True, lazy=False):
-        self.total, self.description, self.unit = total, description, unit
+    def __init__(self, total, description, unit="it", initial=0, enabled=True, lazy=False, workers=1):
+        self.workers, self.total, self.description, self.unit = workers, total, description, unit
         self.done, self.initial = initial, initial
         self.start = self.last_line = time.monotonic()
-        self.plain = enabled and not sys.stderr.isatty()
+        self.plain = enabled and is_main() and not sys.stderr.isatty()
         self.bar = self.last_shown = None
         self.begun = 0.0  # units of work that is under way
-        self.wants_bar = enabled and not self.plain
+        self.wants_bar = enabled and is_main() and not self.plain
         if not lazy:
             self._show_bar()
 
@@ -53,7 +57,7 @@ class Progress:
 
     def has_begun(self, share):
         """So much more of the units that are not done yet is under way."""
-        self.begun += share
+        self.begun += share * self.workers
         self._show(None)
 
     def within(self, n):
@@ -61,7 +65,7 @@ class Progress:
 
         def steps(items):
             for i, item in enumerate(items):
-                self.begun = n * i / len(items)
+                self.begun = n * self.workers * i / len(items)
                 self._show(dict(step=f"{i + 1}/{len(items)}"))
                 yield item
 
@@ -83,7 +87,7 @@ class Progress:
 
     def count(self):
         """What is done, with the part of what is under way."""
-        return int(self.done + self.begun)
+        return min(int(self.done + self.begun), max(self.total, self.done))
 
     def skip_to(self, done):
         """Count what was done before this run, and need not be done again."""
@@ -155,10 +159,10 @@ def _shown_text(shown):
     return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
 
 
-def track(iterable, description, total=None, unit="it"):
-    """Iterate with a progress bar."""
+def track(iterable, description, total=None, unit="it", each=1):
+    """Iterate with a progress bar. each: what one of its items counts for."""
     total = len(iterable) if total is None else total
-    with Progress(total, description, unit) as progress:
+    with Progress(total * each, description, unit) as progress:
         for item in iterable:
             yield item
-            progress.update()
+            progress.update(each)

@@ -45,7 +45,14 @@ def pick_device(name):
         raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu or auto")
     if name == "mps" and not mps:
         raise UserError("--device mps: PyTorch finds no Apple GPU here; use --device cpu or auto")
+    if name == "mps" and distributed.world_size() > 1:
+        raise UserError("--device mps: an Apple GPU works for one process only; use --device cpu for several")
     if name == "cuda":
+        if distributed.local_rank() >= torch.cuda.device_count():
+            raise UserError(
+                f"{distributed.local_size()} processes on a machine with {torch.cuda.device_count()} CUDA device(s): "
+                "give torchrun one for each (--nproc_per_node), or --device cpu"
+            )
         torch.cuda.set_device(distributed.local_rank())
         return torch.device("cuda", distributed.local_rank())
     return torch.device(name)
@@ -68,30 +75,29 @@ class Run(Shown):
         self.name_batch = name_batch or (lambda step: None)
         self.device = pick_device(H.device)
         self.device_name = device_name(self.device)
-        distributed.setup(self.device)
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         self.folder = os.path.join(LOGS, H.log_dir)
         self.store = checkpoints_of(H.log_dir)
-        self.step = 0
         self.meters = Meters(self.device)
         self.first_bad = torch.zeros((), dtype=torch.int64, device=self.device)
         self.dashboard, self.progress, self.bars = None, None, {}
         self.about = {}  # JSON values for the manifests: what the weights depend on
-        self.manifest = None  # of the checkpoint that is resumed
-        self._saved_step = None
         self._log = self._stats = self._speed = None
-        self._choose_start()
+        distributed.must_agree(lambda: dict(H.to_dict(), num_workers=None), "the configuration")
+        # manifest: of the checkpoint that is resumed; _saved_step: what need not be saved again
+        self.step, self.manifest, self._saved_step = distributed.from_main(self._choose_start)
 
     # ------------------------------------------------------------------ start
 
     def _choose_start(self):
-        """Find out what to continue; refuse to write over another run's checkpoints."""
+        """What to continue: (step, its manifest, the same step if all of it is saved), None where there is none.
+        Refuses to write over another run's checkpoints."""
         H = self.H
         config = os.path.join(self.folder, "config.json")
         if H.resume and os.path.exists(config) and read_json(config).get("script", H.script) != H.script:
             raise UserError(f"--resume: {self.folder} is not a run of this script: give another --log_dir")
         if H.resume:
-            step, self.manifest = self.store.newest_good(lambda m: self._say_early(f"warning: {m}"))
+            step, manifest = self.store.newest_good(lambda m: say(f"warning: {m}"))
             if step is None and self.store.steps():
                 raise UserError(f"no checkpoint in {self.folder} is whole: start afresh in another --log_dir")
             weights = self.store.steps_with(self.name)
@@ -102,26 +108,18 @@ class Run(Shown):
                     f"from them with --load_dir {H.log_dir} --load_step {weights[-1]} and another --log_dir"
                 )
             if step is None:
-                self._say_early(f"nothing to resume in {self.folder}: starting afresh")
-            self.step, self._saved_step = step or 0, step
-            return
+                say(f"nothing to resume in {self.folder}: starting afresh")
+            return step or 0, manifest, step
         existing = sorted({*self.store.steps(), *self.store.steps_with(self.name)})
-        self.step = H.load_step
         if not existing:
-            return
+            return H.load_step, None, None
         if H.load_step and H.load_dir == H.log_dir and H.load_step == existing[-1]:
-            if H.load_step in self.store.steps():
-                self.manifest = self.store.verify(H.load_step)
-            return
+            whole = H.load_step in self.store.steps()
+            return H.load_step, self.store.verify(H.load_step) if whole else None, None
         raise UserError(
             f"{self.folder} already holds checkpoints (newest: step {existing[-1]}): "
             "--resume continues it, another --log_dir starts afresh"
         )
-
-    @staticmethod
-    def _say_early(message):
-        if distributed.is_main():
-            say(message)
 
     def __enter__(self):
         H = self.H
@@ -151,7 +149,7 @@ class Run(Shown):
         known = self.manifest or {}
         stats = Lines(path, keep=known.get("stats_bytes", 0))
         if stats.size < known.get("stats_bytes", 0) or known.get("stats_sha256", stats.sha256) != stats.sha256:
-            self._say_early(
+            say(
                 f"warning: {path} is not what was written; the curves before step {self.step} are incomplete or wrong"
             )
         return stats
@@ -173,6 +171,9 @@ class Run(Shown):
                 self.dashboard.history(curve_rows(os.path.join(self.folder, "stats.jsonl")))
         elif H.load_step:
             self._load_weights()
+        for name, item in files.items():  # whatever the machines, the processes begin alike
+            if not name.endswith("_optim"):
+                distributed.tensors_from_main(item.state_dict().values())
 
     def _load_extra(self):
         state = self.store.load_stats(self.step)
@@ -236,7 +237,7 @@ class Run(Shown):
                 self._after_step()
                 if expected := forecast.text(step):
                     self.say(f"expected: {expected}")
-                signalled = distributed.any_rank(stop.number, self.device)
+                signalled = distributed.any_rank(stop.number)
                 if signalled:
                     self.save_checkpoint()
                     self.say(f"stopped by a signal after step {step}; continue with --resume:\n  {self.again()}")
@@ -274,7 +275,7 @@ class Run(Shown):
             self.save_checkpoint()
 
     def _check_finite(self):
-        bad = distributed.any_rank(int(self.first_bad), self.device)
+        bad = distributed.any_rank(int(self.first_bad))
         if bad:
             batch = self.name_batch(bad)
             raise UserError(
@@ -342,17 +343,18 @@ class Run(Shown):
         self._check_finite()
         if self._saved_step != self.step:
             self._check_weights()
+            extra = {name: item.state_dict() for name, item in self.extra.items()}  # all processes' counts
             if distributed.is_main():
-                self._write_checkpoint()
+                self._write_checkpoint(extra)
             self._saved_step = self.step
         distributed.barrier()
 
-    def _write_checkpoint(self):
+    def _write_checkpoint(self, extra):
         self._stats.sync()
         self.store.save(
             self.step,
             {name: item.state_dict() for name, item in self.files.items()},
-            {name: item.state_dict() for name, item in self.extra.items()},
+            extra,
             dict(stats_bytes=self._stats.size, stats_sha256=self._stats.sha256, run=self.name, **self.about),
         )
         if self.H.keep_checkpoints:
@@ -376,7 +378,7 @@ class Run(Shown):
         for file in (self._log, self._stats, self._speed):
             if file is not None:
                 file.close()
-        if kind is None:
+        if kind in (None, SystemExit):  # done, or stopped by a signal, which all have agreed on
             distributed.cleanup()
         sys.stdout.flush()
         return False

@@ -30,16 +30,25 @@ class StepRandom:
     on how many processes share the batch. Draws come in the order of the calls.
     """
 
-    def __init__(self, *words, device="cpu", rank=0, world_size=1):
-        self.generator = torch.Generator(device=device).manual_seed(derive_seed(*words))
-        self.rank, self.world_size = rank, world_size
+    def __init__(self, *words, device="cpu", rank=0, world_size=1, at=None):
+        """rank, world_size: of blocks of equal size; or at: (number of the first row, rows of all blocks)."""
+        self.words, self.generator = words, torch.Generator(device=device).manual_seed(derive_seed(*words))
+        self.rank, self.world_size, self.at = rank, world_size, at
 
     def rand(self, n, *shape):
         """Uniform on [0, 1): this rank's n rows, (n, *shape) float32."""
-        u = torch.rand(
-            n * self.world_size, *shape, generator=self.generator, device=self.generator.device
-        )
-        return u[self.rank * n : (self.rank + 1) * n]
+        first, total = self.at or (n * self.rank, n * self.world_size)
+        u = torch.rand(total, *shape, generator=self.generator, device=self.generator.device)
+        return u[first : first + n]
+
+    def split(self, parts):
+        """One of these for each of `parts` equal parts of this rank's rows (before anything was drawn)."""
+        if parts == 1:
+            return [self]
+        return [
+            StepRandom(*self.words, device=self.generator.device, rank=self.rank * parts + i,
+                       world_size=self.world_size * parts) for i in range(parts)
+        ]  # fmt: skip
 
 
 def sample_uniforms(seed, indices, shape, device="cpu"):

@@ -3,6 +3,12 @@
 import contextlib
 import os
 import signal
+import time
+
+from utils import job
+
+# Seconds in which a launcher passes on what all processes of a job may have got already: that is one request.
+PASSING_ON = 1.0
 
 
 class StopRequest:
@@ -12,6 +18,7 @@ class StopRequest:
 
     def __init__(self):
         self.number = 0
+        self._since = 0.0
         self._previous = {}
 
     def __enter__(self):
@@ -27,11 +34,15 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number, _frame):
+        now = time.monotonic()
         if self.number:
+            if job.world_size() > 1 and now - self._since < PASSING_ON:
+                return
             os._exit(128 + number)
-        self.number = number
+        self.number, self._since = number, now
         with contextlib.suppress(OSError):  # the terminal may be gone; the step must not fail for it
-            os.write(2, b"\nstopping after this step; once more ends the run at once\n")
+            if job.is_main():
+                os.write(2, b"\nstopping after this step; once more ends the run at once\n")
 
     @property
     def exit_code(self):

@@ -35,6 +35,12 @@ class Packed:
     def __getitem__(self, i):
         return bytes(self.data[self.ends[i] : self.ends[i + 1]])
 
+    def digest(self):
+        """A hex digest of all of them."""
+        digest = hashlib.sha256(self.data)
+        digest.update(self.ends)
+        return digest.hexdigest()
+
 
 class FolderImages:
     """The image files under some folders, recursive, sorted by path."""
@@ -44,6 +50,10 @@ class FolderImages:
 
     def __len__(self):
         return len(self.files)
+
+    def enumeration(self):
+        """What must be the same in all processes of a job: the names, in order."""
+        return self.files.digest()
 
     def read(self, i):
         return read_file(self.files[i])
@@ -117,6 +127,10 @@ class LmdbImages:
 
     def __len__(self):
         return len(self.keys)
+
+    def enumeration(self):
+        """What must be the same in all processes of a job: the LMDBs and their keys, in order."""
+        return [self.paths, self.starts, self.keys.digest()]
 
     def read(self, i):
         path, key = self._place(i)

@@ -35,7 +35,7 @@ def forked(work, folder, disk=None, kill_after=None, limit=LIMIT):
     out = Path(folder) / "out.txt"
     pid = os.fork()
     if pid == 0:
-        _child(work, folder, out, disk)
+        child(work, folder, out, disk)
     deadline = time.monotonic() + (limit if kill_after is None else kill_after)
     done, status = os.waitpid(pid, os.WNOHANG)
     while not done:
@@ -49,7 +49,7 @@ def forked(work, folder, disk=None, kill_after=None, limit=LIMIT):
     return Outcome(os.waitstatus_to_exitcode(status), out.read_text(errors="replace"))
 
 
-def _child(work, folder, out, disk):
+def child(work, folder, out, disk):
     """The child's life; it never returns."""
     code = UNCAUGHT
     try:

@@ -1,0 +1,169 @@
+"""How the throughput of training and sampling grows with the processes of a job: run it under torchrun."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from hparams.config import flags_of, opt
+from hparams.parser import build_parser
+from hparams.sources import checked, run_folder
+
+
+@dataclass
+class ScalingConfig:
+    """scaling"""
+
+    size: str = opt("auto", "of the models: paper (256 x 256 pixels, 24 layers) or small; auto: paper on CUDA",
+                    choices=["auto", "paper", "small"])  # fmt: skip
+    seconds: float = opt(10.0, "time for each figure; three rounds at least", above=0.0)
+    device: str = opt("auto", "where to compute", choices=["auto", "cpu", "cuda"])
+    threads: int = opt(None, "threads of each process on a CPU (default: torchrun's choice, 1)", min=1, max=1024)
+    log_dir: str = opt("scaling", "folder under logs/ for scaling.json", metavar="NAME")
+
+
+EPILOG = """Of each job the main process alone, while the others wait, then all of them: each with the same batch as
+the one (weak scaling), and with that batch divided among them (strong scaling, where there is a batch). The
+efficiency is the throughput of N processes over N times that of one.
+
+example:
+  torchrun --nproc_per_node 4 experiments/scaling.py --seconds 30
+"""
+
+
+def parse(argv=None):
+    """The command line -> ScalingConfig."""
+    flags = flags_of((ScalingConfig,))
+    parser = build_parser(flags, "Throughput of several processes beside one's.", EPILOG)
+    given = parser.parse(argv)
+    try:
+        config = ScalingConfig(**{f.name: checked(f, given[f.name]) for f in flags if f.name in given})
+        run_folder(config.log_dir)
+    except ValueError as error:
+        parser.error(str(error))
+    return config
+
+
+if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
+    CONFIG = parse()
+
+import contextlib
+import os
+import statistics
+import warnings
+
+import torch
+
+from experiments.benchmark import Bench, BenchmarkConfig, describe_device, timed
+from models.vqgan import VQGAN
+from utils import distributed
+from utils.checkpoint import LOGS
+from utils.errors import UserError, run_main
+from utils.io import write_json
+from utils.progress import say
+
+LEAST_ROUNDS = 3
+
+
+@contextlib.contextmanager
+def as_one_process():
+    """Within, this process is no part of a job: its jobs are made, or run, as those of one process."""
+    before = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE")}
+    os.environ.update(RANK="0", WORLD_SIZE="1")
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def seconds_of(function, config, device):
+    """The median time of a call, of as many as fit into --seconds: as many in every process that calls this."""
+    timed(function, device)  # the first call warms up
+    wanted = config.seconds / timed(function, device)
+    rounds = distributed.from_main(lambda: max(LEAST_ROUNDS, int(wanted)))
+    return statistics.median(timed(function, device) for _ in range(rounds))
+
+
+def alone(function, config, device):
+    """seconds_of the main process, while the others wait."""
+
+    def measure():
+        with as_one_process():
+            return seconds_of(function, config, device)
+
+    return distributed.from_main(measure)
+
+
+def measure(make, batch, config, bench):
+    """A row of the table. make(flags) -> benchmark.Job of one process, with --batch_size among the flags unless batch
+    is None; each process has its own."""
+    world = distributed.world_size()
+
+    def rate(share, seconds, processes):
+        with as_one_process():
+            job = make("" if batch is None else f"--batch_size {share}")
+        return job.name, job.unit, job.items * processes / seconds(job.fast, config, bench.device)
+
+    name, unit, one = rate(batch, alone, 1)
+    row = dict(job=name, unit=unit, batch=batch, one=one, weak=rate(batch, seconds_of, world)[2])
+    if batch is not None and batch % world == 0:
+        row["strong"] = rate(batch // world, seconds_of, world)[2]
+    return row
+
+
+def gradients(bench, config):
+    """Of both stages: parameters whose gradients are averaged in a step, and how long that takes by itself."""
+    with as_one_process():
+        vqgan, sampler = VQGAN(bench.vqgan_H()), bench.sampler(bench.sampler_H())
+    for stage, modules in (("VQGAN step", (vqgan.ae, vqgan.disc)), ("sampler step", (sampler,))):
+        count = sum(p.numel() for module in modules for p in module.parameters())
+        message = torch.zeros(count, device=bench.device, requires_grad=True)
+        message.grad = torch.zeros_like(message)
+        seconds = seconds_of(lambda m=message: distributed.average_gradients([m]), config, bench.device)
+        yield dict(stage=stage, parameters=count, seconds=seconds)
+
+
+def line_of(row, world):
+    """A row as a line of a Markdown table."""
+    cells = [f"{row['one']:.3g} {row['unit']}/s"]
+    for kind in ("weak", "strong"):
+        rate = row.get(kind)
+        cells += [f"{rate:.3g} {row['unit']}/s", f"{100 * rate / row['one'] / world:.0f}%"] if rate else ["", ""]
+    return f"| {row['job']} | {' | '.join(cells)} |"
+
+
+def main(config):
+    """config: ScalingConfig, or any with its attributes."""
+    world = distributed.world_size()
+    if world == 1:
+        raise UserError("scaling is of several processes: torchrun --nproc_per_node N experiments/scaling.py")
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
+    bench = Bench(BenchmarkConfig(device=config.device, size=config.size))
+    about = dict(device=describe_device(bench.device), size=bench.size_name, torch=torch.__version__,
+                 precision=bench.precision.describe(), processes=world)  # fmt: skip
+    say(f"{world} processes, each on {about['device']}; {about['size']} models in {about['precision']}")
+    say(f"| job | one process | {world}, each its batch | efficiency | {world}, its batch divided | efficiency |")
+    say("|---|---|---|---|---|---|")
+    rows = []
+    least = 2 if bench.size_name == "small" else 8  # images of a process when the batch is divided
+    for make, batch in [
+        (lambda flags: bench.vqgan_step(f"--disc_start_step 0 {flags}"), least * world),
+        (bench.sampler_step, 4 * least * world),
+        (lambda _: bench.sampling(), None),
+    ]:
+        rows.append(measure(make, batch, config, bench))
+        say(line_of(rows[-1], world))
+    sent = list(gradients(bench, config))
+    for row in sent:
+        size = 4 * row["parameters"] / 2**20
+        say(f"{row['stage']}: {size:,.0f} MiB of gradients, averaged in {row['seconds']:.3g} s")
+    if distributed.is_main():
+        write_json(LOGS / config.log_dir / "scaling.json", dict(about, jobs=rows, gradients=sent))
+    distributed.cleanup()
+
+
+if __name__ == "__main__":
+    run_main(main, CONFIG)
