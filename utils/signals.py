@@ -8,7 +8,7 @@ import time
 from utils import job
 
 # Seconds in which a launcher passes on what all processes of a job may have got already: that is one request.
-PASSING_ON = 1.0
+PASSING_ON = 3.0
 
 
 class StopRequest:
