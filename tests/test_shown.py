@@ -199,7 +199,7 @@ def test_a_canvas_is_grey_where_it_is_masked_and_as_decoded_elsewhere(trained, s
 def test_what_codes_stand_for():
     x = torch.zeros(2, 3, 4, 4)
     x[0, :, :, 2:], x[1] = 1.0, 0.5
-    means = CodeMeans(5)
+    means = CodeMeans(5, 3, 2, CPU)
     means.add(x, torch.tensor([[0, 1, 0, 1], [4, 4, 4, 4]]))
     assert means.counts.tolist() == [2, 2, 0, 0, 4]
     picture = means.sheet()[0]  # in order 4, 0, 1, then those without use; 4 x 4 pixels around each 2 x 2 cell
