@@ -56,7 +56,8 @@ import warnings
 
 import torch
 
-from experiments.benchmark import Bench, BenchmarkConfig, describe_device, timed
+from experiments.benchmark import BenchmarkConfig, describe_device, timed
+from experiments.jobs import Bench
 from models.vqgan import VQGAN
 from utils import distributed
 from utils.checkpoint import LOGS
@@ -97,7 +98,7 @@ def alone(function, config, device):
 
 
 def measure(make, batch, config, bench):
-    """A row of the table. make(flags) -> benchmark.Job of one process, with --batch_size among the flags unless batch
+    """A row of the table. make(flags) -> jobs.Job of one process, with --batch_size among the flags unless batch
     is None; each process has its own."""
     world = distributed.world_size()
 
