@@ -78,14 +78,15 @@ class CodeMeans:
         side = cell + 2 * self.half
         self.shape = (n_channels, side, side)
         self.counts = torch.zeros(codebook_size, dtype=torch.int64, device=device)
-        self.sums = torch.zeros(codebook_size, math.prod(self.shape), device=device)
+        # Of bytes, so that a sum does not depend on the order, nor on how the images are shared out.
+        self.sums = torch.zeros(codebook_size, math.prod(self.shape), dtype=torch.int64, device=device)
 
     def add(self, x, ids):
         """Images in [0, 1], (B, C, H, W), and their codes (B, L)."""
         padded = F.pad(x, (self.half,) * 4, mode="replicate")
         patches = F.unfold(padded, self.shape[1], stride=self.cell)  # (B, C side^2, L)
         patches, ids = patches.transpose(1, 2).flatten(0, 1), ids.flatten()
-        self.sums.index_add_(0, ids, patches)
+        self.sums.index_add_(0, ids, (255 * patches).round().long())
         self.counts.index_add_(0, ids, torch.ones_like(ids))
 
     def share(self):
@@ -95,7 +96,7 @@ class CodeMeans:
 
     def sheet(self):
         """One picture, uint8 (C, h, w): the codes that are used, most used first, then white for the others."""
-        means = self.sums / self.counts.clamp(min=1)[:, None]
+        means = self.sums / (255 * self.counts.clamp(min=1))[:, None]
         means[self.counts == 0] = 1.0
         order = self.counts.argsort(descending=True, stable=True)
         return sheet(to_uint8(means[order].view(-1, *self.shape)), padding=1, background=PAPER)
