@@ -27,13 +27,15 @@ class BenchmarkConfig:
     device: str = opt("auto", "where to compute", choices=["auto", "cpu", "cuda", "mps"])
     compile: str = opt("auto", "torch.compile in the fast forms of the steps and of sampling; auto: on CUDA",
                        choices=["auto", "on", "off"])  # fmt: skip
+    float32: bool = opt(False, "the fast forms in float32, too")
     threads: int = opt(None, "threads of a CPU (default: PyTorch's choice)", min=1, max=1024)
     log_dir: str = opt("benchmark", "folder under logs/ for benchmark.json", metavar="NAME")
 
 
 EPILOG = """The plain forms (tests/plain.py) are the definitions written out: float32, explicit attention matrices, the
 network over all positions at every step, one pair at a time. The fast forms are what the scripts run, with --amp
-where the device has bf16. The share of the peak is of a large matrix product in the same run and number format.
+where the device has bf16 (unless --float32). The share of the peak is of a large matrix product in the same run and
+number format.
 
 example:
   python experiments/benchmark.py --jobs sampling sampler_step --seconds 60
