@@ -26,15 +26,7 @@ from models.vqgan import VQGAN
 from utils import commands, compilation, distributed
 from utils.amp import Precision
 from utils.checkpoint import checkpoints_of
-from utils.data import (
-    batch_positions,
-    fixed_images,
-    local_batch,
-    one_pass,
-    open_images,
-    to_float,
-    training_batches,
-)
+from utils.data import batch_positions, fixed_images, local_batch, one_pass, open_images, to_float, training_batches
 from utils.ema import EMA
 from utils.errors import run_main
 from utils.images import to_uint8
@@ -160,6 +152,27 @@ def memory_format(device):
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
+@torch.no_grad()
+def show_pictures(vqgan, fixed, images, H, run, precision):
+    """Where they are due: `fixed`, uint8 (n, C, H, W), and their reconstructions; at the end what codes stand for."""
+    if not (run.due(H.steps_per_display_output) or run.due(H.steps_per_save_output)):
+        return
+    vqgan.eval()
+    with precision.autocast():
+        recons = to_uint8(vqgan.ae(to_float(fixed), run.current)[0])
+    run.show_comparison("reconstructions", fixed, recons, save=run.due(H.steps_per_save_output))
+    if run.current == H.train_steps and H.steps_per_save_output:
+        codes = code_means(vqgan.ae, fixed_images(images, N_FOR_CODES).to(run.device), H, precision)
+        run.show_picture("codebook", codes.sheet(), codes.caption(), min_side=512)
+
+
+def find_perceptual(H, checkpoint):
+    """LPIPS with VGG16, from its file or from the checkpoint that is about to be loaded; None where its weight is 0."""
+    if H.perceptual_weight == 0:
+        return None
+    return load_lpips("vgg", H.perceptual_weights, checkpoint, ", or train without: --perceptual_weight 0")
+
+
 def train(H):
     images = open_images(H, "train")
     validation = open_images(H, "val") if H.steps_per_eval else None
@@ -176,10 +189,7 @@ def train(H):
         device = run.device
         seed_everything("init", H.seed)
         start_from = checkpoints_of(H.load_dir if H.load_step else H.log_dir).path("vqgan", run.step)
-        perceptual = None
-        if H.perceptual_weight > 0:
-            without = ", or train without: --perceptual_weight 0"
-            perceptual = load_lpips("vgg", H.perceptual_weights, start_from, without)
+        perceptual = find_perceptual(H, start_from)
         vqgan = VQGAN(H, perceptual).to(device, memory_format=memory_format(device))
         precision = Precision(H.amp, H.amp_dtype, device)
         fused = device.type == "cuda"
@@ -211,9 +221,7 @@ def train(H):
             if H.codebook_init == "kmeans" and step == H.codebook_init_step:
                 place_codes(models, images, H, step, device)
 
-            scalars, x_hat, quantized = generator_step(
-                vqgan, ae_optim, precision, H, x, step, rng, H.accumulate_steps
-            )
+            scalars, x_hat, quantized = generator_step(vqgan, ae_optim, precision, H, x, step, rng, H.accumulate_steps)
             if step > H.disc_start_step:
                 scalars.update(discriminator_step(vqgan, disc_optim, precision, H, x, x_hat, rng))
             precision.update()
@@ -235,15 +243,7 @@ def train(H):
             if validation and run.due(H.steps_per_eval):
                 run.record(**validate(best, validation, H, run, precision, step))
                 validation.check_all_broken(run.say)
-            if run.due(H.steps_per_display_output) or run.due(H.steps_per_save_output):
-                best.eval()
-                with torch.no_grad(), precision.autocast():
-                    recons = to_uint8(best.ae(to_float(fixed), step)[0])
-                run.show_comparison("reconstructions", fixed, recons, save=run.due(H.steps_per_save_output))
-            if step == H.train_steps and H.steps_per_save_output:
-                some = fixed_images(validation or images, N_FOR_CODES).to(device)
-                codes = code_means(best.eval().ae, some, H, precision)
-                run.show_picture("codebook", codes.sheet(), codes.caption(), min_side=512)
+            show_pictures(best, fixed, validation or images, H, run, precision)
         images.check_all_broken(run.say)
         if run.step >= H.train_steps:
             run.conclude(("a prior over these codes", commands.after_vqgan(H, run.step)))
