@@ -37,7 +37,7 @@ class SelfAttention(nn.Module):
         return torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])
 
     def forward(self, x, cache=None):
-        """x (B, L, D) -> (B, L, D). With a cache, x continues the tokens the cache has seen."""
+        """x (B, L, D) -> (B, L, D), before `project`. With a cache, x continues the tokens the cache has seen."""
         B, L, D = x.shape
         qkv = F.linear(x, *(self.joined or self.joined_projection())).view(B, L, 3, self.n_head, D // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, N, L, D/N)
@@ -47,7 +47,11 @@ class SelfAttention(nn.Module):
             causal = causal and L > 1
         dropout = self.attn_pdrop if self.training else 0.0
         out = attention(q, k, v, dropout, causal)
-        return self.resid_drop(self.proj(out.transpose(1, 2).reshape(B, L, D)))
+        return out.transpose(1, 2).reshape(B, L, D)
+
+    def project(self, x):
+        """What the heads have found, (..., D), into the residual stream."""
+        return self.resid_drop(self.proj(x))
 
 
 @contextlib.contextmanager
@@ -117,8 +121,12 @@ class Block(nn.Module):
             nn.Linear(n_emb, 4 * n_emb), nn.GELU(), nn.Linear(4 * n_emb, n_emb), nn.Dropout(resid_pdrop)
         )
 
-    def forward(self, x, cache=None):
-        x = x + self.attn(self.ln1(x), cache)
+    def forward(self, x, cache=None, at=None):
+        """x (B, L, D) -> (B, L, D), or, where only these are wanted, (M, D) at positions `at`, (rows, columns)."""
+        found = self.attn(self.ln1(x), cache)
+        if at is not None:
+            x, found = x[at], found[at]
+        x = x + self.attn.project(found)
         return x + self.mlp(self.ln2(x))
 
 
@@ -156,11 +164,13 @@ class Transformer(nn.Module):
         if self.causal:
             x = torch.cat((self.start_tok.expand(len(x), -1, -1), x[:, :-1]), dim=1)
         x = self.drop(x + self.pos_emb[:, : x.shape[1]])
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x)
         if at is None:
-            return self.head(self.ln_f(x))
-        return self.head(self.ln_f(x[rounded_up(at)]))[: len(at[0])]
+            return self.head(self.ln_f(last(x)))
+        x = last.forward(x, at=rounded_up(at))  # past torch.compile: other numbers of positions each time
+        return self.head(self.ln_f(x))[: len(at[0])]
 
     def new_cache(self):
         return [KeyValueCache(self.block_size) for _ in self.blocks]
