@@ -114,7 +114,7 @@ def train(H):
 
         seed_everything("init", H.seed)
         sampler = build_sampler(H).to(device)
-        optimiser = torch.optim.Adam(sampler.parameters(), lr=H.lr, fused=device.type == "cuda")
+        optimiser = torch.optim.Adam(sampler.parameters(), lr=H.lr, fused=device.type != "mps")
         ema = EMA(sampler, H.ema_beta) if H.ema else None
         best = ema.model if ema else sampler
         files = {H.sampler: sampler, f"{H.sampler}_optim": optimiser}

@@ -192,7 +192,7 @@ def train(H):
         perceptual = find_perceptual(H, start_from)
         vqgan = VQGAN(H, perceptual).to(device, memory_format=memory_format(device))
         precision = Precision(H.amp, H.amp_dtype, device)
-        fused = device.type == "cuda"
+        fused = device.type != "mps"
         ae_optim = torch.optim.Adam(vqgan.ae.parameters(), lr=H.lr, fused=fused)
         disc_optim = torch.optim.Adam(vqgan.disc.parameters(), lr=H.lr, fused=fused)
         ema = EMA(vqgan, H.ema_beta, shared=(perceptual,)) if H.ema else None

@@ -37,7 +37,7 @@ SIZES = {
         vqgan="--img_size 64 --ch_mult 1 1 2 --nf 32 --emb_dim 64 --ndf 32 --batch_size 4",
         sampler="--img_size 64 --ch_mult 1 1 2 --codebook_size 128 --bert_n_emb 256 --bert_n_head 4 --bert_n_layers 2 "
                 "--batch_size 20",
-        samples=4, canvas=(32, 16), images=40, queries=16, features=(4000, 2048),
+        samples=8, canvas=(32, 16), images=40, queries=16, features=(4000, 2048),
     ),
 }  # fmt: skip
 
@@ -98,7 +98,7 @@ class Bench:
         model = VQGAN(H, lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()).to(self.device)
         other = copy.deepcopy(model)
         model = model.to(memory_format=train_vqgan.memory_format(self.device))
-        fused = self.device.type == "cuda"
+        fused = self.device.type != "mps"
         fast = [torch.optim.Adam(m.parameters(), lr=H.lr, fused=fused) for m in (model.ae, model.disc)]
         slow = [torch.optim.Adam(m.parameters(), lr=H.lr, foreach=False) for m in (other.ae, other.disc)]
         average = EMA(model, H.ema_beta, shared=(model.perceptual,))
@@ -128,7 +128,7 @@ class Bench:
         H = self.sampler_H(more)
         model = self.sampler(H).train()
         other = copy.deepcopy(model)
-        fast = torch.optim.Adam(model.parameters(), lr=H.lr, fused=self.device.type == "cuda")
+        fast = torch.optim.Adam(model.parameters(), lr=H.lr, fused=self.device.type != "mps")
         slow = torch.optim.Adam(other.parameters(), lr=H.lr, foreach=False)
         average, other_average = EMA(model, H.ema_beta), copy.deepcopy(other)
         self.compile(model)
@@ -147,7 +147,7 @@ class Bench:
         model = self.sampler(H)
         other = copy.deepcopy(model)
         self.compile(model)
-        n = self.size["samples"]
+        n = self.size["samples"] if steps <= 256 else self.size["samples"] // 2
         u = sample_uniforms(0, range(n), model.draws_per_sample(), self.device)
         return Job(f"sampling, S = {steps}", lambda: self.in_amp(model.sample, u),
                    lambda: plain.sample_diffusion(other, u), n, "sample")  # fmt: skip
@@ -164,7 +164,7 @@ class Bench:
         """Samples of the autoregressive prior."""
         H = self.sampler_H("--sampler autoregressive")
         model = self.sampler(H)
-        n = 4 * self.size["samples"]
+        n = 2 * self.size["samples"]
         u = sample_uniforms(0, range(n), model.draws_per_sample(), self.device)
         return Job("autoregressive sampling", lambda: self.in_amp(model.sample, u),
                    lambda: plain.sample_autoregressive(model, u), n, "sample", flops=False)  # fmt: skip
