@@ -64,9 +64,11 @@ import platform
 import statistics
 import time
 import warnings
+import weakref
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from experiments.jobs import Bench
@@ -78,22 +80,41 @@ from utils.progress import say
 from utils.run import device_name
 
 
-class PeakMemory:
-    """Context manager: `mib`, the most CUDA memory in use within it beyond what there was; None on other devices,
-    where what an earlier job has freed hides what this one needs."""
+class LiveTensors(TorchDispatchMode):
+    """Follows the bytes of the tensors that operations make: `live` now, `most` at any time."""
 
-    def __init__(self, device):
-        self.cuda, self.mib = device.type == "cuda", None
+    def __init__(self):
+        super().__init__()
+        self.live = self.most = 0
+        self.known = set()
 
-    def __enter__(self):
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated()
-        return self
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        before = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if torch.is_tensor(t)}
+        for storage in (t.untyped_storage() for t in tree_leaves(out) if torch.is_tensor(t)):
+            key, size = id(storage), storage.nbytes()
+            if key not in self.known and key not in before:  # not a view of, nor written into, what was there
+                self.known.add(key)
+                self.live += size
+                weakref.finalize(storage, self._forget, key, size)
+        self.most = max(self.most, self.live)
+        return out
 
-    def __exit__(self, *_):
-        if self.cuda:
-            self.mib = (torch.cuda.max_memory_allocated() - self.before) / 2**20
+    def _forget(self, key, size):
+        self.known.discard(key)
+        self.live -= size
+
+
+def peak_memory(function, device):
+    """MiB that function() needs at the most beyond what there is: on CUDA all memory, elsewhere PyTorch's tensors."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with torch.compiler.set_stance("force_eager"), LiveTensors() as tensors:
+        function()
+    return tensors.most / 2**20
 
 
 def timed(function, device):
@@ -138,12 +159,10 @@ def count_flops(job):
 
 def measure(job, bench, peak):
     """The two forms in turns for about --seconds -> a row of the table."""
-    rows = {}
-    for form in ("fast", "plain"):  # the first calls warm up
-        with PeakMemory(bench.device) as memory:
-            getattr(job, form)()
-        rows[form] = dict(mib=memory.mib, times=[])
+    # The first calls warm up.
+    rows = {form: dict(mib=peak_memory(getattr(job, form), bench.device), times=[]) for form in ("fast", "plain")}
     flops = count_flops(job)
+    job.fast()  # compiled, where it is
     end = time.monotonic() + bench.config.seconds
     while time.monotonic() < end or len(rows["plain"]["times"]) < 2:
         for form in rows:
@@ -181,15 +200,14 @@ def measure_costs(bench):
         first = None
         for value, argument in values:
             job = make(argument)
-            with PeakMemory(bench.device) as memory:
-                job.fast()
+            mib = peak_memory(job.fast, bench.device)
             flops = count_flops(job)
             seconds = statistics.median(timed(job.fast, bench.device) for _ in range(3))
             first = first or (seconds, flops)
-            row = dict(what=title, value=str(value), seconds=seconds, mib=memory.mib, gflops=flops / 1e9)
+            row = dict(what=title, value=str(value), seconds=seconds, mib=mib, gflops=flops / 1e9)
             rows.append(row)
             say(f"| {title} | {value} | {seconds:.3g} | x {seconds / first[0]:.2f} | x {flops / first[1]:.2f} "
-                f"| {in_mib(memory.mib)} |")  # fmt: skip
+                f"| {in_mib(mib)} |")  # fmt: skip
     return rows
 
 
@@ -207,7 +225,7 @@ HEAD = "| job | fast | plain | ratio | share of peak | GFLOP each | memory, fast
 
 
 def in_mib(value):
-    return "" if value is None else f"{value:.0f} MiB"
+    return f"{value:.0f} MiB" if value >= 1 else ""  # numpy's arrays and lists of bytes are not seen
 
 
 def line_of(row):
