@@ -56,6 +56,8 @@ class Slots:
         is left to begin, the batch shrinks."""
         self.done += 1
         finished = np.flatnonzero(self.done >= self.length())
+        if not len(finished):
+            return [], None
         numbers, ids = self.numbers[finished].tolist(), self.ids[torch.from_numpy(finished)]
         fresh = range(self.next, min(self.next + len(finished), self.n))
         if fresh:
