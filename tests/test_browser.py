@@ -36,6 +36,7 @@ from experiments import (
     get_samples,
 )
 from utils.dashboard import Dashboard
+from utils.grids import SAYS_TRIPLES
 from utils.panes import UNITS
 
 pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore:The 'warn' method:DeprecationWarning")]
@@ -181,10 +182,12 @@ VALIDATED = ("l1", "perceptual", "nll_loss", "codebook_loss")
 
 
 def test_the_page_of_a_vqgan(visit, runs):
-    page = visit("ae", len(STAGE_1) + 4)
+    page = visit("ae", len(STAGE_1) + 5)
     shown = panes_of(page)
-    titles = ["progress", "loss", "properties", *STAGE_1[1:], "codebook_usage", "reconstructions, step 24"]
-    assert list(shown) == titles  # in this order, on a page that is opened anew
+    *titles, reconstructions, codebook = shown  # in this order, on a page that is opened anew
+    assert titles == ["progress", "loss", "properties", *STAGE_1[1:], "codebook_usage"]
+    assert reconstructions == f"reconstructions ({SAYS_TRIPLES}), step 24"
+    assert codebook.startswith("what codes stand for") and codebook.endswith(", step 24")
     for name in STAGE_1:
         pane = shown[name]
         assert (pane.head, pane.x, pane.y) == (name, "step (4 images each)", UNITS[name]) and not pane.notes, name
@@ -192,14 +195,14 @@ def test_the_page_of_a_vqgan(visit, runs):
         assert shown[name].legend == ["train", "train (smoothed)", "validation"] and shown[name].lines >= 3
     assert shown["lr"].legend == ["train"] and shown["images_per_second"].legend[-1] == "smoothed"
     usage = shown["codebook_usage"]
-    assert (usage.x, usage.y, usage.bars) == ("code", "uses this epoch", 16)
+    assert (usage.x, usage.y, usage.bars) == ("code", "uses in an epoch", 16)
     assert "finished" in shown["progress"].text and "24 of 24 (100%)" in shown["progress"].text
     assert "\t96" in shown["progress"].text and "images seen" in shown["progress"].text
     assert "disc_start_step\t5\n" in shown["properties"].text
-    picture = shown[titles[-1]]
-    saved = np.asarray(Image.open(runs.folder / "logs/ae/images/reconstructions_24.png"))
-    assert np.array_equal(pixels(picture.picture), saved)
-    assert picture.top > max(pane.top for title, pane in shown.items() if title != picture.title)
+    for title, name in ((reconstructions, "reconstructions_24"), (codebook, "codebook_24")):
+        saved = np.asarray(Image.open(runs.folder / f"logs/ae/images/{name}.png"))
+        assert np.array_equal(pixels(shown[title].picture), saved)
+        assert shown[title].top > max(shown[other].top for other in titles)
 
 
 def test_the_page_of_a_sampler_beside_an_earlier_one(visit, runs):
@@ -218,7 +221,7 @@ def test_the_page_of_a_sampler_beside_an_earlier_one(visit, runs):
 
 
 @pytest.mark.parametrize(("name", "pictures"), [
-    ("get_samples", 1), ("calc_FID", 0), ("calc_PRDC", 0), ("calc_VQGAN_FID", 1), ("calc_approximate_ELBO", 0),
+    ("get_samples", 1), ("calc_FID", 0), ("calc_PRDC", 0), ("calc_VQGAN_FID", 2), ("calc_approximate_ELBO", 0),
     ("calc_nearest_neighbours", 1), ("generate_big_samples", 4),
 ])  # fmt: skip
 def test_the_page_of_an_experiment(visit, runs, name, pictures):
