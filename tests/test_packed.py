@@ -4,11 +4,13 @@ import errno
 import shutil
 import signal
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import draw_shapes
+from ranks import together
 from scripts import start, train_stage_1, vqgan_flags
 
 from utils import data, packed
@@ -139,3 +141,15 @@ def test_a_killed_run_goes_on_packing(tmp_path):
     packed._make(again, images, 0, print)
     assert first.stat().st_mtime_ns == before and len(list(first.parent.glob("*.u8"))) == 3
     assert torch.equal(again.read(2999), images.load(2999))
+
+
+def test_several_processes_share_the_work(shapes, workplace):
+    flags = "--train_steps 2 --batch_size 4 --cache_images"
+    texts = together(2, partial(train_stage_1, shapes, "two", flags), workplace)
+    assert texts[0].count("images packed into") == 1 and not texts[1]
+    folder = next(workplace.glob("packed/*"))
+    assert len(list(folder.glob("*.u8"))) == 5
+    images = ImageSet(FolderImages([shapes]), range(40), 16)
+    both = packed.PackedImages(images, folder)
+    assert all(both.open(part) for part in both.parts())
+    assert all(torch.equal(both.read(i), images.load(i)) for i in range(40))
