@@ -15,7 +15,7 @@ RUN = .venv/bin/python
 	  --build-constraints build-constraints.txt
 	@touch $@
 
-demo: .venv/.ready  ## train both stages on emoji, draw samples (about 12 minutes on two cores)
+demo: .venv/.ready  ## train both stages on emoji, draw samples (7 to 13 minutes on two cores)
 	$(RUN) experiments/demo.py
 
 dashboard: .venv/.ready  ## the server of the dashboard, for this machine alone (others: FLAGS="--address 0.0.0.0")
