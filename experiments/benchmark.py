@@ -7,9 +7,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from hparams.config import flags_of, opt
-from hparams.parser import build_parser
-from hparams.sources import checked, run_folder
+from hparams.config import opt
+from hparams.own import parse_own
+from hparams.sources import run_folder
 
 JOBS = ("vqgan_step", "vqgan_step_early", "sampler_step", "sampling", "sampling_1000", "autoregressive", "likelihood",
         "neighbours", "larger_images", "prdc", "images")  # fmt: skip
@@ -44,16 +44,8 @@ example:
 
 def parse(argv=None):
     """The command line -> BenchmarkConfig."""
-    flags = flags_of((BenchmarkConfig,))
-    parser = build_parser(flags, "Time each job beside its plain form.", EPILOG)
-    given = parser.parse(argv)
-    try:
-        values = {f.name: checked(f, given[f.name]) for f in flags if f.name in given}
-        config = BenchmarkConfig(**values)
-        run_folder(config.log_dir)
-    except ValueError as error:
-        parser.error(str(error))
-    return config
+    return parse_own(BenchmarkConfig, "Time each job beside its plain form.", EPILOG, argv,
+                     lambda config: run_folder(config.log_dir))  # fmt: skip
 
 
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once

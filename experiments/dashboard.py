@@ -13,9 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hparams.config import flags_of, opt
-from hparams.parser import build_parser
-from hparams.sources import checked
+from hparams.config import opt
+from hparams.own import parse_own
 from utils.errors import UsageError, UserError, run_main
 
 
@@ -46,14 +45,8 @@ STYLE = ".js-link-to-tool, .js-plotly-plot .plotlyjsicon { display: none; }"
 
 def parse(argv=None):
     """The command line and the environment -> (DashboardConfig, login or None)."""
-    flags = flags_of((DashboardConfig,))
-    parser = build_parser(flags, "Start the server of the dashboard; Ctrl-C ends it.", EPILOG)
-    given = parser.parse(argv)
-    try:
-        config = DashboardConfig(**{flag.name: checked(flag, given.get(flag.name, flag.default)) for flag in flags})
-        return config, read_login()
-    except UsageError as error:
-        parser.error(str(error))
+    description = "Start the server of the dashboard; Ctrl-C ends it."
+    return parse_own(DashboardConfig, description, EPILOG, argv, lambda _: read_login()), read_login()
 
 
 def read_login():

@@ -7,9 +7,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from hparams.config import flags_of, opt
-from hparams.parser import build_parser
-from hparams.sources import checked, run_folder
+from hparams.config import opt
+from hparams.own import parse_own
+from hparams.sources import run_folder
 
 
 @dataclass
@@ -35,15 +35,8 @@ example:
 
 def parse(argv=None):
     """The command line -> ScalingConfig."""
-    flags = flags_of((ScalingConfig,))
-    parser = build_parser(flags, "Throughput of several processes beside one's.", EPILOG)
-    given = parser.parse(argv)
-    try:
-        config = ScalingConfig(**{f.name: checked(f, given[f.name]) for f in flags if f.name in given})
-        run_folder(config.log_dir)
-    except ValueError as error:
-        parser.error(str(error))
-    return config
+    return parse_own(ScalingConfig, "Throughput of several processes beside one's.", EPILOG, argv,
+                     lambda config: run_folder(config.log_dir))  # fmt: skip
 
 
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once

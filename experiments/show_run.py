@@ -9,9 +9,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hparams.config import flags_of, opt
-from hparams.parser import build_parser
-from hparams.sources import checked, require_folder
+from hparams.config import opt
+from hparams.own import parse_own
+from hparams.sources import require_folder
 from utils.address import server_address
 from utils.errors import quit_quietly_at_interrupt, run_main
 
@@ -34,18 +34,14 @@ The report is one file with the pictures in it: send it, print it, open it witho
 """
 
 
+def _check(config):
+    require_folder("log_dir", config.log_dir)
+    server_address(config.visdom_server, config.visdom_port)
+
+
 def parse(argv=None):
     """The command line -> ShowConfig."""
-    flags = flags_of((ShowConfig,))
-    parser = build_parser(flags, "Show a run again: dashboard and report.", EXAMPLES)
-    given = parser.parse(argv)
-    try:
-        config = ShowConfig(**{f.name: checked(f, given[f.name]) for f in flags if f.name in given})
-        require_folder("log_dir", config.log_dir)
-        server_address(config.visdom_server, config.visdom_port)
-    except ValueError as error:
-        parser.error(str(error))
-    return config
+    return parse_own(ShowConfig, "Show a run again: dashboard and report.", EXAMPLES, argv, _check)
 
 
 if __name__ == "__main__":

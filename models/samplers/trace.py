@@ -6,6 +6,8 @@ nothing): with these and the final codes all canvases in between are known. Shap
 
 import torch
 
+from models.samplers.reveal import reveal_times
+
 
 def revealed_at(sampler, uniforms):
     """The share of sampling that is done when each token is revealed: uniforms (B, ...) -> (B, L) in (0, 1].
@@ -19,9 +21,7 @@ def revealed_at(sampler, uniforms):
         return share.expand(len(uniforms), -1)
     if uniforms.ndim != 3:
         raise ValueError("--sample_type mlm draws codes again: it has no steps to show; use diffusion")
-    S = sampler.S
-    reveal_time = (uniforms[:, 0] * S).long().clamp(max=S - 1) + 1
-    return (S + 1 - reveal_time) / S
+    return (sampler.S + 1 - reveal_times(uniforms[:, 0], sampler.S)) / sampler.S
 
 
 def canvases(sampler, uniforms, ids, n):
