@@ -120,8 +120,7 @@ def train(H):
         files = {H.sampler: sampler, f"{H.sampler}_optim": optimiser}
         if ema:
             files[f"{H.sampler}_ema"] = ema
-        if compilation.pays(H.compile, device, H.train_steps - run.step >= compilation.MANY_STEPS):
-            compilation.compile_parts(H.compile, sampler.parts_to_compile())
+        compilation.compile_model(sampler, H.compile, device, H.train_steps - run.step >= compilation.MANY_STEPS)
         run.restore(files, extra=dict(precision=precision))
         run.introduce(len(ids), count_parameters(sampler), precision.describe(), "code sequences")
         fixed_draws = sample_uniforms(H.seed, range(N_SHOWN), sampler.draws_per_sample(), device)

@@ -203,8 +203,7 @@ def train(H):
         files = dict(vqgan=vqgan, ae_optim=ae_optim, disc_optim=disc_optim)
         if ema:
             files["vqgan_ema"] = ema
-        if compilation.pays(H.compile, device, H.train_steps - run.step >= compilation.MANY_STEPS):
-            compilation.compile_parts(H.compile, vqgan.parts_to_compile())
+        compilation.compile_model(vqgan, H.compile, device, H.train_steps - run.step >= compilation.MANY_STEPS)
         run.restore(files, extra=dict(precision=precision, usage=usage, recent_usage=recent_usage))
         for optimiser in (ae_optim, disc_optim):
             optimiser.param_groups[0]["lr"] = H.lr

@@ -136,8 +136,7 @@ def sample_batches(sampler, n, H, precision, device, first=0):
     def draw(rows):
         return sample_uniforms(H.seed, [numbers[i] for i in rows], sampler.draws_per_sample(), device)
 
-    if compilation.pays(H.compile, device, n >= compilation.MANY_SAMPLES):
-        compilation.compile_parts(H.compile, sampler.parts_to_compile())
+    compilation.compile_model(sampler, H.compile, device, n >= compilation.MANY_SAMPLES)
     with Progress(n, "sampling", "img", workers=distributed.world_size()) as progress:
         batches = sampler.sample_many(draw, len(numbers), len(own[0][0]) if own else 1, H.temp, progress)
         for _, of_all in own:

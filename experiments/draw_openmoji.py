@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from PIL import Image, ImageDraw, ImageFont, features
 
 from utils.errors import UserError, run_main
-from utils.images import write_png
+from utils.grids import write_picture
 from utils.progress import say, track
 
 ATTRIBUTION = "All emojis designed by OpenMoji, the open-source emoji and icon project. License: CC BY-SA 4.0"
@@ -64,7 +64,7 @@ def draw_all(target, size):
     for name, text in track(sequences(folder), "drawing emoji", unit="img"):
         image = draw(text, font, size)
         if image is not None:
-            write_png(target / f"{name}.png", image)
+            write_picture(target / f"{name}.png", image)
     (target / "ATTRIBUTION.txt").write_text(ATTRIBUTION + "\n")
     marker.touch()
     say(f"{len(list(target.glob('*.png')))} emoji in {target}. {ATTRIBUTION}")

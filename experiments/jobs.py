@@ -66,11 +66,6 @@ class Bench:
         amp = not config.float32 and (self.device.type == "cuda" or cpu_has_bf16())
         self.precision = Precision(amp, "auto", self.device)
 
-    def compile(self, model):
-        """As the scripts do where there is much to compute."""
-        if compilation.pays(self.config.compile, self.device):
-            compilation.compile_parts(self.config.compile, model.parts_to_compile())
-
     def vqgan_H(self, more=""):
         words = f"--dataset churches --ema --diff_aug {self.size['vqgan']} {more}"
         return get_hparams("vqgan", "", words.split(), script="train_vqgan")
@@ -103,7 +98,7 @@ class Bench:
         slow = [torch.optim.Adam(m.parameters(), lr=H.lr, foreach=False) for m in (other.ae, other.disc)]
         average = EMA(model, H.ema_beta, shared=(model.perceptual,))
         other_average = copy.deepcopy(other)
-        self.compile(model)
+        compilation.compile_model(model, self.config.compile, self.device)
         x = torch.rand(H.batch_size, 3, H.img_size, H.img_size, device=self.device)
         rng = StepRandom("bench", device=self.device)
         step = 10
@@ -131,7 +126,7 @@ class Bench:
         fast = torch.optim.Adam(model.parameters(), lr=H.lr, fused=self.device.type != "mps")
         slow = torch.optim.Adam(other.parameters(), lr=H.lr, foreach=False)
         average, other_average = EMA(model, H.ema_beta), copy.deepcopy(other)
-        self.compile(model)
+        compilation.compile_model(model, self.config.compile, self.device)
         ids, rng = self.random_ids(H, H.batch_size), StepRandom("bench", device=self.device)
 
         def run_fast():
@@ -146,7 +141,7 @@ class Bench:
         H = self.sampler_H(f"--sample_steps {steps} {more}")
         model = self.sampler(H)
         other = copy.deepcopy(model)
-        self.compile(model)
+        compilation.compile_model(model, self.config.compile, self.device)
         n = self.size["samples"] if steps <= 256 else self.size["samples"] // 2
         u = sample_uniforms(0, range(n), model.draws_per_sample(), self.device)
         return Job(f"sampling, S = {steps}", lambda: self.in_amp(model.sample, u),

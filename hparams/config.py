@@ -42,7 +42,7 @@ class RunConfig:
     device: str = opt("auto", "where to compute", choices=["auto", "cpu", "cuda", "mps"])
     num_workers: int = opt(None, "processes that decode images, for each of torchrun's (default: all together one a "
                            "core, at most 8)", min=0, max=1024)  # fmt: skip
-    cache_images: bool = opt(False, "keep the decoded, resized images in one file under packed/, and train from that")
+    cache_images: bool = opt(False, "keep the decoded, resized images in files under packed/, and train from those")
     dry_run: bool = opt(False, "print the resolved configuration and the model's size and cost, then stop")
 
 

@@ -144,7 +144,8 @@ def build_parser(flags, description, epilog, shown=None):
         for each in (parser, short):
             last = next((g for g in each._action_groups if g.title == OTHERS), None) or each.add_argument_group(OTHERS)
             last.add_argument("--help_all", action=_Help, const=parser, help=more)
-        rest = [f"--{flag.name}" for flag in flags if flag not in few and replace(flag, group=OTHERS) not in few]
+        explained = {flag.name for flag in few}
+        rest = [f"--{flag.name}" for flag in flags if flag.name not in explained]
         if rest:
             names = textwrap.fill(" ".join(rest), 96, initial_indent="  ", subsequent_indent="  ")
             short.add_argument_group("the rest, by name (what they mean: --help_all)").description = names

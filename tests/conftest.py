@@ -3,6 +3,7 @@
 import faulthandler
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -19,6 +20,12 @@ sys.path.insert(0, str(ROOT))
 GOLDEN = Path(__file__).parent / "golden"
 
 torch.set_num_threads(1)
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def words(text):

@@ -2,22 +2,15 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from conftest import ROOT
+from conftest import ROOT, free_port
 from faults.forks import child
 
 LIMIT = 120.0  # seconds for a job, on a busy machine
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def together(size, work, folder, codes=None):

@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, words
+from conftest import ROOT, free_port, words
 from PIL import Image
 from scripts import experiment, sampler_flags, train_stage_1, train_stage_2, vqgan_flags
-from test_dashboard import free_port, until
+from test_dashboard import until
 from test_metrics import SmallExtractor
 
 from experiments import (

@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from conftest import free_port
 from PIL import Image
 
 from utils import panes
@@ -150,12 +151,6 @@ def until(condition, seconds=10.0):
     while not condition():
         assert time.monotonic() < end, "did not happen in time"
         time.sleep(0.005)
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def curve(steps, f=math.sqrt):

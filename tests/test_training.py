@@ -8,10 +8,9 @@ from pathlib import Path
 import lmdb
 import pytest
 import torch
-from conftest import draw_shapes
+from conftest import draw_shapes, free_port
 from PIL import Image
 from scripts import run, sampler_flags, train_stage_1, train_stage_2, vqgan_flags
-from test_dashboard import free_port
 
 import train_sampler
 import train_vqgan

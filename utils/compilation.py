@@ -26,3 +26,9 @@ def compile_parts(choice, parts):
             part.compile(**OPTIONS)
         else:
             setattr(part.__self__, part.__name__, torch.compile(part, **OPTIONS))
+
+
+def compile_model(model, choice, device, much=True):
+    """Compile what a model calls its large parts, where that pays."""
+    if pays(choice, device, much):
+        compile_parts(choice, model.parts_to_compile())

@@ -5,8 +5,7 @@ import math
 import torch
 from PIL import Image
 
-from utils.grids import AMPLIFIED, Grid
-from utils.io import atomic_write
+from utils.grids import AMPLIFIED, Grid, write_picture
 
 
 def to_uint8(x):
@@ -61,17 +60,4 @@ def save_png(path, image, min_side=1, grid=None):
     grid: of the sheet that the image is, noted in the file."""
     enlarged = enlarge(image.cpu(), min_side)
     note = grid and grid.scaled(enlarged.shape[1] // image.shape[1]).note()
-    write_png(path, to_pillow(enlarged), note)
-
-
-def write_png(path, picture, note=None):
-    """A Pillow image -> a PNG file, complete or absent. note: PngInfo."""
-    with atomic_write(path) as f:
-        picture.save(_WriteOnly(f), format="PNG", pnginfo=note)
-
-
-class _WriteOnly:
-    """Pillow asks for flush and fileno; it is only to write."""
-
-    def __init__(self, file):
-        self.write, self.flush = file.write, file.flush
+    write_picture(path, to_pillow(enlarged), pnginfo=note)

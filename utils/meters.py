@@ -17,7 +17,10 @@ class Meters:
     def add(self, values, count=1):
         """values: {name: number or () tensor}, each weighted with count."""
         for name, value in values.items():
-            value = torch.as_tensor(value, dtype=self.dtype, device=self.device).detach()
+            if torch.is_tensor(value):
+                value = value.detach().to(self.device, self.dtype)
+            else:  # a copy from the host would wait for all that the device has yet to do
+                value = torch.full((), value, dtype=self.dtype, device=self.device)
             pair = torch.stack((value * count, torch.full_like(value, count)))
             self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 

@@ -7,8 +7,8 @@ import time
 
 import pytest
 import test_dashboard
-from conftest import TINY_SAMPLER, words
-from test_dashboard import free_port, until
+from conftest import TINY_SAMPLER, free_port, words
+from test_dashboard import until
 
 import train_sampler
 import utils.run
