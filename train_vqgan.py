@@ -25,7 +25,6 @@ from models.summary import describe_vqgan, print_dry_run
 from models.vqgan import VQGAN
 from utils import commands, compilation, distributed
 from utils.amp import Precision
-from utils.checkpoint import checkpoints_of
 from utils.data import batch_positions, fixed_images, local_batch, one_pass, open_images, to_float, training_batches
 from utils.ema import EMA
 from utils.errors import run_main
@@ -188,8 +187,7 @@ def train(H):
                 pack(some, H, split, run.say)
         device = run.device
         seed_everything("init", H.seed)
-        start_from = checkpoints_of(H.load_dir if H.load_step else H.log_dir).path("vqgan", run.step)
-        perceptual = find_perceptual(H, start_from)
+        perceptual = find_perceptual(H, run.source.path("vqgan", run.step))
         vqgan = VQGAN(H, perceptual).to(device, memory_format=memory_format(device))
         precision = Precision(H.amp, H.amp_dtype, device)
         fused = device.type != "mps"

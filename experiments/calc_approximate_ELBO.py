@@ -166,9 +166,7 @@ def main(H):
         raise UserError("--load_dir and --load_step must name a trained sampler")
     split = copy.copy(H)
     split.steps_per_eval = H.steps_per_eval or H.train_steps  # what is evaluated is not fitted on
-    fit = copy.copy(H)
-    fit.load_step = 0  # this names the sampler; the fit starts afresh
-    with Run(fit, "logsigma") as run:
+    with Run(H, "logsigma", loads=False) as run:  # --load_step names the sampler
         models = load_models(H)
         images, val_images = open_images(split, "train"), open_images(split, "val")
         if H.elbo_images is not None and H.elbo_images < len(val_images):

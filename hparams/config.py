@@ -13,7 +13,8 @@ MODELS = Path(__file__).resolve().parents[1] / "models"
 def opt(default, help, **kw):
     """A flag. kw: min and max (inclusive), above (exclusive minimum), choices, required, metavar, and
     needs=(other flag, its value, or True for any but 0): without that this flag does nothing, and says so;
-    replaces=names of flags: beside this one they do nothing."""
+    replaces=names of flags: beside this one they do nothing. older=its value in a run whose saved configuration
+    lacks it: one that began before there was this flag."""
     kw["help"] = help
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=kw)
@@ -161,6 +162,15 @@ class SamplerConfig:
     greedy_epochs: int = opt(None, "accepted for old command lines, without effect", min=0)
     greedy: bool = opt(False, "accepted for old command lines, without effect")
     sample_block_size: int = opt(None, "accepted for old command lines, without effect", min=0)
+
+
+@dataclass
+class RecordedConfig:
+    """Settings without a flag. A run records them, so that a run of an earlier version continues as it began."""
+
+    codes_precision: str = opt("float32", "number format in which stage 2 encodes the images; amp: that of --amp",
+                               choices=["float32", "amp"], older="amp")  # fmt: skip
+    unique_images: bool = opt(True, "a file that several paths or links lead to is one image", older=False)
 
 
 WITHOUT_EFFECT = ("greedy_epochs", "greedy", "sample_block_size")

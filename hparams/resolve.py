@@ -15,6 +15,7 @@ from hparams.config import sampler_family, vqgan_family
 from hparams.parser import build_parser
 from hparams.sources import (
     checked,
+    checkpoint_steps,
     dataset_entry,
     preset_of,
     require_folder,
@@ -28,11 +29,12 @@ from utils.job import is_main, local_size, world_size
 
 
 class Hparams(SimpleNamespace):
-    """The resolved configuration: one attribute a flag. `explicit` lists what the command line gave."""
+    """The resolved configuration: one attribute a flag. `explicit` lists what the command line gave; `older` holds the
+    settings that a resumed run keeps from an earlier version, by name."""
 
     def to_dict(self):
         """Plain values, for config.json."""
-        return {k: v for k, v in vars(self).items() if k not in ("explicit", "data_entry", "script")}
+        return {k: v for k, v in vars(self).items() if k not in ("explicit", "data_entry", "script", "older")}
 
 
 def get_hparams(family, description, argv=None, extra=(), reads=(), settle=None, epilog=None, script=None):
@@ -62,10 +64,8 @@ def get_hparams(family, description, argv=None, extra=(), reads=(), settle=None,
         if measures and given.get("load_step") and not given.get("dry_run"):
             _require_loaded(given)
         H = resolve(flags, given, family, idle)
-        if H.resume and H.load_step and not measures:
-            raise UsageError("--resume and --load_step contradict each other: resume continues --log_dir itself")
         if not (measures or H.dry_run):
-            _require_loaded(vars(H))
+            _require_loaded(dict(vars(H), load_step=0 if continues(H) else H.load_step))
         if settle:
             settle(H)
         if "train_steps" not in idle:
@@ -85,14 +85,19 @@ def resolve(flags, given, family, idle=()):
     idle: names of flags that the script does not heed.
     """
     by_name = {flag.name: flag for flag in flags}
+    recorded = {flag.name: flag for flag in config.flags_of((config.RecordedConfig,))}
     given = {name: checked(by_name[name], value) for name, value in given.items()}
     entry = dataset_entry(given["dataset"], given.get("custom_dataset_path"))
-    values = {flag.name: flag.default for flag in flags}
+    values = {flag.name: flag.default for flag in (*flags, *recorded.values())}
     values.update(preset_of(entry, family, by_name))
-    values.update(_from_loaded({**values, **given}, given, family, by_name, idle))
+    if "load_optim" not in idle:
+        values.update(_origin({**values, **given}, given, by_name))
+    taken, older = _from_loaded({**values, **given}, given, family, {**by_name, **recorded}, idle)
+    values.update(taken)
     values.update(given)
     H = Hparams(**copy.deepcopy(values))  # the presets keep their lists
     H.explicit = sorted(given)
+    H.older = {k: v for k, v in older.items() if k not in given}
     H.data_entry = entry
     _check_places(H)
     _derive(H, family)
@@ -112,7 +117,11 @@ def _require_loaded(values):
 
 
 def notes(H, flags, idle=()):
-    """Flags of the command line that do nothing, one sentence each. idle: those that the script does not heed."""
+    """Flags of the command line that do nothing, and what a run keeps from an earlier version, one sentence each.
+    idle: flags that the script does not heed."""
+    if H.older:
+        kept = ", ".join(f"{name} {shown(value)}" for name, value in H.older.items())
+        yield f"logs/{H.log_dir} was started by an earlier version and continues as it began: {kept}"
     given = [flag for flag in flags if flag.name in H.explicit and getattr(H, flag.name) is not False]
     for flag in given:
         if flag.name in idle:
@@ -130,26 +139,56 @@ def notes(H, flags, idle=()):
 
 # ---------------------------------------------------------------------- loaded models
 
-# With --resume everything that the run saved holds, but for where things are and what is asked now.
-_NEVER_RESUMED = ("resume", "dry_run", "load_dir", "load_step", "load_optim", "log_dir", "custom_dataset_path",
-                  "visdom_compare")  # fmt: skip
+# With --resume everything that the run saved holds, except where things are and what is asked now. The dashboard's
+# address is among the latter: a folder from someone else must not decide where a login is sent.
+_NEVER_RESUMED = ("resume", "dry_run", "log_dir", "custom_dataset_path", "visdom_compare", "visdom_server",
+                  "visdom_port", "no_visdom")  # fmt: skip
+_ORIGIN = ("load_dir", "load_step", "load_optim")
 _ARCHITECTURE = tuple(dict.fromkeys(config.VQGAN_KEYS + config.SAMPLER_KEYS))
+
+
+def continues(values):
+    """Whether --resume finds a checkpoint in --log_dir (values: Hparams, or a dict of flags)."""
+    values = values if isinstance(values, dict) else vars(values)
+    return values["resume"] and bool(checkpoint_steps(values["log_dir"]))
+
+
+def _origin(values, given, flags):
+    """load_dir, load_step and load_optim of a run that is resumed. What it recorded is where it began, and stays;
+    a run that has no checkpoint yet and recorded nothing takes them from the command line."""
+    saved = (values["resume"] and saved_config(values["log_dir"], flags)) or {}
+    origin = {name: saved[name] for name in _ORIGIN if name in saved}
+    if not (origin.get("load_step") or continues(values)):
+        return {}
+    began = f"at step {origin['load_step']} of {origin['load_dir']}" if origin.get("load_step") else "afresh"
+    other = any(given[name] != origin.get(name) for name in ("load_dir", "load_step") if name in given)
+    if other and values["load_step"]:
+        raise UsageError(
+            f"--load_dir {values['load_dir']} --load_step {values['load_step']} contradicts --resume: logs/"
+            f"{values['log_dir']} began {began}: leave them out, or give another --log_dir"
+        )
+    return origin
 
 
 def _from_loaded(values, given, family, flags, idle):
     """What the models that this command loads were trained with. The command line may not contradict
-    their architecture, nor one of them another's."""
-    result, origins = {}, {}
-    for option, name, wanted, binding in _loads(values, family, flags, idle):
-        saved = saved_config(name, flags)
+    their architecture, nor one of them another's. Returns (values, those of them that a resumed run did not record
+    because an earlier version started it)."""
+    result, origins, older = {}, {}, {}
+    for option, name, step, wanted, binding in _loads(values, family, flags, idle):
+        saved = saved_config(name, flags, step)
         if saved is None:
             continue
+        missing = {k: f.meta["older"] for k, f in flags.items() if "older" in f.meta and k not in saved}
+        if option == "resume":
+            older = {k: v for k, v in missing.items() if v != flags[k].default}
         source = f"--{option}" if option == "resume" else f"--{option} {name}"
         if option == "resume" and ("sampler" in saved) != (family == "sampler"):
             raise UsageError(f"--resume: logs/{name} is not a run of this script: give another --log_dir")
         _refuse_contradictions(given, saved, source, [k for k in binding if k not in idle])
         if "train_steps" in idle and same_images(saved, values):
-            wanted = [*wanted, "steps_per_eval"]  # measured against the images that it was trained on
+            wanted = [*wanted, "steps_per_eval", "unique_images"]  # measured against the images it was trained on
+        saved = {**missing, **saved}
         taken = {k: saved[k] for k in wanted if k in saved}
         for key in _ARCHITECTURE:
             if key in taken and result.get(key, taken[key]) != taken[key]:
@@ -159,22 +198,25 @@ def _from_loaded(values, given, family, flags, idle):
                 )
         result.update(taken)
         origins.update(dict.fromkeys(taken, source))
-    return result
+    return result, older
 
 
 def _loads(values, family, flags, idle):
-    """(flag that asks for it, folder, keys to take, keys that must not be contradicted) of each loaded model, in
-    order."""
+    """(flag that asks for it, folder, step (None: the newest), keys to take, keys that must not be contradicted) of
+    each loaded model, in order."""
     if values.get("ae_load_dir"):  # required where a sampler is loaded, one of two ways to name a VQGAN elsewhere
-        yield "ae_load_dir", values["ae_load_dir"], config.AUTOENCODER_KEYS, config.AUTOENCODER_KEYS
+        own = config.AUTOENCODER_KEYS
+        yield "ae_load_dir", values["ae_load_dir"], values["ae_load_step"], own, own
+    trains = "load_optim" not in idle  # then --load_dir is where the run begins; else what the script measures
     others = ()
-    if values["load_step"]:
+    if values["load_step"] and not (trains and continues(values)):
         binding = config.VQGAN_KEYS if family == "vqgan" else config.SAMPLER_KEYS
         others = (*binding, *(config.SAMPLER_DEFAULTS if family == "sampler" else ()))
-        yield "load_dir", values["load_dir"], others, binding
+        yield "load_dir", values["load_dir"], values["load_step"], others, binding
     if values["resume"] and "resume" not in idle:
-        wanted = [k for k in flags if k not in _NEVER_RESUMED and k not in others]
-        yield "resume", values["log_dir"], wanted, [k for k in (*_ARCHITECTURE, "dataset") if k not in others]
+        kept = (*_NEVER_RESUMED, *others, *(() if trains else _ORIGIN))
+        wanted = [k for k in flags if k not in kept]
+        yield "resume", values["log_dir"], None, wanted, [k for k in (*_ARCHITECTURE, "dataset") if k not in others]
 
 
 def _refuse_contradictions(given, saved, source, keys):

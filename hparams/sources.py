@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import reprlib
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from hparams import config
 from hparams.presets import PRESETS
 from utils.errors import UsageError
+from utils.job import is_main
 
 LOGS = Path("logs")
 DATASETS = "datasets.yaml"
@@ -177,19 +179,28 @@ def require_folder(option, name):
     raise UsageError(f"--{option} {name}: there is no folder {folder}: {hint}")
 
 
-def saved_config(name, flags):
-    """The hparams that a run saved in logs/<name>/config.json; None where there is no such file (a
-    published checkpoint). flags: {name: Flag} of this script; of its flags the values are checked."""
+def checkpoint_steps(name):
+    """The steps of logs/<name> that have a manifest, the newest first."""
+    folder = run_folder(name) / "saved_models"
+    names = os.listdir(folder) if folder.is_dir() else []
+    return sorted((int(m[1]) for m in map(re.compile(r"manifest_(\d+)\.json").fullmatch, names) if m), reverse=True)
+
+
+def saved_config(name, flags, step=None):
+    """The hparams that a run in logs/<name> saved with the checkpoint of a step (None: the newest), or in its
+    config.json if the manifest holds none. None for a published checkpoint, which has neither. flags: {name: Flag} of
+    this script; the values of its flags are checked."""
     path = run_folder(name) / "config.json"
     try:
-        with open(path, encoding="utf-8") as f:
-            whole = json.load(f)
-        saved = whole["hparams"]
-        if whole.get("digest", _digest(saved)) != _digest(saved):  # none: written before there were any
-            raise ValueError
+        saved = _of_manifest(path.parent, checkpoint_steps(name) if step is None else [step])
+        if saved is None:
+            config = _read_json(path)
+            saved = config["hparams"]
+            if config.get("digest", _digest(saved)) != _digest(saved):  # none: written before there were any
+                raise ValueError
         return {k: checked(flags[k], v) if k in flags else v for k, v in saved.items() if v is not None}
     except FileNotFoundError:
-        if any((path.parent / "saved_models").glob("manifest_*.json")) and os.environ.get("RANK", "0") == "0":
+        if checkpoint_steps(name) and is_main():
             print(f"note: {path} is gone: what the command line does not give has its default", file=sys.stderr)
         return None
     except OSError as error:
@@ -199,6 +210,21 @@ def saved_config(name, flags):
         raise UsageError(
             f"{path} is damaged{reason}: restore it, or remove it and give the model's flags"
         ) from None
+
+
+def _of_manifest(folder, steps):
+    """The hparams in the first of these steps' manifests that is what was written; None if it holds none."""
+    for step in steps:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            manifest = _read_json(folder / "saved_models" / f"manifest_{step}.json")
+            if manifest.pop("digest") == _digest(manifest):  # of another: utils.checkpoint says so when it is loaded
+                return manifest.get("hparams")
+    return None
+
+
+def _read_json(path):
+    with open(path, encoding="utf-8") as f:
+        return json.load(f)
 
 
 def same_images(one, other):

@@ -293,7 +293,6 @@ def test_learning_rate_follows_the_batch_size():
         ("vqgan", "--disc_layers 7", ["--disc_layers 7", "--img_size 256"]),
         ("vqgan", "--quantizer gumbel --codebook_init kmeans", ["--quantizer gumbel", "--codebook_init kmeans"]),
         ("vqgan", "--quantizer gumbel --codebook_restart_steps 5", ["--quantizer", "--codebook_restart_steps 5"]),
-        ("vqgan", "--resume --load_step 5", ["--resume", "--load_step"]),
         ("vqgan", "--custom_dataset_path x", ["--custom_dataset_path", "--dataset churches"]),
         ("sampler", "--block_size 64", ["--block_size 64", "--latent_shape 1 16 16"]),
         ("sampler", "--bert_n_emb 100", ["--bert_n_head 8", "--bert_n_emb 100"]),
@@ -354,7 +353,7 @@ def test_resume_takes_everything_that_holds():
     save_run("run", resolved("--img_size 64 --lr 0.5 --ema --seed 7 --train_steps 50 --load_optim --steps_per_log 3"))
     H = resolved("--log_dir run --resume --train_steps 80")
     assert (H.img_size, H.lr, H.ema, H.seed, H.steps_per_log) == (64, 0.5, True, 7, 3)
-    assert (H.train_steps, H.resume, H.load_optim, H.log_dir) == (80, True, False, "run")
+    assert (H.train_steps, H.resume, H.load_optim, H.log_dir) == (80, True, True, "run")
     assert resolved("--log_dir nothing --resume").img_size == 256  # nothing there: starts afresh
 
 

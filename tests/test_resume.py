@@ -136,7 +136,10 @@ def test_a_run_killed_in_its_first_checkpoint_starts_afresh(tmp_path, shapes, mo
     monkeypatch.chdir(tmp_path)
     train_stage_1(shapes, "whole", "--train_steps 4 --steps_per_log 1")
     train_stage_1(shapes, "killed", "--train_steps 4 --steps_per_log 1")
-    Path("logs/killed/saved_models/manifest_4.json").unlink()  # it is what is written last
+    Path("logs/killed/saved_models/manifest_4.json").unlink()  # this and what follows are written last
+    config = json.loads(Path("logs/killed/config.json").read_text())
+    assert config.pop("checkpoint") == 4
+    Path("logs/killed/config.json").write_text(json.dumps(config))
     train_stage_1(shapes, "killed", "--train_steps 4 --steps_per_log 1 --resume")
     assert "starting afresh" in capsys.readouterr().out
     for name in ("vqgan", "ae_optim"):

@@ -67,6 +67,13 @@ class Checkpoints:
         matches = (re.fullmatch(pattern, entry) for entry in os.listdir(self.models))
         return sorted(int(m.group(1)) for m in matches if m)
 
+    def lost_steps(self):
+        """Steps of which saved_stats holds what is written last, and saved_models nothing: it is not the same folder
+        any more (not mounted, or emptied). A checkpoint that was interrupted has left weights or a note."""
+        names = os.listdir(self.stats) if self.stats.is_dir() else []
+        steps = sorted(int(m.group(1)) for m in map(re.compile(r"stats_(\d+)").fullmatch, names) if m)
+        return [s for s in steps if not (any(self.models.glob(f"*_{s}.th")) or self._unfinished_path(s).exists())]
+
     # ------------------------------------------------------------------ writing
 
     def save(self, step, state_dicts, extra, about):

@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {name: f"{name}.py" for name in ("train_vqgan", "train_sampler")}
 SCRIPTS["calc_approximate_ELBO"] = "experiments/calc_approximate_ELBO.py"
 # What holds for this machine and this user, so that the next command has it too where it was given to this one.
-KEPT = ("device", "num_workers", "amp", "amp_dtype", "visdom_server", "visdom_port", "no_visdom")
+DASHBOARD = ("visdom_server", "visdom_port", "no_visdom")
+KEPT = ("device", "num_workers", "amp", "amp_dtype", *DASHBOARD)
 
 
 def python():

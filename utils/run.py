@@ -15,6 +15,7 @@ a resumed run equals the uninterrupted one bit for bit on the CPU.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -26,7 +27,8 @@ from utils import distributed
 from utils.checkpoint import LOGS, checkpoints_of, load_into
 from utils.dashboard import Dashboard
 from utils.errors import DamagedFile, UserError
-from utils.io import Lines, read_json, remove_temporaries
+from utils.io import Lines, hash_json, read_json, remove_temporaries, write_json
+from utils.lock import FolderLock
 from utils.meters import Meters
 from utils.panes import duration, plan_of, time_left
 from utils.progress import Forecast, Progress, say
@@ -70,8 +72,11 @@ def count_parameters(module):
 class Run(Shown):
     """One training run in logs/<log_dir>; see the module's docstring."""
 
-    def __init__(self, H, name, name_batch=None):
+    def __init__(self, H, name, name_batch=None, loads=True):
+        """name: of the model, and so of its files. name_batch: step -> words for the images of its batch, or None.
+        loads: whether --load_step names weights to start from, rather than a model that the script measures."""
         self.H, self.name = H, name
+        self.load_step = H.load_step if loads else 0
         self.name_batch = name_batch or (lambda step: None)
         self.device = pick_device(H.device)
         self.device_name = device_name(self.device)
@@ -82,53 +87,90 @@ class Run(Shown):
         self.first_bad = torch.zeros((), dtype=torch.int64, device=self.device)
         self.dashboard, self.progress, self.bars = None, None, {}
         self.about = {}  # JSON values for the manifests: what the weights depend on
-        self._log = self._stats = self._speed = None
+        self.facts = {}  # JSON values for config.json: what is known only when the models are built
+        self._lock = self._log = self._stats = self._speed = None
         distributed.must_agree(lambda: dict(H.to_dict(), num_workers=None), "the configuration")
         # manifest: of the checkpoint that is resumed; _saved_step: what need not be saved again
-        self.step, self.manifest, self._saved_step = distributed.from_main(self._choose_start)
+        self.step, self.manifest, self._saved_step = distributed.from_main(self._lock_and_choose)
+        self.resumed = self._saved_step is not None
 
     # ------------------------------------------------------------------ start
 
+    def _lock_and_choose(self):
+        self._lock = FolderLock(self.folder, say)
+        try:
+            return self._choose_start()
+        except BaseException:
+            self._lock.release()
+            raise
+
     def _choose_start(self):
-        """What to continue: (step, its manifest, the same step if all of it is saved), None where there is none.
-        Refuses to write over another run's checkpoints."""
-        H = self.H
-        config = os.path.join(self.folder, "config.json")
-        if H.resume and os.path.exists(config) and read_json(config).get("script", H.script) != H.script:
-            raise UserError(f"--resume: {self.folder} is not a run of this script: give another --log_dir")
+        """What to start from: (step, the manifest of that checkpoint, the same step if all of it is saved); None for
+        what does not exist. Refuses to write over another run."""
+        H, store = self.H, self.store
+        config = self._recorded_config()
+        if config.get("script", H.script) != H.script:
+            raise UserError(
+                f"{self.folder} is not a run of this script (but of {config['script']}): give another --log_dir"
+            )
+        if not store.steps():
+            self._refuse_if_lost(config)
         if H.resume:
-            step, manifest = self.store.newest_good(lambda m: say(f"warning: {m}"))
-            if step is None and self.store.steps():
-                raise UserError(f"no checkpoint in {self.folder} is whole: start afresh in another --log_dir")
-            weights = self.store.steps_with(self.name)
+            step, manifest = store.newest_good(lambda m: say(f"warning: {m}"))
+            if step is not None:
+                return step, manifest, step
+            if store.steps():
+                raise UserError(f"no checkpoint in {self.folder} is complete: start afresh in another --log_dir")
+        existing = sorted({*store.steps(), *store.steps_with(self.name)})
+        if self.load_step and H.load_dir == H.log_dir and existing and self.load_step == existing[-1]:
+            complete = self.load_step in store.steps()
+            return self.load_step, store.verify(self.load_step) if complete else None, None
+        if H.resume:
             # A run of this program that was killed in its first checkpoint has left its config.json, too.
-            if step is None and weights and not os.path.exists(config):
+            if existing and not config:
                 raise UserError(
-                    f"{self.folder} holds weights (step {weights[-1]}) but nothing else that a resume needs: start "
-                    f"from them with --load_dir {H.log_dir} --load_step {weights[-1]} and another --log_dir"
+                    f"{self.folder} holds weights (step {existing[-1]}) but nothing else that a resume needs: start "
+                    f"from them with --load_dir {H.log_dir} --load_step {existing[-1]} and another --log_dir"
                 )
-            if step is None:
-                say(f"nothing to resume in {self.folder}: starting afresh")
-            return step or 0, manifest, step
-        existing = sorted({*self.store.steps(), *self.store.steps_with(self.name)})
-        if not existing:
-            return H.load_step, None, None
-        if H.load_step and H.load_dir == H.log_dir and H.load_step == existing[-1]:
-            whole = H.load_step in self.store.steps()
-            return H.load_step, self.store.verify(H.load_step) if whole else None, None
-        raise UserError(
-            f"{self.folder} already holds checkpoints (newest: step {existing[-1]}): "
-            "--resume continues it, another --log_dir starts afresh"
-        )
+            start = f"from step {self.load_step} of {LOGS}/{H.load_dir}" if self.load_step else "afresh"
+            say(f"nothing to resume in {self.folder}: starting {start}")
+        elif existing:
+            raise UserError(
+                f"{self.folder} already holds checkpoints (newest: step {existing[-1]}): "
+                "--resume continues it, another --log_dir starts afresh"
+            )
+        return self.load_step, None, None
+
+    def _recorded_config(self):
+        """What config.json holds; {} if it does not exist. A damaged one is reported, and replaced by the next."""
+        path = os.path.join(self.folder, "config.json")
+        try:
+            config = read_json(path) if os.path.exists(path) else {}
+            return config if isinstance(config, dict) else {}
+        except DamagedFile as error:
+            say(f"warning: {error}; it is written again with the next checkpoint")
+            return {}
+
+    def _refuse_if_lost(self, config):
+        """A disk that is not mounted looks like a run without checkpoints."""
+        lost = [*self.store.lost_steps(), *([config["checkpoint"]] if config.get("checkpoint") else [])]
+        if lost:
+            raise UserError(
+                f"{self.folder} had a checkpoint of step {lost[-1]}, which is not in {self.store.models} now: bring it "
+                "back (is its disk mounted?), or start afresh in another --log_dir"
+            )
+
+    @property
+    def source(self):
+        """The Checkpoints that hold the weights of the step that the run starts from."""
+        return self.store if self.resumed or not self.load_step else checkpoints_of(self.H.load_dir)
 
     def __enter__(self):
         H = self.H
         if distributed.is_main():
-            os.makedirs(self.folder, exist_ok=True)
             for folder in (self.folder, os.path.join(self.folder, "images")):
                 remove_temporaries(folder)
             self.store.sweep()
-            self.write_config()
             self._log = Lines(os.path.join(self.folder, "log.txt"))
             self._stats = self._open_stats()
             self.restore_bars()
@@ -144,8 +186,14 @@ class Run(Shown):
         return self
 
     def _open_stats(self):
-        """stats.jsonl, cut back to what the checkpoint knew: later lines will be written again."""
+        """stats.jsonl, cut back to what the checkpoint knew: later lines will be written again. Without a checkpoint
+        an old file is moved aside."""
         path = os.path.join(self.folder, "stats.jsonl")
+        if self.manifest is None and os.path.isfile(path) and os.path.getsize(path):
+            numbered = (os.path.join(self.folder, f"stats_{i}.jsonl") for i in itertools.count(1))
+            aside = next(name for name in numbered if not os.path.lexists(name))
+            os.rename(path, aside)
+            say(f"the curves of an earlier start are kept in {aside}")
         known = self.manifest or {}
         stats = Lines(path, keep=known.get("stats_bytes", 0))
         if stats.size < known.get("stats_bytes", 0) or known.get("stats_sha256", stats.sha256) != stats.sha256:
@@ -161,15 +209,14 @@ class Run(Shown):
         extra: likewise, kept together in stats_<step>.
         """
         self.files, self.extra = files, dict(extra, meters=self.meters)
-        H = self.H
-        if H.resume and self.step:
+        if self.resumed:
             for name, item in files.items():
-                load_into(item, self.store.load(name, self.step), f"{self.store.path(name, self.step)}")
+                self._load(name, item)
             self._load_extra()
             self.say(f"resumed {self.folder} after step {self.step}")
             if distributed.is_main():
                 self.dashboard.history(curve_rows(os.path.join(self.folder, "stats.jsonl")))
-        elif H.load_step:
+        elif self.load_step:
             self._load_weights()
         for name, item in files.items():  # whatever the machines, the processes begin alike
             if not name.endswith("_optim"):
@@ -186,18 +233,17 @@ class Run(Shown):
     def _load_weights(self):
         """--load_dir, --load_step: weights, and with --load_optim the optimisers."""
         H = self.H
-        source = checkpoints_of(H.load_dir)
-        main_state = source.load(self.name, H.load_step)
         for name, item in self.files.items():
-            if name.endswith("_optim") and not H.load_optim:
-                continue
-            path = source.path(name, H.load_step)
-            if name == f"{self.name}_ema" and not source.has(name, H.load_step):
-                state = main_state  # a run without averages: they start at the weights
-            else:
-                state = main_state if name == self.name else source.load(name, H.load_step)
-            load_into(item, state, str(path))
+            if H.load_optim or not name.endswith("_optim"):
+                self._load(name, item)
         self.say(f"loaded step {H.load_step} of {LOGS}/{H.load_dir}" + (" with optimisers" if H.load_optim else ""))
+
+    def _load(self, name, item):
+        """The object of one file. Averages that the source does not have start at its weights."""
+        source = self.source
+        if name == f"{self.name}_ema" and not source.has(name, self.step):
+            name = self.name
+        load_into(item, source.load(name, self.step), str(source.path(name, self.step)))
 
     def trains_on(self, images):
         """Note in the manifests what the weights learn from, and say so where a resumed run has other images."""
@@ -338,6 +384,13 @@ class Run(Shown):
 
     # ------------------------------------------------------------------ what is written
 
+    def write_config(self, **more):
+        """config.json: the configuration and the facts. A fresh run writes it before its first step, a resumed one with
+        its next checkpoint: one that cannot start leaves no trace. more: further JSON values."""
+        hparams = self.H.to_dict()
+        config = dict(format=1, script=self.H.script, hparams=hparams, digest=hash_json(hparams), facts=self.facts)
+        write_json(os.path.join(self.folder, "config.json"), dict(config, **more))
+
     def save_checkpoint(self):
         """Write the checkpoint of the current step, unless it is there and whole."""
         self._check_finite()
@@ -355,8 +408,12 @@ class Run(Shown):
             self.step,
             {name: item.state_dict() for name, item in self.files.items()},
             extra,
-            dict(stats_bytes=self._stats.size, stats_sha256=self._stats.sha256, run=self.name, **self.about),
-        )
+            dict(
+                stats_bytes=self._stats.size, stats_sha256=self._stats.sha256, run=self.name, script=self.H.script,
+                hparams=self.H.to_dict(), **self.about,
+            ),
+        )  # fmt: skip
+        self.write_config(checkpoint=self.step)
         if self.H.keep_checkpoints:
             self.store.prune(self.H.keep_checkpoints)
 
@@ -378,6 +435,8 @@ class Run(Shown):
         for file in (self._log, self._stats, self._speed):
             if file is not None:
                 file.close()
+        if self._lock is not None:
+            self._lock.release()
         if kind in (None, SystemExit):  # done, or stopped by a signal, which all have agreed on
             distributed.cleanup()
         sys.stdout.flush()

@@ -9,18 +9,12 @@ from utils import commands, distributed
 from utils.errors import DamagedFile
 from utils.grids import SAYS_TRIPLES, write_strips
 from utils.images import TRIPLES, enlarge, save_png, sheet, sheet_grid, triples
-from utils.io import hash_json, write_json
+from utils.io import write_json
 from utils.records import pictures_by_step, read_bars
 
 
 class Shown:
     """The part of utils.run.Run that shows."""
-
-    def write_config(self, **facts):
-        """config.json; facts: what is known only when the models are there, for show_run."""
-        hparams = self.H.to_dict()
-        config = dict(format=1, script=self.H.script, hparams=hparams, digest=hash_json(hparams))
-        write_json(os.path.join(self.folder, "config.json"), dict(config, **facts and dict(facts=facts)))
 
     def introduce(self, n_items, n_parameters, precision, items="images"):
         """The first lines: what trains, on what, where it is written."""
@@ -30,11 +24,12 @@ class Shown:
             f"batch {H.batch_size}, {precision} on {self.device_name}"
         )
         self.say(f"writing to {self.folder}; dashboard: {self.dashboard.url or 'off'}")
-        if distributed.is_main():
-            self.write_config(
-                model=self.name, parameters=n_parameters, items=n_items, of=items, precision=precision,
-                device=self.device_name, torch=torch.__version__,
-            )  # fmt: skip
+        self.facts = dict(
+            model=self.name, parameters=n_parameters, items=n_items, of=items, precision=precision,
+            device=self.device_name, torch=torch.__version__,
+        )  # fmt: skip
+        if distributed.is_main() and not self.resumed:
+            self.write_config()
 
     def restore_bars(self):
         """Go on with what bars.json held when the run was stopped."""
@@ -45,7 +40,8 @@ class Shown:
 
     def again(self):
         """The command line that continues the run."""
-        return commands.resume(self.H.script, vars(self.H)) or "the same command with --resume"
+        dashboard = {name: getattr(self.H, name) for name in commands.DASHBOARD if name in self.H.explicit}
+        return commands.resume(self.H.script, vars(self.H), **dashboard) or "the same command with --resume"
 
     def show_strips(self):
         """The pictures of all steps as one strip of each name, at the end."""
