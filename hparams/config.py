@@ -182,7 +182,7 @@ OF_VQGAN_TRAINING = (
     "codebook_restart_steps", "perceptual_weight", "perceptual_weights", "ndf", "disc_layers", "disc_start_step",
     "disc_weight_max", "diff_aug", "cache_images",
 )  # fmt: skip
-OF_SAMPLING = ("temp", "sample_steps", "sample_type")
+OF_SAMPLING = ("temp", "sample_steps", "sample_type", "mask_schedule")
 OF_TRAINING = (
     *OF_VQGAN_TRAINING, "load_optim", "resume", "train_steps", "accumulate_steps", "lr", "ema_beta",
     "steps_per_update_ema", "steps_per_log", "steps_per_display_output", "steps_per_save_output",

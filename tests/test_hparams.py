@@ -239,6 +239,9 @@ def test_flags_that_this_script_does_not_heed(capsys):
     assert noted(f"{SAMPLER} --n_samples 4 --temp 0.5 --latents_path x", **measuring) == [
         "--temp has no effect beside --latents_path"
     ]
+    assert noted(f"{SAMPLER} --n_samples 4 --mask_schedule fixed", **measuring) == [  # it is for sampling of type mlm
+        "--mask_schedule has no effect in this script"
+    ]
     reads = dict(extra=(ReconstructionConfig,), reads=("perceptual_weights",))
     assert noted("--perceptual_weights x --disc_layers 9 --beta 1", "vqgan", **reads) == [
         "--beta has no effect in this script", "--disc_layers has no effect in this script",

@@ -61,6 +61,10 @@ class Sampler(nn.Module):
         """Training loss of ids (B, L) int64 -> SamplerLoss. rng: utils.seed.StepRandom."""
         raise NotImplementedError
 
+    def validation_loss(self, ids, rng):
+        """As `loss`, and its bits are the negative log likelihood or a bound on it, whatever is minimised."""
+        return self.loss(ids, rng)
+
     def record(self, extra):
         """Take a SamplerLoss's `extra` into the training histories (buffers). Called by training only."""
 
