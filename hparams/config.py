@@ -157,7 +157,7 @@ class SamplerConfig:
                             needs=("sampler", "absorbing"))  # fmt: skip
     sample_type: str = opt("diffusion", "how to sample (absorbing)", choices=["diffusion", "mlm"],
                            needs=("sampler", "absorbing"))  # fmt: skip
-    temp: float = opt(1.0, "temperature of the codes' distribution when sampling", above=0.0)
+    temp: float = opt(1.0, "temperature of the codes' distribution when sampling", min=1e-37)
     warmup_iters: int = opt(10_000, "steps over which the learning rate rises linearly to lr (ffhq: 30000)", min=0)
     greedy_epochs: int = opt(None, "accepted for old command lines, without effect", min=0)
     greedy: bool = opt(False, "accepted for old command lines, without effect")

@@ -583,6 +583,10 @@ def test_a_probability_and_a_decay_have_an_upper_bound():
         assert "too large" in refused(words, "sampler")
 
 
+def test_a_temperature_has_a_lower_bound():
+    assert refused("--temp 1e-38", "sampler").endswith("--temp 1e-38 is too small: the least is 1e-37")
+
+
 WORDS = st.one_of(
     st.sampled_from(["0", "1", "-1", "3", "32", "64", "256", "nan", "inf", "-inf", "1e-320", "1e400", "-0.0", "0.5",
                      "x", "", "--", "-", "1_0", str(2**31), str(2**63), str(10**400), "churches", "ae", "load_dir"]),
