@@ -104,6 +104,8 @@ def resolve(flags, given, family, idle=()):
     _check_shapes(H)
     if family == "sampler":
         _check_codes(H)
+        if "loss_type" not in idle:
+            _check_loss_of_sampler(H)
     elif "train_steps" not in idle:
         _check_training_of_vqgan(H)
     return H
@@ -302,6 +304,14 @@ def _check_training_of_vqgan(H):
         )
     if H.img_size >> H.disc_layers < 3:  # two more convolutions take a pixel each
         raise UsageError(f"--disc_layers {H.disc_layers} is too many for --img_size {H.img_size}")
+
+
+def _check_loss_of_sampler(H):
+    if H.sampler == "absorbing" and H.loss_type == "reweighted_elbo" and H.total_steps == 1:
+        raise UsageError(
+            f"--loss_type {H.loss_type} is always 0 with --total_steps 1: its weight is 1 - t / total_steps; give "
+            "--loss_type elbo or mlm, or more --total_steps"
+        )
 
 
 def _check_shares(H, parts):

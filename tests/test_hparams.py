@@ -299,12 +299,21 @@ def test_learning_rate_follows_the_batch_size():
         ("vqgan", "--custom_dataset_path x", ["--custom_dataset_path", "--dataset churches"]),
         ("sampler", "--block_size 64", ["--block_size 64", "--latent_shape 1 16 16"]),
         ("sampler", "--bert_n_emb 100", ["--bert_n_head 8", "--bert_n_emb 100"]),
+        ("sampler", "--sampler absorbing --total_steps 1", ["--total_steps 1", "--loss_type reweighted_elbo"]),
     ],
 )
 def test_contradictions_name_both_flags(family, words, named):
     line = refused(words, family)
     for part in named:
         assert part in line
+
+
+def test_one_time_step_trains_with_the_other_losses_and_is_measured_with_any():
+    for words in ("--sampler absorbing --loss_type elbo", "--sampler absorbing --loss_type mlm",
+                  "--sampler autoregressive"):  # fmt: skip
+        assert resolved(f"--total_steps 1 {words}", "sampler").total_steps == 1
+    words = f"--dataset churches {SAMPLER} --n_samples 4 --total_steps 1"
+    assert get_hparams("sampler", "", words.split(), extra=(FIDConfig,), script="s").total_steps == 1
 
 
 def test_a_preset_gives_way_without_contradiction():

@@ -248,7 +248,8 @@ def test_a_codebook_of_one_or_two(place, quantizer, size):
 @pytest.mark.parametrize(
     "vqgan,sampler",
     [
-        ("--img_size 6 --ch_mult 1 --emb_dim 1 --batch_size 50", "--total_steps 1 --sample_steps 1 --batch_size 50"),
+        ("--img_size 6 --ch_mult 1 --emb_dim 1 --batch_size 50",
+         "--total_steps 1 --loss_type elbo --sample_steps 1 --batch_size 50"),
         ("--img_size 8 --ch_mult 1 1 1 1 --nf 64 --ndf 1",
          "--bert_n_emb 1 --bert_n_head 1 --sample_steps 3 --total_steps 2"),
         ("--n_channels 1 --batch_size 1", "--sample_type mlm --sample_steps 1 --mask_schedule fixed --batch_size 1"),
