@@ -134,6 +134,9 @@ def notes(H, flags, idle=()):
         for other in given:
             if flag.name in other.meta.get("replaces", ()):
                 yield f"--{flag.name} has no effect beside --{other.name}"
+        if flag.name == "base_lr" and H.lr != H.base_lr * H.batch_size:
+            yield (f"--base_lr has no effect: --lr is {H.lr:g}, from the command line, the data set's defaults or the "
+                   "run that is resumed")  # fmt: skip
         other, wanted = flag.meta.get("needs", (None, None))
         if other and other not in idle and not (getattr(H, other) if wanted is True else getattr(H, other) == wanted):
             yield f"--{flag.name} has no effect without --{other}" + ("" if wanted is True else f" {wanted}")

@@ -282,6 +282,18 @@ def test_learning_rate_follows_the_batch_size():
     assert resolved("--batch_size 4 --lr 0.5").lr == 0.5
 
 
+def test_a_base_rate_without_effect_is_named(capsys):
+    save_run("run", resolved("--batch_size 4"))
+    capsys.readouterr()
+    cases = (("--lr 0.5", "churches", "0.5"), ("", "demo", "0.001"), ("--log_dir run --resume", "churches", "1.8e-05"))
+    for words, dataset, lr in cases:
+        resolved(f"{words} --base_lr 1e-5", dataset=dataset)
+        assert f"note: --base_lr has no effect: --lr is {lr}, from " in capsys.readouterr().err
+    for words in ("--base_lr 1e-5", "--base_lr 4.5e-6 --log_dir run --resume"):
+        resolved(words)
+        assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("family", "words", "named"),
     [
