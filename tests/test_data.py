@@ -262,6 +262,9 @@ def test_named_entries_and_custom(tmp_path, lsun, monkeypatch):
         (entry("nowhere", name="demo"), "make demo"),
         (entry("empty", category="church_outdoor"), "no 'church_outdoor_train_lmdb' with a data.mdb in empty"),
         (entry("empty", "church_outdoor_val_lmdb"), "mixes LMDBs"),
+        (entry("empty", category="/abs"), "'category' '/abs' must be what precedes '_val_lmdb' in the name"),
+        (entry("empty", category="a**"), r"'a\*\*"),
+        (entry("empty", category="x/" * 2000), "'x/x/x/"),
     ],
 )
 def test_nothing_to_read_is_an_error_with_a_remedy(given, words, lsun, monkeypatch):
