@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+from pathlib import PureWindowsPath
 
 import pytest
 from conftest import ROOT
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 
 from experiments.calc_FID import FIDConfig
 from experiments.calc_VQGAN_FID import ReconstructionConfig
-from hparams import config, get_hparams
+from hparams import config, get_hparams, sources
 from hparams.presets import PRESETS
+from utils.errors import UsageError
 
 SAMPLER = "--sampler absorbing --ae_load_dir ae --ae_load_step 1"
 
@@ -491,6 +493,14 @@ def test_names_stay_under_logs(name):
     assert "under logs/" in refused(f"--log_dir {name}")
     assert "under logs/" in refused(f"--load_dir {name} --load_step 1")
     assert "under logs/" in refused(f"--sampler absorbing --ae_load_step 1 --ae_load_dir {name}", "sampler")
+
+
+def test_names_stay_under_logs_on_windows(monkeypatch):
+    monkeypatch.setattr(sources, "Path", PureWindowsPath)
+    for name in ("C:evil", "C:", r"C:\x", r"\x", r"a\..\..\x", r"\\host\share\x"):
+        with pytest.raises(UsageError, match="is not a name under logs"):
+            sources.run_folder(name)
+    assert sources.run_folder(r"a\b").name == r"a\b"
 
 
 def test_empty_names_and_deep_names():
