@@ -153,24 +153,37 @@ def test_inception_features(inception_file):
 
 
 @pytest.mark.slow
-def test_fid_equals_torch_fidelitys_command_line(shapes, trained, inception_file, tmp_path, monkeypatch):
+def test_fid_and_kid_equal_torch_fidelitys_command_line(shapes, trained, inception_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("logs").symlink_to(trained / "logs")
-    flags = ["--n_samples", "12", "--save_images", "--feature_weights", str(inception_file)]
+    flags = ["--n_samples", "12", "--kid", "--save_images", "--feature_weights", str(inception_file)]
     row = call(calc_FID, prior_flags(shapes, tmp_path.name, flags))
     fidelity = Path(sys.executable).with_name("fidelity")
     done = subprocess.run(
-        [fidelity, "--fid", "--input1", f"logs/{tmp_path.name}/samples", "--input2", str(shapes), "--json",
+        [fidelity, "--fid", "--kid", "--kid-subset-size", "12",
+         "--input1", f"logs/{tmp_path.name}/samples", "--input2", str(shapes), "--json",
          "--samples-resize-and-crop", "16", "--feature-extractor-weights-path", str(inception_file), "--no-cache",
          "--save-cpu-ram", "--silent"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    theirs = json.loads(done.stdout)["frechet_inception_distance"]
-    assert row["values"]["fid"] == pytest.approx(theirs, abs=1e-3)
-    assert theirs > 0.01
+    theirs = json.loads(done.stdout)
+    assert row["values"]["fid"] == pytest.approx(theirs["frechet_inception_distance"], abs=1e-3)
+    assert theirs["frechet_inception_distance"] > 0.01
+    for ours, name in (("kid", "mean"), ("kid_std", "std")):
+        assert row["values"][ours] == pytest.approx(theirs[f"kernel_inception_distance_{name}"], rel=1e-3)
 
 
 # ---------------------------------------------------------------------- FID
+
+
+def test_kid_takes_the_samples_first():
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    random = torch.Generator().manual_seed(0)
+    real, fake = torch.randn(50, 4, generator=random), torch.randn(40, 4, generator=random) + 0.1
+    found = list(calc_FID.compute_kid(real, fake).values())
+    theirs = [kid_features_to_metric(*pair, kid_subset_size=40, verbose=False) for pair in ((fake, real), (real, fake))]
+    assert found == list(theirs[0].values()) and found != list(theirs[1].values())
 
 
 def test_fid_of_exactly_n_samples(place, shapes):
