@@ -190,7 +190,9 @@ def load_npy(path):
     require_file(path)
     try:
         return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of a damaged header numpy's parser raises anything
         raise DamagedFile(f"{path} is no readable .npy file ({_first_line(error)})") from None
 
 
