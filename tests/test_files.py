@@ -5,22 +5,27 @@ import json
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 import textwrap
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from scripts import experiment, prior_flags, train_stage_2
 
+from experiments import get_samples
 from utils import cache, codes
 from utils.checkpoint import Checkpoints, load_into
 from utils.errors import DamagedFile, UserError
 from utils.images import save_png
 from utils.io import (
+    Lines,
     atomic_write,
     hash_json,
     hash_tensors,
@@ -116,6 +121,43 @@ def test_files_get_the_permissions_that_the_user_wants(tmp_path):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_FSIZE")
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: path.symlink_to(path.parent / "precious"), "a symbolic link to .*precious, not a regular file"),
+        (lambda path: path.symlink_to("missing"), "a symbolic link to missing"),
+        (lambda path: path.mkdir(), "a folder"),
+        (os.mkfifo, "a pipe"),
+    ],
+    ids=["link", "dangling", "folder", "pipe"],
+)
+def test_only_a_regular_file_is_appended_to(tmp_path, monkeypatch, make, said):
+    (tmp_path / "precious").write_bytes(b"no newline at the end")
+    path = tmp_path / "stats.jsonl"
+    make(path)
+    with pytest.raises(UserError, match=f"{said}.*: remove it, or put a regular file in its place"):
+        Lines(path, keep=0)
+    monkeypatch.setattr("utils.io.check_appendable", lambda path: None)
+    with pytest.raises(OSError):  # it appeared after the check
+        Lines(path, keep=0)
+    assert (tmp_path / "precious").read_bytes() == b"no newline at the end" and not (tmp_path / "missing").exists()
+
+
+@pytest.mark.parametrize("name", ["log.txt", "stats.jsonl", "speed.jsonl", "metrics.jsonl"])
+def test_a_run_appends_to_no_file_outside_of_its_folder(trained, tmp_path, monkeypatch, shapes, name):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained / "logs", "logs")
+    Path("precious").write_bytes(b"no newline at the end")
+    Path("logs/prior", name).unlink(missing_ok=True)
+    Path("logs/prior", name).symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match=f"{name} is a symbolic link"):
+        if name == "metrics.jsonl":
+            get_samples.main(experiment(get_samples, prior_flags(shapes, "prior", "--n_sheets 1")))
+        else:
+            train_stage_2(shapes, "prior", "ae", 4, "--resume --train_steps 4")
+    assert Path("precious").read_bytes() == b"no newline at the end"
+
+
 def test_full_disk(tmp_path):
     """A disk that takes no more: the disk's own error, with its number, and nothing left behind."""
     program = textwrap.dedent("""
