@@ -14,7 +14,8 @@ def opt(default, help, **kw):
     """A flag. kw: min and max (inclusive), above (exclusive minimum), choices, required, metavar, and
     needs=(other flag, its value, or True for any but 0): without that this flag does nothing, and says so;
     replaces=names of flags: in addition to this one they do nothing. older=its value in a run whose saved configuration
-    lacks it: one that began before there was this flag."""
+    lacks it: one that began before there was this flag.
+    repeatable: each use of the flag adds to the list."""
     kw["help"] = help
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=kw)
