@@ -21,6 +21,7 @@ from utils.checkpoint import Checkpoints, load_into
 from utils.errors import DamagedFile, UserError
 from utils.images import save_png
 from utils.io import (
+    Lines,
     atomic_write,
     hash_json,
     hash_tensors,
@@ -135,6 +136,20 @@ def test_full_disk(tmp_path):
     command = [sys.executable, "-c", program, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == f"{errno.EFBIG} True []\n" * 2, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("tail", "kept"), [(b'{"a": 3}', b'{"a": 3}\n'), (b'{"a": ', b""), (b"3", b""), (b"text \xff", b""), (b"", b"")]
+)
+def test_a_last_row_without_its_end_is_kept_if_it_is_complete(tmp_path, tail, kept):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": 2}\n' + tail)
+    for number in (4, 5):
+        lines = Lines(path)
+        lines.append(f'{{"a": {number}}}')
+        lines.close()
+        assert (lines.size, lines.sha256) == (path.stat().st_size, sha256_file(path))
+    assert path.read_bytes() == b'{"a": 1}\n{"a": 2}\n' + kept + b'{"a": 4}\n{"a": 5}\n'
 
 
 def test_png_files_are_what_they_show(tmp_path):
