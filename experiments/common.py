@@ -105,10 +105,10 @@ def cached_codes(H, images, split, autoencoder, precision, device, say, flip=Fal
             parts.append(ids)
             progress.update(len(ids))
         images.check_all_broken(say)
-        return torch.cat(parts)
+        return dict(ids=torch.cat(parts), left_out=images.left_out(positions))
 
     with progress:
-        return codes.cached(header, len(images), batch_size, encode, say).long()
+        return codes.cached(header, images, H.codebook_size, batch_size, encode, say).long()
 
 
 @torch.no_grad()

@@ -41,9 +41,14 @@ def image_features(H, extractor, images, kind="real", keep=False):
     if distributed.from_main(features.cache_path(dict(header, keep=True)).is_file):
         keep = True  # more than was asked for
     what = f"features of {kind} images"
-    return features.cached(
-        dict(header, keep=keep), lambda: collect(each_image(images, H, extractor, what), what, keep), say
-    )
+
+    def compute():
+        found = collect(each_image(images, H, extractor, what), what, keep)
+        if found is not None:
+            found.left_out = images.left_out(range(len(images)))
+        return found
+
+    return features.cached(dict(header, keep=keep), compute, say, images)
 
 
 class Samples:

@@ -14,6 +14,7 @@ from utils.io import hash_json
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LARGEST_FILE = 1 << 30  # bytes of an encoded image
+END = 1 << 16  # bytes at either end of an image that a sample of its contents has
 LMDB_SLACK = 1 << 20  # bytes that a whole LMDB file may be shorter than its page count says
 
 # Errors of a disk, a network or this machine: they say nothing about the file that is read.
@@ -89,6 +90,13 @@ class FolderImages:
     def read(self, i):
         return read_file(self.files[i])
 
+    def sample(self, i):
+        """The first and the last bytes of image i; b"" if it cannot be read."""
+        try:
+            return patiently(lambda: _read_file(self.files[i], ends_only=True), self.files[i])
+        except OSError:
+            return b""
+
     def name(self, i):
         return os.fsdecode(self.files[i])
 
@@ -111,14 +119,18 @@ def read_file(path):
     return patiently(lambda: _read_file(path), path)
 
 
-def _read_file(path):
+def _read_file(path, ends_only=False):
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as f:
         status = os.fstat(f.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a file", path)
         if status.st_size > LARGEST_FILE:
             raise OSError(errno.EFBIG, "too large for an image", path)
-        return f.read()
+        if not ends_only:
+            return f.read()
+        first = f.read(END)
+        f.seek(max(END, status.st_size - END))
+        return first + f.read(END)
 
 
 def find_images(folder):
@@ -196,6 +208,11 @@ class LmdbImages:
                 return txn.get(key)
 
         return patiently(get, path)
+
+    def sample(self, i):
+        """The first and the last bytes of image i."""
+        content = self.read(i) or b""
+        return content[:END] + content[max(END, len(content) - END) :]
 
     def name(self, i):
         path, key = self._place(i)
