@@ -109,9 +109,6 @@ def train(H):
         precision = Precision(H.amp, H.amp_dtype, device)
         autoencoder = load_autoencoder(H, device)
         check_autoencoder(run, autoencoder)
-        ids = all_codes(H, "train", autoencoder, precision, run)
-        val_ids = all_codes(H, "val", autoencoder, precision, run) if H.steps_per_eval else None
-
         seed_everything("init", H.seed)
         sampler = build_sampler(H).to(device)
         optimiser = torch.optim.Adam(sampler.parameters(), lr=H.lr, fused=device.type != "mps")
@@ -122,6 +119,9 @@ def train(H):
             files[f"{H.sampler}_ema"] = ema
         compilation.compile_model(sampler, H.compile, device, H.train_steps - run.step >= compilation.MANY_STEPS)
         run.restore(files, extra=dict(precision=precision))
+
+        ids = all_codes(H, "train", autoencoder, precision, run)
+        val_ids = all_codes(H, "val", autoencoder, precision, run) if H.steps_per_eval else None
         run.introduce(len(ids), count_parameters(sampler), precision.describe(), "code sequences")
         fixed_draws = sample_uniforms(H.seed, range(N_SHOWN), sampler.draws_per_sample(), device)
 

@@ -182,9 +182,6 @@ def train(H):
 
     with Run(H, "vqgan", name_batch) as run:
         run.trains_on(images)
-        for some, split in ((images, "train"), (validation, "val")):
-            if H.cache_images and some:
-                pack(some, H, split, run.say)
         device = run.device
         seed_everything("init", H.seed)
         perceptual = find_perceptual(H, run.source.path("vqgan", run.step))
@@ -205,6 +202,9 @@ def train(H):
         run.restore(files, extra=dict(precision=precision, usage=usage, recent_usage=recent_usage))
         for optimiser in (ae_optim, disc_optim):
             optimiser.param_groups[0]["lr"] = H.lr
+        for some, split in ((images, "train"), (validation, "val")):
+            if H.cache_images and some:
+                pack(some, H, split, run.say)
         run.introduce(len(images), count_parameters(vqgan.ae), precision.describe())
         fixed = fixed_images(validation or images, 16).to(device)
 

@@ -13,7 +13,7 @@ MODELS = Path(__file__).resolve().parents[1] / "models"
 def opt(default, help, **kw):
     """A flag. kw: min and max (inclusive), above (exclusive minimum), choices, required, metavar, and
     needs=(other flag, its value, or True for any but 0): without that this flag does nothing, and says so;
-    replaces=names of flags: beside this one they do nothing. older=its value in a run whose saved configuration
+    replaces=names of flags: in addition to this one they do nothing. older=its value in a run whose saved configuration
     lacks it: one that began before there was this flag."""
     kw["help"] = help
     if isinstance(default, list):

@@ -118,7 +118,7 @@ def _require_loaded(values):
 
 def notes(H, flags, idle=()):
     """Flags of the command line that do nothing, and what a run keeps from an earlier version, one sentence each.
-    idle: flags that the script does not heed."""
+    idle: flags that the script ignores."""
     if H.older:
         kept = ", ".join(f"{name} {shown(value)}" for name, value in H.older.items())
         yield f"logs/{H.log_dir} was started by an earlier version and continues as it began: {kept}"

@@ -217,7 +217,7 @@ def _of_manifest(folder, steps):
     for step in steps:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             manifest = _read_json(folder / "saved_models" / f"manifest_{step}.json")
-            if manifest.pop("digest") == _digest(manifest):  # of another: utils.checkpoint says so when it is loaded
+            if manifest.pop("digest") == _digest(manifest):  # if not, utils.checkpoint reports it when it is loaded
                 return manifest.get("hparams")
     return None
 

@@ -107,7 +107,7 @@ def _owner():
 
 
 def _described(path):
-    """Who holds the lock, in words. The file can be incomplete while it is written."""
+    """Who holds the lock, as text. The file can be incomplete while it is written."""
     try:
         owner = json.loads(path.read_text(encoding="utf-8"))
         return f"process {owner['pid']} on {owner['host']} since {owner['since']}"

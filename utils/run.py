@@ -203,7 +203,8 @@ class Run(Shown):
         return stats
 
     def restore(self, files, extra):
-        """Say what a checkpoint holds, and load what this run starts from.
+        """Say what a checkpoint holds, and load what this run starts from. A fresh run writes its config.json then,
+        before long work begins.
 
         files: {file name: object with state_dict and load_state_dict}, each its own .th file;
         extra: likewise, kept together in stats_<step>.
@@ -218,6 +219,8 @@ class Run(Shown):
                 self.dashboard.history(curve_rows(os.path.join(self.folder, "stats.jsonl")))
         elif self.load_step:
             self._load_weights()
+        if distributed.is_main() and not self.resumed:
+            self.write_config()
         for name, item in files.items():  # whatever the machines, the processes begin alike
             if not name.endswith("_optim"):
                 distributed.tensors_from_main(item.state_dict().values())
@@ -386,7 +389,7 @@ class Run(Shown):
 
     def write_config(self, **more):
         """config.json: the configuration and the facts. A fresh run writes it before its first step, a resumed one with
-        its next checkpoint: one that cannot start leaves no trace. more: further JSON values."""
+        its next checkpoint: a resume that fails changes nothing. more: further JSON values."""
         hparams = self.H.to_dict()
         config = dict(format=1, script=self.H.script, hparams=hparams, digest=hash_json(hparams), facts=self.facts)
         write_json(os.path.join(self.folder, "config.json"), dict(config, **more))

@@ -120,11 +120,15 @@ READ = {
     ),
     "v.pth ": (PICKLES, measuring(calc_VQGAN_FID, "--perceptual_weight 1 --perceptual_weights v.pth", "vqgan"),
                REFUSED),
-    "logs/ae/config.json": (TEXTS, stage_2("--log_dir", "new"), CONFIG),
-    "logs/run/config.json": (TEXTS, SAMPLES, CONFIG),
-    "logs/vq/config.json": (TEXTS, ON_THE_VQGAN, CONFIG),
+    # What a manifest holds is not read there.
+    "logs/ae/config.json": (TEXTS, stage_2("--log_dir", "new", "--train_steps", "1"), (0, "written: checkpoint")),
+    "logs/run/config.json": (TEXTS, SAMPLES, (0, "written")),
+    "logs/vq/config.json": (TEXTS, ON_THE_VQGAN, (0, "config.json is damaged")),
+    "logs/published/config.json": (
+        TEXTS, stage_1("--log_dir", "new", "--load_dir", "published", "--load_step", "7"), CONFIG,
+    ),
     f"{AE}/manifest_2.json": (TEXTS, stage_2("--log_dir", "new"), (1, "is damaged: not readable as JSON")),
-    f"{VQ}/manifest_2.json": (TEXTS, ON_THE_VQGAN, (1, "no checkpoint in logs/vq is whole")),
+    f"{VQ}/manifest_2.json": (TEXTS, ON_THE_VQGAN, (1, "no checkpoint in logs/vq is complete")),
     "datasets.yaml": (TEXTS, stage_2("--log_dir", "new"), (2, "datasets.yaml")),
 }  # fmt: skip
 
