@@ -78,6 +78,8 @@ def read_pictures(H):
     for name in names:
         try:
             pictures.append(decode(read_file(name), H.img_size, H.n_channels))
+        except UserError:
+            raise
         except Exception:  # Pillow's readers raise nearly everything
             raise UserError(f"--query_images: {name!r} cannot be decoded") from None
     return names, torch.stack(pictures)

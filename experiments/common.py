@@ -18,6 +18,10 @@ from utils.progress import Progress
 from utils.run import pick_device
 from utils.seed import sample_uniforms
 
+# A batch that is encoded has at most so many images, and so many pixels (16 images of 256 x 256, some 2 GiB with the
+# paper's autoencoder in float32), whatever the --batch_size of stage 2, which is meant for codes.
+ENCODED_IMAGES, ENCODED_PIXELS = 64, 1 << 20
+
 
 @dataclass
 class Models:
@@ -84,9 +88,10 @@ def cached_codes(H, images, split, autoencoder, precision, device, say, flip=Fal
 
     what = f"encoding {split} images" + (" (mirrored)" if flip else "")
     progress = Progress(len(images), what, "img", lazy=True)
+    batch_size = min(ENCODED_IMAGES, max(1, ENCODED_PIXELS // H.img_size**2))
 
     def encode_share(positions):
-        for x, _ in one_pass(images, H.batch_size, H.num_workers, flip, positions, shared=True):
+        for x, _ in one_pass(images, batch_size, H.num_workers, flip, positions, shared=True):
             images.check_broken(say)
             if not len(x):
                 yield None
@@ -100,10 +105,10 @@ def cached_codes(H, images, split, autoencoder, precision, device, say, flip=Fal
             parts.append(ids)
             progress.update(len(ids))
         images.check_all_broken(say)
-        return torch.cat(parts)
+        return dict(ids=torch.cat(parts), left_out=images.left_out(positions))
 
     with progress:
-        return codes.cached(header, len(images), H.batch_size, encode, say).long()
+        return codes.cached(header, images, H.codebook_size, batch_size, encode, say).long()
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from utils.images import save_png
 from utils.io import hash_tensors, load_tensors, save_tensors
 from utils.progress import Progress, say
 
-WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
 
 
 def each_image(images, H, work, what):
@@ -41,9 +41,14 @@ def image_features(H, extractor, images, kind="real", keep=False):
     if distributed.from_main(features.cache_path(dict(header, keep=True)).is_file):
         keep = True  # more than was asked for
     what = f"features of {kind} images"
-    return features.cached(
-        dict(header, keep=keep), lambda: collect(each_image(images, H, extractor, what), what, keep), say
-    )
+
+    def compute():
+        found = collect(each_image(images, H, extractor, what), what, keep)
+        if found is not None:
+            found.left_out = images.left_out(range(len(images)))
+        return found
+
+    return features.cached(dict(header, keep=keep), compute, say, images)
 
 
 class Samples:
@@ -119,7 +124,7 @@ def read_latents(path, n, H, autoencoder):
     """The first n rows of codes in a file: ids (n, L) int64.
 
     A torch file (a tensor, a list of tensors, {'ids': tensor}, or a cache under latents/) or a .npy file, of
-    whole numbers (N, L) or (N, h, w). Raises UserError for anything else, for fewer than n, and where the file
+    integers (N, L) or (N, h, w). Raises UserError for anything else, for fewer than n, and where the file
     says that they are another autoencoder's.
     """
     if str(path).endswith(".npy"):
@@ -138,9 +143,11 @@ def read_latents(path, n, H, autoencoder):
         if isinstance(ids, list):
             with contextlib.suppress(TypeError, RuntimeError):  # not tensors, or of different shapes: told below
                 ids = torch.cat(ids)
-    if not is_plain(ids) or ids.dtype not in WHOLE or ids.ndim < 2 or ids.shape[1:].numel() != H.block_size:
-        found = tuple(ids.shape) if torch.is_tensor(ids) else type(ids).__name__
-        raise UserError(f"{path} holds no codes of shape (N, {H.block_size}), but {found}")
+    if not is_plain(ids) or ids.dtype not in INTEGERS or ids.ndim < 2 or ids.shape[1:].numel() != H.block_size:
+        found = type(ids).__name__
+        if torch.is_tensor(ids):
+            found = f"{str(ids.dtype).removeprefix('torch.')} of shape {tuple(ids.shape)}"
+        raise UserError(f"{path} holds no codes (integers of shape (N, {H.block_size})), but {found}")
     if len(ids) < n:
         raise UserError(f"{path} holds {len(ids)} rows of codes; --n_samples {n} asks for more")
     ids = ids[:n].flatten(1).long()

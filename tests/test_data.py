@@ -1,5 +1,6 @@
 """Images from anywhere, and batches in an order that depends on (seed, step) alone."""
 
+import errno
 import io
 import os
 import pickle
@@ -21,6 +22,7 @@ from torchvision import transforms
 
 from hparams import sources
 from utils import data
+from utils import sources as files
 from utils.data import (
     ImageSet,
     batch_positions,
@@ -566,6 +568,108 @@ def test_workers_leave_signals_to_the_main_process(tmp_path):
 
     images.source.read = interrupted
     assert sum(len(i) for _, i in one_pass(images, 8, 1)) == 20
+
+
+# ---------------------------------------------------------------------- a disk that fails for a moment
+
+
+class FailingReads:
+    """In the place of a function that reads: of the files whose names contain `name` each fails `times` times."""
+
+    def __init__(self, real, name, number, times=10**9):
+        self.real, self.name, self.number, self.times, self.failed = real, name, number, times, {}
+
+    def __call__(self, path, *args, **kw):
+        text = os.fsdecode(path)
+        if self.name in text and self.failed.setdefault(text, 0) < self.times:
+            self.failed[text] += 1
+            raise OSError(self.number, os.strerror(self.number), path)
+        return self.real(path, *args, **kw)
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """The pauses that were made, of which none takes time."""
+    made = []
+    monkeypatch.setattr(files, "time", SimpleNamespace(sleep=made.append))
+    return made
+
+
+PASSING = [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EAGAIN]
+
+
+@pytest.mark.parametrize("number", PASSING)
+def test_a_read_that_fails_for_a_moment_is_repeated(tmp_path, monkeypatch, pauses, number):
+    images = folder_set(tmp_path, 40)
+    monkeypatch.setattr(files, "_read_file", FailingReads(files._read_file, "07.png", number, times=3))
+    assert torch.cat([i for _, i in one_pass(images, 8, 0)]).tolist() == list(range(40))
+    assert tuple(pauses) == files.PAUSES and not images.broken.any()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("batches", [lambda images, H: one_pass(images, 8, H.num_workers),
+                                     lambda images, H: training_batches(images, H, 1)])  # fmt: skip
+def test_a_read_that_keeps_failing_stops_the_run(tmp_path, monkeypatch, pauses, workers, batches):
+    images = folder_set(tmp_path, 40)
+    monkeypatch.setattr(files, "_read_file", FailingReads(files._read_file, "07.png", errno.EIO))
+    with pytest.raises(UserError) as caught:
+        for _ in zip(range(12), batches(images, configuration(tmp_path, num_workers=workers))):
+            pass
+    assert str(caught.value).startswith(f"'{tmp_path}/007.png' cannot be read (Input/output error; tried 4 times)")
+    assert "\n" not in str(caught.value) and not images.broken.any()
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.EINVAL, errno.EFBIG])
+def test_an_error_of_the_file_itself_makes_a_broken_image(tmp_path, monkeypatch, pauses, number):
+    images = folder_set(tmp_path, 40)
+    monkeypatch.setattr(files, "_read_file", FailingReads(files._read_file, "07.png", number))
+    assert sum(len(i) for _, i in one_pass(images, 8, 0)) == 39
+    assert images.broken.nonzero().tolist() == [[7]] and not pauses
+
+
+def test_an_error_of_the_decoder_makes_a_broken_image(tmp_path, monkeypatch, pauses):
+    def decode(*_):
+        raise OSError(errno.EIO, "as a file within the image")
+
+    images = folder_set(tmp_path, 40)
+    monkeypatch.setattr(data, "decode", decode)
+    assert images.load(0) is None and images.broken[0] and not pauses
+
+
+@pytest.mark.parametrize("call", ["stat", "scandir"])
+def test_a_list_of_images_is_complete_or_an_error(tmp_path, monkeypatch, pauses, call):
+    write_folder(tmp_path / "sub", 3)
+    write_folder(tmp_path, 3)
+    failing = FailingReads(getattr(os, call), "sub", errno.EIO, times=2 if call == "scandir" else 1)
+    monkeypatch.setattr(os, call, failing)
+    assert len(FolderImages([str(tmp_path)])) == 6 and len(pauses) >= 2
+    failing.times = 10**9
+    with pytest.raises(UserError, match="sub.* cannot be read .Input/output error"):
+        FolderImages([str(tmp_path)])
+    failing.number = errno.EACCES
+    assert len(FolderImages([str(tmp_path)])) == 3
+
+
+def test_an_lmdb_that_fails_for_a_moment(lsun, monkeypatch, pauses):
+    images = open_images(lsun_configuration(lsun), "train")
+    assert images.load(0) is not None
+    broken, real = [2], lmdb.open
+
+    def failing(path, **kw):
+        if broken[0]:
+            broken[0] -= 1
+            raise lmdb.Error(f"{path}: {os.strerror(errno.EIO)}")
+        return real(path, **kw)
+
+    monkeypatch.setattr(lmdb, "open", failing)
+    monkeypatch.setattr(files, "_OPEN_LMDBS", {})
+    assert images.load(1) is not None and len(pauses) == 2
+    broken[0] = 10**9
+    files._OPEN_LMDBS.clear()
+    for workers in (0, 1):
+        with pytest.raises(UserError, match="church_outdoor_train_lmdb' cannot be read .*Input/output error; tried 4"):
+            list(one_pass(images, 4, workers))
+    assert not images.broken.any()
 
 
 # ---------------------------------------------------------------------- order

@@ -20,7 +20,6 @@ from PIL import Image
 from scripts import experiment, prior_flags, train_stage_2
 
 from experiments import get_samples
-from utils import cache, codes
 from utils.checkpoint import Checkpoints, load_into
 from utils.errors import DamagedFile, UserError
 from utils.images import save_png
@@ -177,6 +176,20 @@ def test_full_disk(tmp_path):
     command = [sys.executable, "-c", program, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == f"{errno.EFBIG} True []\n" * 2, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("tail", "kept"), [(b'{"a": 3}', b'{"a": 3}\n'), (b'{"a": ', b""), (b"3", b""), (b"text \xff", b""), (b"", b"")]
+)
+def test_a_last_row_without_its_end_is_kept_if_it_is_complete(tmp_path, tail, kept):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": 2}\n' + tail)
+    for number in (4, 5):
+        lines = Lines(path)
+        lines.append(f'{{"a": {number}}}')
+        lines.close()
+        assert (lines.size, lines.sha256) == (path.stat().st_size, sha256_file(path))
+    assert path.read_bytes() == b'{"a": 1}\n{"a": 2}\n' + kept + b'{"a": 4}\n{"a": 5}\n'
 
 
 def test_png_files_are_what_they_show(tmp_path):
@@ -498,152 +511,3 @@ def test_a_state_that_does_not_fit_is_one_line():
     for state in ({}, dict(param_groups=[], state={}), dict(param_groups=3, state=4)):
         with pytest.raises(UserError, match="does not fit"):
             load_into(optimiser, state, "x.th")
-
-
-# ---------------------------------------------------------------------- the cache of codes
-
-
-IDS = torch.arange(12, dtype=torch.int16).view(4, 3)
-
-
-def header(**given):
-    values = dict(dataset="faces", split="train", flip=False, autoencoder="a" * 64, images=dict(count=4))
-    return dict(values, **given)
-
-
-@pytest.fixture
-def latents(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path / "latents"
-
-
-class Compute:
-    """Hands out IDS, and counts how often it was asked to."""
-
-    def __init__(self):
-        self.calls, self.said = 0, []
-
-    def __call__(self, positions):
-        self.calls += 1
-        return IDS[positions.start : positions.stop]
-
-    def cached(self, **given):
-        assert torch.equal(codes.cached(header(**given), len(IDS), 1, self, self.said.append), IDS)
-        return self.calls
-
-
-def test_codes_are_computed_once(latents):
-    compute = Compute()
-    assert [compute.cached() for _ in range(3)] == [1, 1, 1]
-    assert compute.said[0].startswith("codes cached in latents/faces_train_")
-    assert compute.said[1].startswith("codes read from latents/faces_train_")
-    assert load_tensors(next(latents.iterdir()))["tensors"]["ids"].dtype == torch.int16
-
-
-def test_codes_belong_to_all_that_made_them(latents):
-    compute = Compute()
-    others = [{}, dict(autoencoder="b" * 64), dict(split="val"), dict(flip=True), dict(images=dict(count=5))]
-    for calls, given in enumerate(others, 1):
-        assert compute.cached(**given) == calls
-        assert compute.cached(**given) == calls
-    assert len(list(latents.iterdir())) == len(others)
-    assert [p.stem.endswith("_flipped") for p in latents.iterdir()].count(True) == 1
-
-
-def write_codes():
-    path = codes.cache_path(header())
-    cache.write(path, header(), dict(ids=IDS))
-    return path
-
-
-def test_codes_under_another_name_are_not_taken(latents):
-    write_codes().rename(codes.cache_path(header(autoencoder="b" * 64)))
-    compute = Compute()
-    assert compute.cached(autoencoder="b" * 64) == 1
-    assert "does not hold what its name says; the codes are computed again" in compute.said[0]
-    assert compute.cached(autoencoder="b" * 64) == 1
-
-
-def test_damaged_codes_are_computed_again(latents):
-    path = write_codes()
-    content = path.read_bytes()
-    for damaged in [b"", b"text", *mutations(content, 60)]:
-        path.write_bytes(damaged)
-        compute = Compute()
-        if compute.cached():
-            assert compute.said[0].startswith("warning: ") and str(path) in compute.said[0]
-            assert compute.cached() == 1
-        path.write_bytes(content)
-
-
-GOOD = dict(format=cache.FORMAT, header=header(), tensors=dict(ids=IDS), sha256=hash_tensors(dict(ids=IDS)))
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        [1], {}, dict(ids=IDS), dict(GOOD, tensors=dict(ids="x")), dict(GOOD, tensors=[IDS]), dict(GOOD, sha256="y"),
-        dict(GOOD, tensors=dict(ids=IDS + 1)), dict(GOOD, tensors=dict(ids=IDS[0])), dict(GOOD, tensors=dict(i=IDS)),
-        dict(GOOD, header=torch.zeros(2)), dict(GOOD, format=cache.FORMAT + 1), dict(GOOD, header=header(flip=True)),
-    ],
-)  # fmt: skip
-def test_files_that_are_no_codes(latents, value):
-    save_tensors(codes.cache_path(header()), value)
-    assert Compute().cached() == 1
-
-
-def test_codes_that_were_encoded_before_a_kill_are_not_lost(latents, monkeypatch):
-    monkeypatch.setattr(codes, "PART", 2)
-
-    def killed(positions):
-        if positions.start == 2:
-            raise KeyboardInterrupt
-        return IDS[positions.start : positions.stop]
-
-    with pytest.raises(KeyboardInterrupt):
-        codes.cached(header(), len(IDS), 1, killed, print)
-    assert len(list(latents.iterdir())) == 1
-    (latents / "faces_train_x.part").touch()  # somebody else's
-    compute = Compute()
-    assert compute.cached() == 1, "the first part was there"
-    assert sorted(p.name for p in latents.iterdir()) == sorted([codes.cache_path(header()).name, "faces_train_x.part"])
-    assert compute.cached() == 1
-
-
-def test_parts_are_kept_where_the_whole_cannot_be_written(latents, monkeypatch):
-    monkeypatch.setattr(codes, "PART", 2)
-    write, full = cache.write, OSError(28, "No space left on device")
-
-    def refuse_the_whole(path, header, tensors):
-        if "part" not in header:
-            raise full
-        write(path, header, tensors)
-
-    compute = Compute()
-    with monkeypatch.context() as patch:
-        patch.setattr(cache, "write", refuse_the_whole)
-        assert compute.cached() == 2 and "cannot be cached" in compute.said[-1]
-    assert compute.cached() == 2, "it was there in parts"
-    assert [p.name for p in latents.iterdir()] == [codes.cache_path(header()).name]
-
-
-def test_parts_hold_whole_batches(latents, monkeypatch):
-    monkeypatch.setattr(codes, "PART", 3)
-    asked = []
-
-    def encode(positions):
-        asked.append((positions.start, positions.stop))
-        return IDS[positions.start : positions.stop]
-
-    codes.cached(header(), 4, 2, encode, print)
-    codes.cached(header(flip=True), 4, 5, encode, print)
-    assert asked == [(0, 2), (2, 4), (0, 4)]
-
-
-def test_codes_cannot_run_code(latents, tmp_path):
-    latents.mkdir()
-    value = dict(GOOD, tensors=dict(ids=RunsCode(tmp_path / "executed")))
-    torch.save(value, codes.cache_path(header()))
-    compute = Compute()
-    assert compute.cached() == 1 and "refused" in compute.said[0]
-    assert not (tmp_path / "executed").exists()

@@ -330,10 +330,10 @@ def test_other_images_have_other_features(place, shapes, tmp_path):
     ("value", "said"),
     [
         (dict(ids=torch.zeros(3, 16, dtype=torch.int64)), "3 rows of codes; --n_samples 4"),
-        (torch.zeros(4, 15, dtype=torch.int64), r"no codes of shape \(N, 16\), but \(4, 15\)"),
-        (torch.zeros(4, 16), "no codes"),
-        ({}, "no codes"),
-        ("text", "no codes"),
+        (torch.zeros(4, 15, dtype=torch.int64), r"of shape \(N, 16\)\), but int64 of shape \(4, 15\)"),
+        (torch.zeros(4, 16), r"no codes \(integers .* but float32 of shape \(4, 16\)"),
+        ({}, "no codes .* but NoneType"),
+        ("text", "no codes .* but str"),
         (torch.full((4, 16), 16), "outside 0 ... 15"),
         (torch.full((4, 16), -1), "outside 0 ... 15"),
     ],
@@ -350,8 +350,17 @@ def test_latents_of_other_kinds(tmp_path, trained):
     expected = ids[:3]
     np.save(tmp_path / "l.npy", ids.view(4, 4, 4).numpy())
     save_tensors(tmp_path / "list.pt", [ids[:2], ids[2:]])
-    for name in ("l.npy", "list.pt"):
+    names = [f"{kind}.npy" for kind in ("uint8", "uint16", "uint32", "uint64", "int16")]
+    for name in names:
+        np.save(tmp_path / name, ids.numpy().astype(name.removesuffix(".npy")))
+    for name in ("l.npy", "list.pt", *names):
         assert torch.equal(measure.read_latents(tmp_path / name, 3, H, None), expected)
+    np.save(tmp_path / "float.npy", ids.numpy().astype("float64"))
+    with pytest.raises(UserError, match=r"float.npy holds no codes .* but float64 of shape \(4, 16\)"):
+        measure.read_latents(tmp_path / "float.npy", 3, H, None)
+    np.save(tmp_path / "large.npy", np.full((4, 16), 2**64 - 1, "uint64"))
+    with pytest.raises(UserError, match="large.npy holds codes outside 0 ... 15"):
+        measure.read_latents(tmp_path / "large.npy", 3, H, None)
     cache = next((trained / "latents").glob("custom_train_*.pt"))
     made_by = load_tensors(cache)["header"]["autoencoder"]
     assert measure.read_latents(cache, 40, H, Loaded(None, "ae", made_by)).shape == (40, 16)

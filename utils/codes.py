@@ -1,23 +1,28 @@
 """The cache of latent ids: what stage 2 trains on.
 
-A file under latents/ holds ids (N, L) in the smallest integer type and a header that says what made
-them: the autoencoder's weights, the images, split and flip. Nothing is reused for another autoencoder.
-While a large set is encoded, what is done is kept in parts beside it: a job that is killed loses one part.
+A file under latents/ holds ids (N, L) in the smallest integer type, the positions of the images that were left out
+because they could not be decoded, and a header of all that made them: the autoencoder's weights, the images, split
+and flip. Nothing is reused for another autoencoder. While a large set is encoded, what is done is kept in parts beside
+it: a job that is killed loses one part.
 """
 
 import contextlib
+import functools
 import glob
+import math
 import re
 from pathlib import Path
 
 import torch
 
 from utils import cache, distributed
+from utils.errors import DamagedFile
 from utils.io import hash_json
 
 LATENTS = Path("latents")
 FORMAT = 2  # part of the header
 PART = 1 << 14  # images of a part: minutes of work, some megabytes
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def cache_path(header):
@@ -26,35 +31,69 @@ def cache_path(header):
     return LATENTS / f"{header['dataset']}_{header['split']}_{hash_json(header)}{suffix}.pt"
 
 
-def cached(header, n, batch_size, encode, say):
-    """The ids of n images from the cache of this header, or from encode(), which are then cached.
+def cached(header, images, codebook_size, batch_size, encode, say):
+    """The ids of an ImageSet from the cache of this header, or from encode(), which are then cached. Images that were
+    left out are named.
 
-    encode: positions (a range within range(n)) -> ids of those images, (up to as many, L); of several processes all
-    call it together, and the main one has the result.
+    header: its latent_shape says how many codes an image has. encode: positions (a range within range(len(images)))
+    -> dict(ids=int (up to as many, L), left_out=positions int64 (n,)) of those images; of several processes all call
+    it together, and the main one has the result.
     """
-    path = cache_path(header)
+    path, n = cache_path(header), len(images)
+    origin = functools.cache(images.origin)
+    fits = functools.partial(check, length=math.prod(header["latent_shape"]), codebook_size=codebook_size)
+
+    def part(positions):
+        place = path.with_name(f"{path.stem}.part{positions.start}-{positions.stop}")
+        return cache.cached(
+            place, dict(header, part=[positions.start, positions.stop]), lambda: encode(positions), say,
+            "some of the codes", origin, lambda found: fits(place, found, positions),
+        )  # fmt: skip
 
     def compute():
-        size = max(1, PART // batch_size) * batch_size  # the batches are those of one pass over all
+        size = PART // batch_size * batch_size or PART  # the batches are those of one pass over all
         ranges = [range(start, min(start + size, n)) for start in range(0, n, size)]
         if len(ranges) == 1:
-            return dict(ids=encode(ranges[0]))
-        parts = [_cached_part(path, header, r, encode, say) for r in ranges]
-        return dict(ids=torch.cat([part["ids"] for part in parts])) if distributed.is_main() else None
+            return encode(ranges[0])
+        parts = [part(r) for r in ranges]
+        if not distributed.is_main():
+            return None
+        none = torch.empty(0, dtype=torch.int64)
+        left_out = torch.cat([p.get("left_out", none) for p in parts])
+        return dict(ids=torch.cat([p["ids"] for p in parts]), left_out=left_out)
 
-    found = cache.cached(path, header, compute, say, "codes")
+    found = cache.cached(
+        path, header, compute, say, "codes", origin,
+        lambda found: fits(path, found, range(n), most_missing=images.most_broken()),
+    )  # fmt: skip
+    images.leave_out(found and found.get("left_out"), n - len(found["ids"]) if found else 0, path, say)
     ids = distributed.tensor_from_main(found and found["ids"])
     if distributed.is_main() and path.exists():  # else the parts are all there is
-        for part in _parts(path):
+        for place in _parts(path):
             with contextlib.suppress(OSError):
-                part.unlink()
+                place.unlink()
     return ids
 
 
-def _cached_part(path, header, positions, encode, say):
-    header = dict(header, part=[positions.start, positions.stop])
-    part = path.with_name(f"{path.stem}.part{positions.start}-{positions.stop}")
-    return cache.cached(part, header, lambda: dict(ids=encode(positions)), say, "some of the codes")
+def check(path, found, positions, length, codebook_size, most_missing=None):
+    """Raises DamagedFile unless tensors that were read are what `cached` stores for a range of images.
+
+    most_missing: how many of the images may be left out; in a file of an earlier version, which does not say which
+    they are, too. None, for a part: any number, but it must be stored which.
+    """
+    ids, left_out = found.get("ids"), found.get("left_out")
+    if not torch.is_tensor(ids) or ids.dtype not in INTEGERS or ids.ndim != 2 or ids.shape[1] != length:
+        raise DamagedFile(f"{path} holds no codes of shape (N, {length})")
+    if ids.numel() and (ids.min() < 0 or ids.max() >= codebook_size):
+        raise DamagedFile(f"{path} holds codes outside 0 ... {codebook_size - 1}")
+    missing, complete = len(positions) - len(ids), most_missing is not None
+    fits = 0 <= missing <= (most_missing if complete else len(positions))
+    if left_out is None:
+        fits = fits and (complete or missing == 0)
+    else:
+        fits = fits and cache.fits_range(left_out, missing, positions)
+    if not fits:
+        raise DamagedFile(f"{path} holds the codes of {len(ids)} images, not of {len(positions)}")
 
 
 def _parts(path):

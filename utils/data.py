@@ -12,6 +12,7 @@ import signal
 import weakref
 
 import numpy as np
+import PIL
 import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -27,6 +28,7 @@ from utils.sources import open_source
 MAX_BROKEN_SHARE = 0.05
 VALIDATION_SHARE = 0.05
 MAX_NAMED = 100  # broken images that are named one by one
+SAMPLED = 64  # images whose contents are compared, where a cache is read
 
 
 def to_float(x):
@@ -67,16 +69,17 @@ class ImageSet(Dataset):
     def __getitem__(self, key):
         """key (i, flip) -> (image, i) with a replacement for a broken image; key i -> (image or None, i)."""
         if not isinstance(key, tuple):
-            return self.load(key), key
+            return None if self.broken[key] else self.load(key), key
         i, flip = key
-        for offset in range(self._most_broken() + 1):
+        for offset in range(self.most_broken() + 1):
             j = (i + offset) % len(self)
             image = None if self.broken[j] else self.load(j)
             if image is not None:
                 return (image.flip(-1) if flip else image), j
         raise UserError(self._too_many(i))
 
-    def _most_broken(self):
+    def most_broken(self):
+        """How many images may be broken."""
         return int(MAX_BROKEN_SHARE * len(self))
 
     def _too_many(self, i):
@@ -96,7 +99,7 @@ class ImageSet(Dataset):
             if i not in self._reported and len(self._reported) < MAX_NAMED:
                 say(f"skipped: {self.source.name(self.indices[i])!r} cannot be decoded")
             self._reported.add(i)
-        if count > self._most_broken():
+        if count > self.most_broken():
             raise UserError(self._too_many(found[0]))
 
     def share_broken(self):
@@ -110,12 +113,36 @@ class ImageSet(Dataset):
         self.share_broken()
         self.check_broken(say)
 
+    def left_out(self, positions):
+        """Which images of a range are broken: int64 (n,)."""
+        return positions.start + self.broken[positions.start : positions.stop].nonzero().flatten()
+
+    def leave_out(self, left_out, missing, path, say):
+        """Name the images that a cache was made without, and mark them as broken. Called by all processes.
+
+        left_out: int64 (n,), in the main process; None in the others, and for a cache of an earlier version, which
+        does not say which of them are the `missing` ones.
+        """
+        if left_out is not None:
+            self.broken[left_out] = True
+        elif missing:
+            say(f"note: {path} was made without {missing} of {len(self)} images, which could not be read or decoded; "
+                "remove it to try again")  # fmt: skip
+        self.check_all_broken(say)
+
     def identity(self):
         """What these images are, for the keys of caches."""
         return dict(
             source=self.source.identity(), indices=hashlib.sha256(self.indices.astype("<i8").tobytes()).hexdigest(),
             img_size=self.img_size, n_channels=self.n_channels, resize="short side, bilinear, centre crop",
         )  # fmt: skip
+
+    def origin(self):
+        """What else is compared where a cache is read: see utils.cache.is_current."""
+        digest = hashlib.sha256()
+        for i in evenly_spaced(min(SAMPLED, len(self)), len(self)):
+            digest.update(hashlib.sha256(self.source.sample(self.indices[i])).digest())
+        return dict(contents=digest.hexdigest(), versions=dict(Pillow=PIL.__version__))
 
     def sketch(self):
         """Enough to notice that a set is another one, however large: how many, and the names of some of them."""

@@ -6,13 +6,13 @@ resizing, the weights of the extractor, or the models, seed and temperature that
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 
 from utils import cache, distributed
-from utils.errors import UserError
+from utils.errors import DamagedFile, UserError
 from utils.io import hash_json, load_npy, load_tensors, sha256_file
 
 FEATURES = Path("features")
@@ -64,13 +64,15 @@ class Inception:
 @dataclass
 class FeatureSet:
     """Features of N images: their mean (2048,) and covariance (2048, 2048) in float64; where they were
-    asked for, the features themselves (n, 2048) and logits (n, 1008)."""
+    asked for, the features themselves (n, 2048) and logits (n, 1008). left_out: the positions in their set of images
+    that could not be decoded, int64 (m,)."""
 
     count: int
     mu: torch.Tensor
     sigma: torch.Tensor
     features: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+    left_out: torch.Tensor | None = None
 
     def statistics(self):
         """As torch-fidelity's FID wants them."""
@@ -110,25 +112,64 @@ def cache_path(header):
     return FEATURES / f"{header['kind']}_{hash_json(dict(header, format=FORMAT))}.pt"
 
 
+def origin(images=None):
+    """What else features depend on than their header: see utils.cache.is_current. images: an ImageSet, or None if they
+    are those of samples."""
+    import torch_fidelity  # takes seconds
+
+    found = images.origin() if images is not None else dict(versions={})
+    found["versions"]["torch-fidelity"] = torch_fidelity.__version__
+    return found
+
+
 def store(header, found, say):
-    """Store a FeatureSet under `header` (JSON values: all that it depends on), if the disk takes it."""
+    """Store the FeatureSet of samples under `header` (JSON values: all that it depends on), if the disk takes it."""
     header = dict(header, format=FORMAT)
-    cache.store(cache_path(header), header, _tensors(found), say, f"{header['kind']} features")
+    cache.store(cache_path(header), header, _tensors(found), say, f"{header['kind']} features", origin())
 
 
-def cached(header, compute, say):
+def cached(header, compute, say, images=None):
     """The FeatureSet of this header from features/, or from compute(), which is then stored there. Of several
-    processes the main one has it, the others None."""
+    processes the main one has it, the others None. images: the ImageSet that is read (default: samples, as many as
+    the header's `n`); those that were left out are named."""
+    path = cache_path(header)
+    n, most_missing = (header["n"], 0) if images is None else (len(images), images.most_broken())
+
+    def check(found):
+        if not _fits(found, header, n, most_missing):
+            raise DamagedFile(f"{path} holds no features of {n} images")
+
     found = cache.cached(
-        cache_path(header), dict(header, format=FORMAT), lambda: _tensors(compute()), say, f"{header['kind']} features"
-    )
-    return found and FeatureSet(**{**found, "count": int(found["count"])})
+        path, dict(header, format=FORMAT), lambda: _tensors(compute()), say, f"{header['kind']} features",
+        lambda: origin(images), check, renew=True,
+    )  # fmt: skip
+    found = found and FeatureSet(**{**found, "count": int(found["count"])})
+    if images is not None:
+        images.leave_out(found and found.left_out, n - found.count if found else 0, path, say)
+    return found
+
+
+def _fits(found, header, n, most_missing):
+    """Whether tensors that were read are the FeatureSet of a header, of n images except at most `most_missing`."""
+    wanted = {"count", "mu", "sigma"}
+    wanted |= {"features", "logits"} if header["kind"] == "samples" else {"features"} if header["keep"] else set()
+    if not wanted <= set(found) <= {field.name for field in fields(FeatureSet)}:
+        return False
+    count, mu, sigma = found["count"], found["mu"], found["sigma"]
+    if count.dtype != torch.int64 or count.ndim or not 2 <= count <= n or count < n - most_missing:
+        return False
+    fits = mu.dtype == sigma.dtype == torch.float64 and mu.ndim == 1 and sigma.shape == (len(mu), len(mu))
+    for name in wanted & {"features", "logits"}:
+        rows = found[name]
+        fits = fits and rows.is_floating_point() and rows.ndim == 2 and len(rows) == count
+        fits = fits and (name == "logits" or rows.shape[1] == len(mu))
+    return fits and ("left_out" not in found or cache.fits_range(found["left_out"], n - int(count), range(n)))
 
 
 def _tensors(s):
     if s is None:
         return None
-    values = dict(count=torch.tensor(s.count), mu=s.mu, sigma=s.sigma, features=s.features, logits=s.logits)
+    values = {**vars(s), "count": torch.tensor(s.count)}
     return {k: v for k, v in values.items() if v is not None}
 
 

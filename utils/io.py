@@ -109,14 +109,20 @@ class Lines:
     """
 
     def __init__(self, path, keep=None):
-        """keep: cut the file back to so many bytes (default: all of it). A last line that is not whole goes too."""
+        """keep: cut the file back to so many bytes (default: all of it). A last line without its end is cut off, too,
+        unless it is a complete row (as an editor leaves it), which then gets its end."""
         self.path = path
         self.file = _open_to_append(path)
         content = Path(path).read_bytes()
         kept = content[:keep]
-        kept = kept[: kept.rfind(b"\n") + 1]
+        end = kept.rfind(b"\n") + 1
+        complete = _is_row(kept[end:])
+        kept = kept if complete else kept[:end]
         if kept != content:
             self.file.truncate(len(kept))
+        if complete:
+            self.file.write(b"\n")
+            kept += b"\n"
         self.size, self._hash = len(kept), hashlib.sha256(kept)
 
     @property
@@ -148,6 +154,14 @@ class Lines:
 
     def close(self):
         self.file.close()
+
+
+def _is_row(data):
+    """Whether bytes are a JSON object. What a write that was cut off leaves of one is none."""
+    try:
+        return isinstance(json.loads(data), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def write_json(path, value):

@@ -1,8 +1,9 @@
 """A packed cache of decoded images (--cache_images): what an epoch reads is then pixels, not files to decode.
 
 packed/<dataset>_<split>_<key>/part_<first image>.u8: images one after the other, uint8 (C, H, W), then the CRC-32 of
-each (0: the image is broken). The key is a hash of what the images are: their files, sizes, times, resizing. Each part
-is complete or absent, so that a killed run goes on with the next; an image whose CRC is wrong is decoded instead.
+each (0: the image is broken). The key is a hash of what the images are: their files, sizes, times, resizing;
+origin.json holds what is compared besides (see utils.cache). Each part is complete or absent, so that a killed run goes
+on with the next; an image whose CRC is wrong is decoded instead.
 """
 
 import shutil
@@ -13,10 +14,10 @@ import numpy as np
 import torch
 
 from utils import distributed
-from utils.cache import ABANDONED
+from utils.cache import ABANDONED, is_current
 from utils.data import one_pass
-from utils.errors import UserError
-from utils.io import atomic_write, hash_json, remove_temporaries
+from utils.errors import DamagedFile, UserError
+from utils.io import atomic_write, hash_json, read_json, remove_temporaries, write_json
 from utils.progress import Progress
 
 PACKED = Path("packed")
@@ -44,6 +45,20 @@ class PackedImages:
     def size(self, part):
         """Bytes of a part's file."""
         return len(part) * (self.bytes + self.crc.itemsize)
+
+    def renew(self, now, say):
+        """Remove the parts if they are of another origin than `now`, and store that. Called by the main process."""
+        path = self.folder / "origin.json"
+        parts = list(self.folder.glob("part_*.u8"))
+        try:
+            origin = read_json(path) if path.is_file() else None
+        except DamagedFile:
+            origin = "damaged"
+        if parts and is_current(origin, now, self.folder, say, "packed images"):
+            return
+        for part in parts:
+            part.unlink()
+        write_json(path, now)
 
     def open(self, part):
         """Read the CRCs of a part. Returns whether it is there."""
@@ -92,14 +107,29 @@ def pack(images, H, split, say):
     """
     key = hash_json(distributed.from_main(images.identity))
     packed = PackedImages(images, PACKED / f"{H.dataset}_{split}_{key}")
+
+    def renewed():
+        try:
+            packed.renew(images.origin(), say)
+        except OSError as error:
+            say(_refused(packed, error))
+            return False
+        return True
+
+    if not distributed.from_main(renewed):
+        return
     try:
         _make(packed, images, H.num_workers, say)
     except OSError as error:
-        say(f"warning: the images cannot be packed into {packed.folder} ({error.strerror}): they are decoded each time")
+        say(_refused(packed, error))
     images.check_all_broken(say)
     for part in packed.parts():
         packed.open(part)
     images.packed = packed
+
+
+def _refused(packed, error):
+    return f"warning: the images cannot be packed into {packed.folder} ({error.strerror}): they are decoded each time"
 
 
 def _make(packed, images, num_workers, say):

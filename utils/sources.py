@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import stat
+import time
 from array import array
 from pathlib import Path
 
@@ -13,7 +14,38 @@ from utils.io import hash_json
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LARGEST_FILE = 1 << 30  # bytes of an encoded image
+END = 1 << 16  # bytes at either end of an image that a sample of its contents has
 LMDB_SLACK = 1 << 20  # bytes that a whole LMDB file may be shorter than its page count says
+
+# Errors of a disk, a network or this machine: they say nothing about the file that is read.
+PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EAGAIN, errno.ENOMEM, errno.ENFILE,
+           errno.EMFILE)  # fmt: skip
+PAUSES = (0.1, 1.0, 5.0)  # seconds between tries
+
+
+def is_passing(error):
+    """Whether an exception is an error of PASSING. (Those of LMDB hold the system's words alone.)"""
+    if isinstance(error, OSError):
+        return error.errno in PASSING
+    return type(error).__module__ == "lmdb" and str(error).endswith(tuple(map(os.strerror, PASSING)))
+
+
+def patiently(read, path):
+    """read(), again after a pause if it meets an error of PASSING. Raises UserError, naming the file, after the last
+    try: the run must stop, because to continue without this file would leave out a good image."""
+    for pause in (*PAUSES, None):
+        try:
+            return read()
+        except Exception as error:
+            if not is_passing(error):
+                raise
+            if pause is None:
+                path, reason = getattr(error, "filename", None) or path, getattr(error, "strerror", None) or error
+                raise UserError(
+                    f"{os.fsdecode(path)!r} cannot be read ({reason}; tried {len(PAUSES) + 1} times). The file may be "
+                    "good: check the disk or the network, then run the command again"
+                ) from None
+        time.sleep(pause)
 
 
 class Packed:
@@ -58,6 +90,13 @@ class FolderImages:
     def read(self, i):
         return read_file(self.files[i])
 
+    def sample(self, i):
+        """The first and the last bytes of image i; b"" if it cannot be read."""
+        try:
+            return patiently(lambda: _read_file(self.files[i], ends_only=True), self.files[i])
+        except OSError:
+            return b""
+
     def name(self, i):
         return os.fsdecode(self.files[i])
 
@@ -65,27 +104,43 @@ class FolderImages:
         """What the images are, for the keys of caches: names, sizes and times of all files."""
         digest = hashlib.sha256()
         for i in range(len(self)):
-            status = os.stat(self.files[i])
+            status = stat_file(self.files[i])
             digest.update(f"{self.name(i)!a} {status.st_size} {status.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
+
+
+def stat_file(path):
+    return patiently(lambda: os.stat(path), path)
 
 
 def read_file(path):
     """The bytes of a file. OSError for what is none (a pipe would keep its reader waiting for ever) or is larger
     than any image."""
+    return patiently(lambda: _read_file(path), path)
+
+
+def _read_file(path, ends_only=False):
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as f:
         status = os.fstat(f.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a file", path)
         if status.st_size > LARGEST_FILE:
             raise OSError(errno.EFBIG, "too large for an image", path)
-        return f.read()
+        if not ends_only:
+            return f.read()
+        first = f.read(END)
+        f.seek(max(END, status.st_size - END))
+        return first + f.read(END)
 
 
 def find_images(folder):
     """Paths of the images under a folder. Links to folders are followed, each real folder once."""
+    return patiently(lambda: list(_walk(folder)), folder)
+
+
+def _walk(folder):
     seen = set()
-    for root, dirs, names in os.walk(folder, followlinks=True):
+    for root, dirs, names in os.walk(folder, followlinks=True, onerror=_raise_passing):
         dirs.sort()  # of two ways to one folder, the same one is taken everywhere
         real = os.path.realpath(root)
         if real in seen:
@@ -95,8 +150,21 @@ def find_images(folder):
         for name in names:
             path = os.path.join(root, name)
             # "._x.png" is what macOS leaves beside x.png on foreign disks: not an image.
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("._") and os.path.isfile(path):
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("._") and _is_file(path):
                 yield path
+
+
+def _raise_passing(error):
+    if is_passing(error):
+        raise error
+
+
+def _is_file(path):
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError as error:
+        _raise_passing(error)
+        return False
 
 
 class LmdbImages:
@@ -134,15 +202,24 @@ class LmdbImages:
 
     def read(self, i):
         path, key = self._place(i)
-        with open_lmdb(path).begin() as txn:
-            return txn.get(key)
+
+        def get():
+            with open_lmdb(path).begin() as txn:
+                return txn.get(key)
+
+        return patiently(get, path)
+
+    def sample(self, i):
+        """The first and the last bytes of image i."""
+        content = self.read(i) or b""
+        return content[:END] + content[max(END, len(content) - END) :]
 
     def name(self, i):
         path, key = self._place(i)
         return f"{path}:{key.decode(errors='replace')}"
 
     def identity(self):
-        stats = [os.stat(os.path.join(p, "data.mdb")) for p in self.paths]
+        stats = [stat_file(os.path.join(p, "data.mdb")) for p in self.paths]
         return hash_json([[p, s.st_size, s.st_mtime_ns] for p, s in zip(self.paths, stats, strict=True)])
 
 
