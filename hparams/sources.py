@@ -163,8 +163,8 @@ def _own_hparams(own, family, flags, where):
 
 def run_folder(name):
     """logs/<name>, refusing names that lead out of logs/ or cannot be shown."""
-    parts = Path(name).parts
-    if os.path.isabs(name) or ".." in parts or not parts or not name.isprintable():
+    path = Path(name)  # its anchor: a root, or a drive, which Windows takes without a root, too ("C:x")
+    if path.anchor or ".." in path.parts or not path.parts or not name.isprintable():
         raise UsageError(f"{name!r} is not a name under {LOGS}/: no absolute paths, no '..', no control characters")
     return LOGS / name
 
