@@ -19,6 +19,8 @@ import numpy as np
 
 from utils.errors import DamagedFile, UserError
 
+MOST_NESTED = 20  # levels of lists and dicts within each other in a JSON value
+
 
 def fsync_folder(folder):
     """Make a rename in this folder durable (a no-op where the system cannot)."""
@@ -170,12 +172,32 @@ def write_json(path, value):
         f.write((json.dumps(value, indent=1, sort_keys=False) + "\n").encode())
 
 
+def parse_json(text):
+    """The value of a JSON text. ValueError for any other text, and for values that are nested deeper than anything
+    that this program writes: printing and hashing go down by recursion."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        value = None
+    else:
+        level = [value]
+        for _ in range(MOST_NESTED + 1):
+            level = [child for item in level for child in _children(item)]
+            if not level:
+                return value
+    raise ValueError(f"a value is nested more than {MOST_NESTED} levels deep")
+
+
+def _children(value):
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
 def read_json(path):
-    """Read a JSON file. Raises DamagedFile where it is not JSON."""
+    """Read a JSON file. Raises DamagedFile if it is not one that parse_json() takes."""
     try:
         with open(path, encoding="utf-8") as f:
-            return json.load(f)
-    except (ValueError, RecursionError) as error:
+            return parse_json(f.read())
+    except ValueError as error:
         raise DamagedFile(f"{path} is damaged: not readable as JSON ({error})") from None
 
 

@@ -1,13 +1,13 @@
 """What a run has written, read back: curves, bars, pictures. None of it is trusted, and no torch is needed."""
 
-import json
 import math
 import os
 import re
 
 from utils.errors import DamagedFile
-from utils.io import read_json
+from utils.io import parse_json, read_json
 
+LONGEST = 1 << 20  # characters of a line
 PICTURE = re.compile(r"(?P<name>[^/]+)_(?P<step>\d{1,18})\.png")
 
 
@@ -25,10 +25,10 @@ def read_rows(path):
     if not os.path.isfile(path):
         return rows, damaged
     with open(path, encoding="utf-8", errors="replace") as f:
-        for line in f:
+        while line := f.readline(LONGEST):  # of a longer one the parts count as lines: none of them is a row
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
+                row = parse_json(line)
+            except ValueError:
                 row = None
             if isinstance(row, dict):
                 rows.append(row)
