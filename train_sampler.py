@@ -77,7 +77,7 @@ def validate(sampler, ids, H, run, precision):
             part = batch[start : start + size].to(run.device)
             rng = StepRandom("validation", H.seed, number, device=run.device, at=(start, len(batch)))
             with precision.autocast():
-                out = sampler.loss(part, rng)
+                out = sampler.validation_loss(part, rng)
             meters.add(dict(val_loss=out.loss, val_bits=out.bits.mean()), len(part))
     return meters.pop_means()
 

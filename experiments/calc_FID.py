@@ -59,13 +59,16 @@ KID_REAL = 100_000  # of more training images, evenly spread ones stand for all 
 
 
 def compute_kid(real_features, fake_features):
-    """Mean and standard deviation over subsets of the KID, by torch-fidelity. Features (N, 2048)."""
+    """Mean and standard deviation over subsets of the KID, by torch-fidelity. Features (N, 2048).
+
+    The samples are its first input, as on its command line: the subsets that it draws depend on the order.
+    """
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     size = min(KID_SUBSET, len(real_features), len(fake_features))
     if size < KID_SUBSET:
         say(f"note: KID over subsets of {size} images, not {KID_SUBSET}: there are no more")
-    result = kid_features_to_metric(real_features, fake_features, kid_subset_size=size, verbose=False)
+    result = kid_features_to_metric(fake_features, real_features, kid_subset_size=size, verbose=False)
     return dict(kid=result["kernel_inception_distance_mean"], kid_std=result["kernel_inception_distance_std"])
 
 

@@ -47,10 +47,11 @@ from functools import partial
 from experiments.common import dry_run_of_sampler, load_models, require_size
 from experiments.measure import Samples, image_features
 from experiments.report import Report
-from utils import distributed
+from utils import distributed, feature_files
 from utils.data import MAX_BROKEN_SHARE, ImageSet, open_images
 from utils.errors import UsageError, UserError, run_main
-from utils.features import Inception, read_features, write_features
+from utils.feature_files import FeatureFile
+from utils.features import Inception
 from utils.prdc import prdc
 from utils.progress import say, track
 from utils.run import pick_device
@@ -88,54 +89,118 @@ def least(n):
     return n - int(MAX_BROKEN_SHARE * n)
 
 
-def from_file(path, n, count=None):
-    """The first n features of the file, or None where there is no file. UserError where they are fewer than least(n),
-    and not all that there can be: count() says of how many images."""
-    if not (path and os.path.exists(path)):
+def from_file(H, option):
+    """The FeatureFile that --real_feats or --fake_feats names, with its first n_samples features, in every process;
+    None if it is not there."""
+    path = getattr(H, option)
+    found = feature_files.read(path) if path and distributed.is_main() and os.path.exists(path) else None
+    about = distributed.from_main(lambda: found and (found.sha256, found.made_by))
+    if about is None:
         return None
-    features = read_features(path)
-    if len(features) < least(n) and (count is None or len(features) < least(count())):
-        raise UserError(f"{path} holds features of {len(features)} images; {n} are asked for (--n_samples)")
-    say(f"features read from {path}")
-    return features[:n]
+    return FeatureFile(distributed.tensor_from_main(found and found.features)[: H.n_samples], *about)
 
 
-def computed(path, compute):
-    """The features of the FeatureSet that compute() gives, in every process; with a path they are written there."""
-    found = compute()
-    features = distributed.tensor_from_main(found and found.features)
-    if path and distributed.is_main():
-        write_features(path, features)
-        say(f"features written to {path}")
-    return features
+class Side:
+    """One side of the comparison, as the flags describe it: what its features are of (`what`, text), all that they
+    depend on (`header`, JSON values), and how to compute them."""
+
+    def __init__(self, kind, what, compute, **depends):
+        self.what, self.compute, self.header = what, compute, dict(kind=kind, **depends)
+
+    @classmethod
+    def of_images(cls, H, images, kind, what):
+        def compute(extractor):
+            return image_features(H, extractor, images, kind=kind, keep=True)
+
+        return cls(kind, f"{len(images)} {what}", compute, images=distributed.from_main(images.identity))
+
+    @classmethod
+    def of_samples(cls, H, models):
+        samples = Samples(H, models, H.n_samples)
+        return cls("samples", f"{H.n_samples} samples of {models.sampler.path}", samples.features, **samples.header())
+
+    def check(self, H, option, file, identity):
+        """UsageError if a file states that it was made of anything else. identity: the extractor's, if it is known."""
+        # More samples begin with these, and another device rounds differently.
+        wanted = {k: v for k, v in dict(self.header, **identity).items() if k not in ("n", "device")}
+        if found := feature_files.differences(file.made_by, wanted):
+            raise UsageError(
+                f"--{option} {getattr(H, option)} holds features of {file.made_by.get('what')}; this command would "
+                f"take others ({found}): give another file, or remove this one to compute it again"
+            )
+
+    def computed(self, H, option, extractor):
+        """The FeatureFile of what is computed now, in every process; if a path is given, it is written there."""
+        found, path, digest = self.compute(extractor), getattr(H, option), None
+        features = distributed.tensor_from_main(found and found.features)
+        made_by = dict(what=self.what, **self.header, **extractor.identity)
+        if path and distributed.is_main():
+            digest = feature_files.write(path, features, made_by)
+            say(f"features written to {path}")
+        return FeatureFile(features, digest, made_by)
+
+
+def check_files(H, real, fake):
+    """UserError for files (FeatureFile or None) that contradict the flags or each other, or hold too little: fewer
+    than least(n_samples) features, and not all that there can be."""
+    if fake and not fake.made_by and H.fake_images_path:
+        raise UsageError(f"--fake_feats {H.fake_feats} exists and contradicts --fake_images_path: give one of them")
+    for path, file, count in ((H.fake_feats, fake, None), (H.real_feats, real, count_real)):
+        n = H.n_samples if file is None else len(file.features)
+        if n < least(H.n_samples) and (count is None or n < least(count(H))):
+            raise UserError(f"{path} holds features of {n} images; {H.n_samples} are asked for (--n_samples)")
+    if real and fake and real.made_by and fake.made_by:
+        network = {name: real.made_by.get(name) for name in ("extractor", "weights")}
+        if found := feature_files.differences(fake.made_by, network):
+            raise UsageError(f"--fake_feats and --real_feats hold features of different networks: {found}")
+
+
+def introduce(H, files, described, extractor):
+    """Print which features were read from files, their origin, and which flags have no effect then."""
+    for option, file in files.items():
+        if file is not None:
+            what = file.made_by.get("what") if file.made_by else "the file does not state their origin"
+            say(f"features read from {getattr(H, option)}: {what}")
+    idle = () if "fake_feats" in described else ("load_dir", "load_step", "seed", *OF_SAMPLING)
+    idle += () if extractor else ("feature_weights", "feature_batch")
+    if given := [f"--{name}" for name in idle if name in H.explicit]:
+        say(f"note: no effect next to files of features: {' '.join(given)}")
+
+
+def sides(H, real, fake):
+    """The Sides {option: Side} that must be computed or compared with a file, as far as the flags describe them; and
+    the models that were loaded for that, or None. real, fake: FeatureFile or None."""
+    found, models = {}, None
+    if not H.fake_images_path and (fake is None or (fake.made_by and H.load_step)):
+        models = load_models(H)
+    elif H.fake_images_path or real is None or real.made_by:
+        require_size(H)
+    if real is None or real.made_by:
+        found["real_feats"] = Side.of_images(H, real_images(H), "real", f"training images of '{H.dataset}'")
+    if H.fake_images_path:
+        found["fake_feats"] = Side.of_images(H, fake_images(H), "fake", f"images of {H.fake_images_path}")
+    elif models:
+        found["fake_feats"] = Side.of_samples(H, models)
+    return found, models
 
 
 def main(H):
-    if H.fake_feats and H.fake_images_path and os.path.exists(H.fake_feats):
-        raise UsageError(f"--fake_feats {H.fake_feats} exists and contradicts --fake_images_path: give one of them")
     if H.n_samples < H.nearest_k + 2:
         raise UsageError(f"--n_samples {H.n_samples} is too small for --nearest_k {H.nearest_k}: {H.nearest_k + 2} do")
     device = pick_device(H.device)
-    fake = from_file(H.fake_feats, H.n_samples)
-    real = from_file(H.real_feats, H.n_samples, count=lambda: count_real(H))
-    sampling = fake is None and not H.fake_images_path
-    extracting = real is None or fake is None
-    if extracting and not sampling:
-        require_size(H)
-    extractor = Inception(H.feature_weights, device) if extracting else None
-    models = load_models(H) if sampling else None
-    about = dict(autoencoder=models.autoencoder, sampler=models.sampler) if sampling else {}
+    files = {option: from_file(H, option) for option in ("real_feats", "fake_feats")}
+    check_files(H, *files.values())
+    extractor = Inception(H.feature_weights, device) if None in files.values() else None
+    described, models = sides(H, *files.values())
+    for option, side in described.items():
+        if files[option] is not None:
+            side.check(H, option, files[option], extractor.identity if extractor else {})
+    introduce(H, files, described, extractor)
+    about = dict(autoencoder=models.autoencoder, sampler=models.sampler) if models else {}
     with Report(H, device, **about) as report:
-
-        def fake_features():
-            if sampling:
-                return Samples(H, models, H.n_samples).features(extractor)
-            return image_features(H, extractor, fake_images(H), kind="fake", keep=True)
-
-        if real is None:  # first: damaged images are found here, and samples may take hours
-            real = computed(H.real_feats, lambda: image_features(H, extractor, real_images(H), keep=True))
-        if fake is None:
-            fake = computed(H.fake_feats, fake_features)
+        for option in files:  # the real ones first: damaged images are found there, and samples may take hours
+            files[option] = files[option] or described[option].computed(H, option, extractor)
+        real, fake = (file.features for file in files.values())
         if len(real) != len(fake):
             say(f"note: {len(real)} training images stand against {len(fake)} samples")
         progress = partial(track, description="distances", each=distributed.world_size())
@@ -144,6 +209,10 @@ def main(H):
             f"{len(fake)} samples against {len(real)} training images of '{H.dataset}', k = {H.nearest_k}",
             dict(values, samples=len(fake), training_images=len(real)),
             features=extractor.identity if extractor else None,
+            feature_files={
+                option: dict(path=getattr(H, option), sha256=file.sha256, made_by=file.made_by)
+                for option, file in files.items() if getattr(H, option)
+            },
         )  # fmt: skip
 
 

@@ -1,9 +1,12 @@
 """`make dashboard`: visdom's server, for this machine alone unless told otherwise, and with all that its page needs.
 
-The runs themselves send what is shown, whenever a server is there (utils/dashboard.py).
+The runs themselves send what is shown, whenever a server is there (utils/dashboard.py). visdom's own server accepts
+requests of every web page that is open in a browser; this one accepts those of its own page and of programs.
 """
 
+import ipaddress
 import os
+import re
 import secrets
 import signal
 import socket
@@ -15,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hparams.config import opt
 from hparams.own import parse_own
-from utils.errors import UsageError, UserError, run_main
+from utils.errors import UsageError, UserError, printable, run_main
 
 
 @dataclass
@@ -24,6 +27,8 @@ class DashboardConfig:
 
     port: int = opt(8097, "port to listen on", min=1, max=65535)
     address: str = opt("127.0.0.1", "address to listen on; 0.0.0.0: every interface of this machine")
+    allow_host: list[str] = opt(None, "host names by which browsers may open the page, in addition to localhost and "
+                                "this machine's own names", metavar="NAME", repeatable=True)  # fmt: skip
     env_path: str = opt("logs/.dashboard", "folder for what the page's 'save' button keeps", metavar="DIR")
 
 
@@ -46,7 +51,14 @@ STYLE = ".js-link-to-tool, .js-plotly-plot .plotlyjsicon { display: none; }"
 def parse(argv=None):
     """The command line and the environment -> (DashboardConfig, login or None)."""
     description = "Start the server of the dashboard; Ctrl-C ends it."
-    return parse_own(DashboardConfig, description, EPILOG, argv, lambda _: read_login()), read_login()
+    return parse_own(DashboardConfig, description, EPILOG, argv, _check), read_login()
+
+
+def _check(config):
+    read_login()
+    for name in config.allow_host or ():
+        if not re.fullmatch(r"[\w-]+(\.[\w-]+)*", name, re.ASCII):
+            raise UsageError(f"--allow_host {name} is not a host name: give it without http://, port and path")
 
 
 def read_login():
@@ -74,8 +86,69 @@ def listen(config):
                         f"{getattr(error, 'strerror', None) or error} ({hint} another --port)") from None  # fmt: skip
 
 
+def is_local(config):
+    """Whether only programs on this machine reach the server."""
+    return config.address in ("127.0.0.1", "::1", "localhost")
+
+
+def own_names(config):
+    """The host names of this server, in lower case. Finding the full name can take a request to a name server, so it
+    is done only if other machines can connect."""
+    machine = [socket.gethostname(), *([] if is_local(config) else [socket.getfqdn()])]
+    names = ["localhost", *machine, *(name.partition(".")[0] for name in machine), config.address]
+    return {name.lower() for name in [*names, *(config.allow_host or [])] if name}
+
+
+def why_refused(request, names):
+    """One line if a foreign web page may have caused this request, None otherwise.
+
+    Browsers send the address of the page as Origin; other programs send none. With DNS rebinding a foreign page's own
+    host name points to this machine, and both headers hold that name. A page cannot change the Host that its browser
+    sends, and an IP address as Host rules out rebinding.
+    """
+    name = request.host_name.strip("[]").rstrip(".")  # lower case, no port: port forwarding changes it
+    if name not in names and not _is_ip(name):
+        return (f"'{name}' is not a name of this dashboard's machine: open the page as localhost or by an IP address, "
+                f"or start the dashboard with --allow_host {name}")  # fmt: skip
+    origin = request.headers.get("Origin")
+    if origin is not None and origin.partition("://")[2].lower() != request.host.lower():
+        return (f"web pages of {origin} may not use the dashboard at {request.host} "
+                "(a proxy must pass on the Host header unchanged)")  # fmt: skip
+    return None
+
+
+def _is_ip(name):
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
+
+
+def guarded(application, names):
+    """A subclass of visdom's class `application` that answers every request of a foreign web page with 403 and one
+    line. The check comes before a handler is chosen, so it covers pages, web sockets and static files alike."""
+    from tornado.web import RequestHandler
+
+    class Refused(RequestHandler):
+        def initialize(self, why):
+            self.why = why
+
+        def prepare(self):
+            self.set_status(403)
+            self.set_header("Content-Type", "text/plain; charset=utf-8")
+            self.finish(f"{printable(self.why)}\n")
+
+    class Guarded(application):
+        def find_handler(self, request, **kwargs):
+            if why := why_refused(request, names):
+                return self.get_handler_delegate(request, Refused, dict(why=why))
+            return super().find_handler(request, **kwargs)
+
+    return Guarded
+
+
 def make_app(config, login):
-    """visdom's application, as its own start_server makes it."""
+    """visdom's application, as its own start_server makes it, for its own page alone."""
     from visdom.server import app as visdom_app
     from visdom.server.handlers import web_handlers
     from visdom.utils.server_utils import hash_password, window
@@ -94,7 +167,8 @@ def make_app(config, login):
         credential = dict(username=name, password=hash_password(hash_password(password)))
         visdom_app.DEFAULT_ENV_PATH = f"{folder}/"  # where it reads the key of its cookies
         write_secret(folder / "COOKIE_SECRET")
-    app = visdom_app.Application(port=config.port, env_path=f"{folder}/", user_credential=credential)
+    application = guarded(visdom_app.Application, own_names(config))
+    app = application(port=config.port, env_path=f"{folder}/", user_credential=credential)
     app.user_settings["user_css"] += STYLE
     pane = window(dict(win="welcome", data=[dict(type="text", content=WELCOME)],
                        opts=dict(title="welcome", width=500, height=180)))  # fmt: skip
@@ -130,11 +204,10 @@ def main(config, login):
     logging.getLogger("tornado.general").setLevel(logging.CRITICAL)  # a style sheet of the user's own is looked for
     server = HTTPServer(make_app(config, login), max_buffer_size=1024**3)
     server.add_sockets(sockets)
-    local = config.address in ("127.0.0.1", "::1", "localhost")
-    if not (local or login):
+    if not (is_local(config) or login):
         print(f"warning: whoever reaches {config.address} can see and change the dashboard; "
               "VISDOM_USERNAME and VISDOM_PASSWORD ask for a login", flush=True)  # fmt: skip
-    host = "localhost" if local or config.address in ("0.0.0.0", "::") else config.address
+    host = "localhost" if is_local(config) or config.address in ("0.0.0.0", "::") else config.address
     print(f"the dashboard is at http://{host}:{config.port} (Ctrl-C ends it)", flush=True)
     loop = IOLoop.current()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -13,7 +13,7 @@ from utils import commands, distributed
 from utils.checkpoint import LOGS
 from utils.dashboard import Dashboard
 from utils.images import enlarge, save_png
-from utils.io import Lines
+from utils.io import Lines, check_appendable
 from utils.progress import say
 from utils.run import device_name
 
@@ -31,6 +31,7 @@ class Report:
         self.is_main = distributed.is_main()
         if self.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
+            check_appendable(self.folder / "metrics.jsonl")  # before the work, not after it
         self.dashboard = dashboard or Dashboard(
             H.visdom_server, H.visdom_port, H.log_dir, enabled=self.is_main and not H.no_visdom, warn=say,
             plan=("results", "properties"),

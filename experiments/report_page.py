@@ -106,8 +106,8 @@ def metrics_table(run):
             if not name.endswith("_se"):
                 error = f" \u00b1 {text(values[f'{name}_se'])}" if f"{name}_se" in values else ""
                 shown.append(f"{printable(name)} {text(value)}{error}")
-        checkpoints = row.get("checkpoints") if isinstance(row.get("checkpoints"), dict) else {}
-        of = [text(c.get("path")) for c in checkpoints.values() if isinstance(c, dict)]
+        files = [row[name] for name in ("checkpoints", "feature_files") if isinstance(row.get(name), dict)]
+        of = [text(f.get("path")) for found in files for f in found.values() if isinstance(f, dict)]
         rows.append([text(row.get("metric")), text(row.get("time"))[:16].replace("T", " "), ", ".join(shown),
                      ", ".join(os.path.basename(path) for path in of)])  # fmt: skip
     return page.table(("metric", "when", "result", "of"), rows)

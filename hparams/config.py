@@ -14,7 +14,8 @@ def opt(default, help, **kw):
     """A flag. kw: min and max (inclusive), above (exclusive minimum), choices, required, metavar, and
     needs=(other flag, its value, or True for any but 0): without that this flag does nothing, and says so;
     replaces=names of flags: in addition to this one they do nothing. older=its value in a run whose saved configuration
-    lacks it: one that began before there was this flag; or a function of that configuration."""
+    lacks it: one that began before there was this flag; or a function of that configuration.
+    repeatable: each use of the flag adds to the list."""
     kw["help"] = help
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=kw)
@@ -157,7 +158,7 @@ class SamplerConfig:
                             needs=("sampler", "absorbing"))  # fmt: skip
     sample_type: str = opt("diffusion", "how to sample (absorbing)", choices=["diffusion", "mlm"],
                            needs=("sampler", "absorbing"))  # fmt: skip
-    temp: float = opt(1.0, "temperature of the codes' distribution when sampling", above=0.0)
+    temp: float = opt(1.0, "temperature of the codes' distribution when sampling", min=1e-37)
     warmup_iters: int = opt(10_000, "steps over which the learning rate rises linearly to lr (ffhq: 30000)", min=0)
     greedy_epochs: int = opt(None, "accepted for old command lines, without effect", min=0)
     greedy: bool = opt(False, "accepted for old command lines, without effect")
@@ -183,7 +184,7 @@ OF_VQGAN_TRAINING = (
     "codebook_restart_steps", "perceptual_weight", "perceptual_weights", "ndf", "disc_layers", "disc_start_step",
     "disc_weight_max", "diff_aug", "cache_images",
 )  # fmt: skip
-OF_SAMPLING = ("temp", "sample_steps", "sample_type")
+OF_SAMPLING = ("temp", "sample_steps", "sample_type", "mask_schedule")
 OF_TRAINING = (
     *OF_VQGAN_TRAINING, "load_optim", "resume", "train_steps", "accumulate_steps", "lr", "ema_beta",
     "steps_per_update_ema", "steps_per_log", "steps_per_display_output", "steps_per_save_output",

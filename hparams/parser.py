@@ -194,7 +194,7 @@ def _argparse_kw(flag):
         return dict(kw, action=_Switch)
     kw["type"] = flag.type
     if flag.is_list:
-        kw["nargs"] = "+"
+        kw.update(nargs="+", action="extend" if meta.get("repeatable") else "store")
     return dict(kw, metavar=_metavar(flag))  # choices are checked where all values are: hparams.sources.checked
 
 

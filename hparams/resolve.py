@@ -104,6 +104,8 @@ def resolve(flags, given, family, idle=()):
     _check_shapes(H)
     if family == "sampler":
         _check_codes(H)
+        if "loss_type" not in idle:
+            _check_loss_of_sampler(H)
     elif "train_steps" not in idle:
         _check_training_of_vqgan(H)
     return H
@@ -132,6 +134,9 @@ def notes(H, flags, idle=()):
         for other in given:
             if flag.name in other.meta.get("replaces", ()):
                 yield f"--{flag.name} has no effect beside --{other.name}"
+        if flag.name == "base_lr" and H.lr != H.base_lr * H.batch_size:
+            yield (f"--base_lr has no effect: --lr is {H.lr:g}, from the command line, the data set's defaults or the "
+                   "run that is resumed")  # fmt: skip
         other, wanted = flag.meta.get("needs", (None, None))
         if other and other not in idle and not (getattr(H, other) if wanted is True else getattr(H, other) == wanted):
             yield f"--{flag.name} has no effect without --{other}" + ("" if wanted is True else f" {wanted}")
@@ -180,7 +185,7 @@ def _from_loaded(values, given, family, flags, idle):
         if saved is None:
             continue
         missing = {k: f.meta["older"] for k, f in flags.items() if "older" in f.meta and k not in saved}
-        missing = {k: older(saved) if callable(older) else older for k, older in missing.items()}
+        missing = {k: v(saved) if callable(v) else v for k, v in missing.items()}
         if option == "resume":
             older = {k: v for k, v in missing.items() if v != flags[k].default}
         source = f"--{option}" if option == "resume" else f"--{option} {name}"
@@ -303,6 +308,14 @@ def _check_training_of_vqgan(H):
         )
     if H.img_size >> H.disc_layers < 3:  # two more convolutions take a pixel each
         raise UsageError(f"--disc_layers {H.disc_layers} is too many for --img_size {H.img_size}")
+
+
+def _check_loss_of_sampler(H):
+    if H.sampler == "absorbing" and H.loss_type == "reweighted_elbo" and H.total_steps == 1:
+        raise UsageError(
+            f"--loss_type {H.loss_type} is always 0 with --total_steps 1: its weight is 1 - t / total_steps; give "
+            "--loss_type elbo or mlm, or more --total_steps"
+        )
 
 
 def _check_shares(H, parts):

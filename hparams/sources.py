@@ -217,7 +217,8 @@ def _of_manifest(folder, steps):
     for step in steps:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             manifest = _read_json(folder / "saved_models" / f"manifest_{step}.json")
-            if manifest.pop("digest") == _digest(manifest):  # if not, utils.checkpoint reports it when it is loaded
+            right = manifest.pop("digest") == _digest(manifest) and isinstance(manifest.get("hparams", {}), dict)
+            if right:  # else utils.checkpoint reports it when it is loaded
                 return manifest.get("hparams")
     return None
 

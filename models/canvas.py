@@ -6,7 +6,7 @@ at a step, N windows and Q readings (of one cell in one window) altogether. A ce
 
 import torch
 
-from models.samplers.base import invert_cdf
+from models.samplers.base import invert_cdf, tempered
 from models.transformer import frozen
 from utils.errors import UsageError
 
@@ -42,7 +42,7 @@ def sample_canvas(sampler, uniforms, window, temp=0.8, max_batch=256, progress=N
     with frozen(sampler):
         for cells in (progress or iter)(steps):
             probs = cell_probabilities(sampler, ids, cells, window, max_batch)
-            sharpened = (probs.log() / temp).softmax(-1)
+            sharpened = tempered(probs.log(), temp)
             ids.view(B, -1).scatter_(1, cells, invert_cdf(sharpened, uniforms.flatten(1).gather(1, cells)))
     return ids
 

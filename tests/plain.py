@@ -126,7 +126,7 @@ def nll(sampler, ids, rng):
     total = torch.zeros(len(ids), device=ids.device)
     with explicit_attention():
         for t in range(sampler.T, 0, -1):
-            mask = sampler.draw_mask(torch.full((len(ids),), t, device=ids.device), rng, ids.shape[1])
+            mask = rng.rand(*ids.shape) < t / sampler.T
             logits = sampler._denoise_fn(ids.masked_fill(mask, sampler.mask_id))
             target = ids.masked_fill(~mask, -1)
             total += F.cross_entropy(logits.permute(0, 2, 1), target, ignore_index=-1, reduction="none").sum(1) / t

@@ -4,15 +4,19 @@
 """
 
 import base64
+import contextlib
 import io
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,8 +44,9 @@ from utils.grids import SAYS_TRIPLES
 from utils.panes import UNITS
 
 pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore:The 'warn' method:DeprecationWarning")]
-FLAGS = words("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-              "--disable-component-update --disable-sync")  # fmt: skip
+NAMES = f"MAP *.example 127.0.0.1, MAP {socket.gethostname()} 127.0.0.1"  # replaces DNS in the browser
+FLAGS = [*words("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+                "--disable-component-update --disable-sync"), f"--host-resolver-rules={NAMES}"]  # fmt: skip
 PANES = """() => [...document.querySelectorAll('.window')].map(pane => {
   const text = selector => pane.querySelector(selector)?.textContent
   const all = selector => [...pane.querySelectorAll(selector)].map(e => e.textContent)
@@ -68,11 +73,11 @@ def browser():
 class Server:
     """experiments/dashboard.py as a process."""
 
-    def __init__(self, folder, **env):
+    def __init__(self, folder, flags="", **env):
         self.port, self.folder = free_port(), folder
+        command = [sys.executable, str(ROOT / "experiments/dashboard.py"), "--port", str(self.port), *words(flags)]
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "experiments/dashboard.py"), "--port", str(self.port)], cwd=folder,
-            env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            command, cwd=folder, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         self.said = []
         for line in self.process.stdout:
@@ -87,6 +92,11 @@ class Server:
         url = f"http://127.0.0.1:{self.port}/env_state"
         with urllib.request.urlopen(url, data=b"{}", timeout=10) as answer:
             return json.load(answer)
+
+    def put(self, env, text):
+        """A pane of one text, sent as a program does."""
+        pane = dict(eid=env, win="w", data=[dict(type="text", content=text)], layout={}, opts={})
+        urllib.request.urlopen(f"http://127.0.0.1:{self.port}/events", json.dumps(pane).encode(), timeout=10).close()
 
     def stop(self):
         """Ctrl-C; returns (exit code, what it printed)."""
@@ -323,6 +333,75 @@ def test_login(browser, tmp_path, monkeypatch):
     dashboard.close()
     assert said == [] and server.stop()[0] == 0
     assert (tmp_path / "logs/.dashboard/COOKIE_SECRET").stat().st_mode & 0o077 == 0
+
+
+ATTACK = """async target => {
+    const pane = JSON.stringify({eid: 'evil', win: 'w', layout: {}, opts: {}, data: [
+        {type: 'text', content: '<img src=x onerror="document.title = 1">'}]})
+    const posted = await fetch(`http://${target}/events`, {method: 'POST', mode: 'no-cors', body: pane})
+    const socket = new WebSocket(`ws://${target}/socket`)
+    const opened = await new Promise(done => { socket.onopen = () => done(true); socket.onerror = () => done(false) })
+    if (opened) socket.send(JSON.stringify({cmd: 'delete_env', eid: 'mine'}))
+    return [posted.status, opened]
+}"""
+
+
+def test_foreign_pages_change_nothing(browser, board, tmp_path):
+    """A page of another server, and a page whose host name points to the dashboard later (DNS rebinding)."""
+    board.put("mine", "what is there")
+    (tmp_path / "index.html").write_text("<title>another page</title>")
+    other = ThreadingHTTPServer(("127.0.0.1", 0), lambda *args: SimpleHTTPRequestHandler(*args, directory=tmp_path))
+    threading.Thread(target=other.serve_forever, daemon=True).start()
+    page = browser.new_page()
+    for host in ("evil.example", "localhost"):
+        page.goto(f"http://{host}:{other.server_port}/")
+        for target in ("127.0.0.1", "localhost", "0.0.0.0", "evil.example"):
+            assert page.evaluate(ATTACK, f"{target}:{board.port}") == [0, False]  # 0: hidden from the page
+    other.shutdown()
+    rebound = f"evil.example:{board.port}"
+    assert page.goto(f"http://{rebound}/").status == 403
+    assert "--allow_host evil.example" in page.content()
+    assert page.evaluate(ATTACK, rebound) == [403, False]
+    page.close()
+    assert "mine" in board.environments() and "evil" not in board.environments()
+
+
+class Tunnel:
+    """A port that forwards to another one, as with `ssh -L`."""
+
+    def __init__(self, port):
+        self.target, self.listener = port, socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                near, far = self.listener.accept()[0], socket.create_connection(("127.0.0.1", self.target))
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+
+    @staticmethod
+    def _pass_on(source, to):
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                to.sendall(data)
+        with contextlib.suppress(OSError):
+            to.shutdown(socket.SHUT_WR)
+
+
+def test_the_page_by_every_name_and_address(browser, tmp_path):
+    server = Server(tmp_path, "--address 0.0.0.0 --allow_host board.example")
+    server.put("mine", "what is there")
+    tunnel = Tunnel(server.port)
+    hosts = ("localhost", "127.0.0.1", "0.0.0.0", socket.gethostname(), "board.example")
+    for address in (*(f"{host}:{server.port}" for host in hosts), f"localhost:{tunnel.port}"):
+        page = browser.new_page()
+        page.goto(f"http://{address}/env/mine")
+        page.wait_for_selector("text=what is there")  # sent over the web socket
+        page.close()
+    tunnel.listener.close()
+    assert server.stop()[0] == 0
 
 
 def test_a_second_server_on_the_port_is_refused(board, tmp_path):

@@ -103,6 +103,16 @@ def test_the_default_is_the_plain_loop_in_raster_order(name, temp):
     assert len(ids.unique()) > 3
 
 
+def test_the_coldest_and_the_hottest_canvas():
+    sampler, n = Constant(), 200
+    sampler.logits[:, 0] = -1e4  # of probability 0
+    u = uniforms(n, *WINDOW)
+    cold = sample_canvas(sampler, u, WINDOW, 1e-37)
+    assert torch.equal(cold, sampler.logits.argmax(1).view(WINDOW).expand(n, -1, -1))
+    hot = sample_canvas(sampler, u, WINDOW, 1e300)
+    assert torch.equal(hot, 1 + (u * (K - 1)).long())
+
+
 def test_a_cell_sees_the_state_before_its_step_and_only_that():
     sampler = Constant()
     u, order = uniforms(1, 2, 3), torch.tensor([[[0.5, 0.1, 0.9], [0.3, 0.2, 0.7]]])

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zlib
 from types import SimpleNamespace
+from unittest import mock
 
 import lmdb
 import numpy as np
@@ -265,6 +266,9 @@ def test_named_entries_and_custom(tmp_path, lsun, monkeypatch):
         (entry("nowhere", name="demo"), "make demo"),
         (entry("empty", category="church_outdoor"), "no 'church_outdoor_train_lmdb' with a data.mdb in empty"),
         (entry("empty", "church_outdoor_val_lmdb"), "mixes LMDBs"),
+        (entry("empty", category="/abs"), "'category' '/abs' must be what precedes '_val_lmdb' in the name"),
+        (entry("empty", category="a**"), r"'a\*\*"),
+        (entry("empty", category="x/" * 2000), "'x/x/x/"),
     ],
 )
 def test_nothing_to_read_is_an_error_with_a_remedy(given, words, lsun, monkeypatch):
@@ -541,6 +545,20 @@ def test_a_worker_that_dies_is_told_in_words(tmp_path):
     images.source.read = die
     with pytest.raises(UserError, match="--num_workers 0"):
         next(training_batches(images, configuration(tmp_path, num_workers=1), 1))
+
+
+def test_a_full_shared_memory_is_named(tmp_path, monkeypatch):
+    images, full = folder_set(tmp_path, 20), OSError(28, "No space left on device")
+
+    def collate(_):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(data, "_collate_good", collate)
+    with pytest.raises(UserError, match=r"\(RuntimeError: unable to .* on device \(28\)\).*--num_workers 0"):
+        list(one_pass(images, 2, 1))
+    monkeypatch.setattr(torch.multiprocessing, "Queue", mock.Mock(side_effect=full))  # it cannot even start
+    with pytest.raises(UserError, match=r"\(\[Errno 28\] No space left on device\).*--num_workers 0"):
+        list(one_pass(images, 2, 1))
 
 
 def test_the_program_ends_though_batches_are_left(tmp_path):

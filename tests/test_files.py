@@ -5,17 +5,21 @@ import json
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 import textwrap
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from scripts import experiment, prior_flags, train_stage_2
 
+from experiments import get_samples
 from utils.checkpoint import Checkpoints, load_into
 from utils.errors import DamagedFile, UserError
 from utils.images import save_png
@@ -116,6 +120,43 @@ def test_files_get_the_permissions_that_the_user_wants(tmp_path):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs RLIMIT_FSIZE")
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: path.symlink_to(path.parent / "precious"), "a symbolic link to .*precious, not a regular file"),
+        (lambda path: path.symlink_to("missing"), "a symbolic link to missing"),
+        (lambda path: path.mkdir(), "a folder"),
+        (os.mkfifo, "a pipe"),
+    ],
+    ids=["link", "dangling", "folder", "pipe"],
+)
+def test_only_a_regular_file_is_appended_to(tmp_path, monkeypatch, make, said):
+    (tmp_path / "precious").write_bytes(b"no newline at the end")
+    path = tmp_path / "stats.jsonl"
+    make(path)
+    with pytest.raises(UserError, match=f"{said}.*: remove it, or put a regular file in its place"):
+        Lines(path, keep=0)
+    monkeypatch.setattr("utils.io.check_appendable", lambda path: None)
+    with pytest.raises(OSError):  # it appeared after the check
+        Lines(path, keep=0)
+    assert (tmp_path / "precious").read_bytes() == b"no newline at the end" and not (tmp_path / "missing").exists()
+
+
+@pytest.mark.parametrize("name", ["log.txt", "stats.jsonl", "speed.jsonl", "metrics.jsonl"])
+def test_a_run_appends_to_no_file_outside_of_its_folder(trained, tmp_path, monkeypatch, shapes, name):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained / "logs", "logs")
+    Path("precious").write_bytes(b"no newline at the end")
+    Path("logs/prior", name).unlink(missing_ok=True)
+    Path("logs/prior", name).symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match=f"{name} is a symbolic link"):
+        if name == "metrics.jsonl":
+            get_samples.main(experiment(get_samples, prior_flags(shapes, "prior", "--n_sheets 1")))
+        else:
+            train_stage_2(shapes, "prior", "ae", 4, "--resume --train_steps 4")
+    assert Path("precious").read_bytes() == b"no newline at the end"
+
+
 def test_full_disk(tmp_path):
     """A disk that takes no more: the disk's own error, with its number, and nothing left behind."""
     program = textwrap.dedent("""
@@ -368,6 +409,63 @@ def test_a_damaged_manifest_is_found_out(store):
         if foreign not in ("{}", '{"files": {"x": 3}, "step": 30}'):
             with pytest.raises(DamagedFile):
                 store.load("vqgan", 30)
+
+
+HOSTILE = {
+    "step": [True, "30", 30.0, None],
+    "files": [7, "x", [["saved_models/vqgan_30.th", 1]], {"saved_models/vqgan_30.th": 3},
+              {"saved_models/vqgan_30.th": dict(bytes="9", sha256="x")}, {"saved_models/vqgan_30.th": dict(bytes=9)}],
+    "stats_bytes": ["9", -1, True, 1.5, None, [9]], "stats_sha256": [9, None], "run": [7], "script": [{}],
+    "hparams": [7, "x", []], "images": [7, "x", {}, dict(count="9", names="x"), dict(count=9)],
+    "autoencoder": ["x", 7, {}, dict(hash=7, path="x"), dict(hash="x")],
+}  # fmt: skip
+
+
+def rewrite(path, digest=True, **values):
+    """Change a manifest as an attacker would, who can compute the digest or leave it out."""
+    manifest = dict(json.loads(path.read_text()), **values)
+    del manifest["digest"]
+    path.write_text(json.dumps(dict(manifest, digest=hash_json(manifest)) if digest else manifest))
+
+
+@pytest.mark.parametrize("digest", [True, False], ids=["digest", "no digest"])
+@pytest.mark.parametrize("field", HOSTILE)
+def test_a_hostile_manifest_is_damaged(store, field, digest):
+    path = store.manifest_path(30)
+    written = path.read_text()
+    for value in HOSTILE[field]:
+        path.write_text(written)
+        rewrite(path, digest, **{field: value})
+        for read in (store.verify, store.manifest, lambda step: store.load("vqgan", step)):
+            with pytest.raises(DamagedFile, match=f"manifest_30.json is damaged: .*'{field}'"):
+                read(30)
+        step, said = newest(store)
+        assert step == 20 and len(said) == 1
+
+
+def test_a_manifest_names_no_files_of_other_folders(store, tmp_path):
+    (tmp_path / "private").write_bytes(b"x")
+    outside = dict(bytes=1, sha256=sha256_file(tmp_path / "private"))
+    for name in (str(tmp_path / "private"), "../private", "saved_models/../../private", "saved_stats/stats_20"):
+        rewrite(store.manifest_path(30), files={name: outside})
+        with pytest.raises(DamagedFile, match="manifest_30.json is damaged"):
+            store.verify(30)
+
+
+def test_hostile_manifests_end_a_command_with_one_line(trained, tmp_path, monkeypatch, shapes, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained / "logs", "logs")
+    manifest = Checkpoints("logs/prior").manifest_path(3)
+    written = manifest.read_text()
+    for field in ("images", "autoencoder", "stats_bytes", "hparams", "files"):
+        for value in HOSTILE[field]:
+            manifest.write_text(written)
+            rewrite(manifest, **{field: value})
+            with pytest.raises(UserError, match="no checkpoint in logs/prior is complete"):
+                train_stage_2(shapes, "prior", "ae", 4, "--resume --train_steps 4")
+            assert f"'{field}'" in capsys.readouterr().out
+            with pytest.raises(DamagedFile, match=f"manifest_3.json is damaged: .*'{field}'"):
+                get_samples.main(experiment(get_samples, prior_flags(shapes, "samples", "--n_sheets 1")))
 
 
 def test_a_manifest_of_before_there_were_digests(store):

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+from pathlib import PureWindowsPath
 
 import pytest
 from conftest import ROOT
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 
 from experiments.calc_FID import FIDConfig
 from experiments.calc_VQGAN_FID import ReconstructionConfig
-from hparams import config, get_hparams
+from hparams import config, get_hparams, sources
 from hparams.presets import PRESETS
+from utils.errors import UsageError
 
 SAMPLER = "--sampler absorbing --ae_load_dir ae --ae_load_step 1"
 
@@ -239,6 +241,9 @@ def test_flags_that_this_script_does_not_heed(capsys):
     assert noted(f"{SAMPLER} --n_samples 4 --temp 0.5 --latents_path x", **measuring) == [
         "--temp has no effect beside --latents_path"
     ]
+    assert noted(f"{SAMPLER} --n_samples 4 --mask_schedule fixed", **measuring) == [  # it is for sampling of type mlm
+        "--mask_schedule has no effect in this script"
+    ]
     reads = dict(extra=(ReconstructionConfig,), reads=("perceptual_weights",))
     assert noted("--perceptual_weights x --disc_layers 9 --beta 1", "vqgan", **reads) == [
         "--beta has no effect in this script", "--disc_layers has no effect in this script",
@@ -279,6 +284,18 @@ def test_learning_rate_follows_the_batch_size():
     assert resolved("--batch_size 4 --lr 0.5").lr == 0.5
 
 
+def test_a_base_rate_without_effect_is_named(capsys):
+    save_run("run", resolved("--batch_size 4"))
+    capsys.readouterr()
+    cases = (("--lr 0.5", "churches", "0.5"), ("", "demo", "0.001"), ("--log_dir run --resume", "churches", "1.8e-05"))
+    for words, dataset, lr in cases:
+        resolved(f"{words} --base_lr 1e-5", dataset=dataset)
+        assert f"note: --base_lr has no effect: --lr is {lr}, from " in capsys.readouterr().err
+    for words in ("--base_lr 1e-5", "--base_lr 4.5e-6 --log_dir run --resume"):
+        resolved(words)
+        assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("family", "words", "named"),
     [
@@ -296,12 +313,21 @@ def test_learning_rate_follows_the_batch_size():
         ("vqgan", "--custom_dataset_path x", ["--custom_dataset_path", "--dataset churches"]),
         ("sampler", "--block_size 64", ["--block_size 64", "--latent_shape 1 16 16"]),
         ("sampler", "--bert_n_emb 100", ["--bert_n_head 8", "--bert_n_emb 100"]),
+        ("sampler", "--sampler absorbing --total_steps 1", ["--total_steps 1", "--loss_type reweighted_elbo"]),
     ],
 )
 def test_contradictions_name_both_flags(family, words, named):
     line = refused(words, family)
     for part in named:
         assert part in line
+
+
+def test_one_time_step_trains_with_the_other_losses_and_is_measured_with_any():
+    for words in ("--sampler absorbing --loss_type elbo", "--sampler absorbing --loss_type mlm",
+                  "--sampler autoregressive"):  # fmt: skip
+        assert resolved(f"--total_steps 1 {words}", "sampler").total_steps == 1
+    words = f"--dataset churches {SAMPLER} --n_samples 4 --total_steps 1"
+    assert get_hparams("sampler", "", words.split(), extra=(FIDConfig,), script="s").total_steps == 1
 
 
 def test_a_preset_gives_way_without_contradiction():
@@ -469,6 +495,14 @@ def test_names_stay_under_logs(name):
     assert "under logs/" in refused(f"--sampler absorbing --ae_load_step 1 --ae_load_dir {name}", "sampler")
 
 
+def test_names_stay_under_logs_on_windows(monkeypatch):
+    monkeypatch.setattr(sources, "Path", PureWindowsPath)
+    for name in ("C:evil", "C:", r"C:\x", r"\x", r"a\..\..\x", r"\\host\share\x"):
+        with pytest.raises(UsageError, match="is not a name under logs"):
+            sources.run_folder(name)
+    assert sources.run_folder(r"a\b").name == r"a\b"
+
+
 def test_empty_names_and_deep_names():
     with contextlib.redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit):
         get_hparams("vqgan", "", ["--dataset", "churches", "--log_dir", ""])
@@ -578,6 +612,10 @@ def test_out_of_range(flag):
 def test_a_probability_and_a_decay_have_an_upper_bound():
     for words in ("--ema_beta 1.01", "--attn_pdrop 1", "--visdom_port 65536", "--codebook_size 32768"):
         assert "too large" in refused(words, "sampler")
+
+
+def test_a_temperature_has_a_lower_bound():
+    assert refused("--temp 1e-38", "sampler").endswith("--temp 1e-38 is too small: the least is 1e-37")
 
 
 WORDS = st.one_of(

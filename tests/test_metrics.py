@@ -1,5 +1,6 @@
 """The metrics: their arithmetic against plain definitions, their caches, the scripts on tiny models."""
 
+import hashlib
 import json
 import math
 import subprocess
@@ -18,9 +19,9 @@ from torch_fidelity import feature_extractor_inceptionv3 as inception
 
 from experiments import calc_approximate_ELBO, calc_FID, calc_PRDC, calc_VQGAN_FID, get_samples, measure
 from models.load import Loaded
-from utils import features
+from utils import feature_files, features
 from utils.errors import DamagedFile, UsageError, UserError
-from utils.features import Inception, collect, read_features, regroup, write_features
+from utils.features import Inception, collect, regroup
 from utils.images import to_uint8
 from utils.io import load_tensors, save_tensors
 
@@ -93,18 +94,49 @@ def test_regroup(size):
 
 @pytest.mark.parametrize("name", ["f.npy", "f.pt"])
 def test_features_in_files(tmp_path, name):
-    values = torch.randn(4, 3)
-    write_features(tmp_path / name, values)
-    assert torch.equal(read_features(tmp_path / name), values)
-    (tmp_path / name).write_bytes(b"\x93NUMPY rubbish")
+    values, path, made_by = torch.randn(4, 3), tmp_path / name, dict(what="x", seed=3, images=dict(size=[1, 2]))
+    digest = feature_files.write(path, values, made_by)
+    found = feature_files.read(path)
+    assert torch.equal(found.features, values) and found.made_by == made_by
+    assert digest == found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    if name == "f.npy":
+        assert np.array_equal(np.load(path), values.numpy()), "numpy reads the features"
+    path.write_bytes(b"\x93NUMPY rubbish")
     with pytest.raises(DamagedFile, match=name):
-        read_features(tmp_path / name)
+        feature_files.read(path)
+
+
+@pytest.mark.parametrize("name", ["f.npy", "f.pt"])
+def test_a_header_goes_with_its_features_only(tmp_path, name):
+    """Whatever byte is changed, no features pass under the header of others."""
+    values, path = torch.randn(3, 2), tmp_path / name
+    feature_files.write(path, values, dict(seed=3))
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 5):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        try:
+            found = feature_files.read(path)
+        except UserError:
+            continue
+        assert found.made_by is None or (found.made_by == dict(seed=3) and torch.equal(found.features, values)), at
+
+
+def test_features_of_other_programs_have_no_header(tmp_path):
+    values = torch.randn(4, 3)
+    np.save(tmp_path / "f.npy", values.double().numpy())
+    save_tensors(tmp_path / "f.pt", values)
+    with open(tmp_path / "two.npy", "wb") as f:
+        np.save(f, values.numpy())
+        np.save(f, values.numpy())
+    for name in ("f.npy", "f.pt", "two.npy"):
+        found = feature_files.read(tmp_path / name)
+        assert torch.equal(found.features, values) and found.made_by is None
 
 
 def test_features_files_cannot_run_code(tmp_path):
     np.save(tmp_path / "f.npy", np.array([print], dtype=object), allow_pickle=True)
     with pytest.raises(DamagedFile):
-        read_features(tmp_path / "f.npy")
+        feature_files.read(tmp_path / "f.npy")
 
 
 # ---------------------------------------------------------------------- Inception's weights
@@ -153,24 +185,37 @@ def test_inception_features(inception_file):
 
 
 @pytest.mark.slow
-def test_fid_equals_torch_fidelitys_command_line(shapes, trained, inception_file, tmp_path, monkeypatch):
+def test_fid_and_kid_equal_torch_fidelitys_command_line(shapes, trained, inception_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("logs").symlink_to(trained / "logs")
-    flags = ["--n_samples", "12", "--save_images", "--feature_weights", str(inception_file)]
+    flags = ["--n_samples", "12", "--kid", "--save_images", "--feature_weights", str(inception_file)]
     row = call(calc_FID, prior_flags(shapes, tmp_path.name, flags))
     fidelity = Path(sys.executable).with_name("fidelity")
     done = subprocess.run(
-        [fidelity, "--fid", "--input1", f"logs/{tmp_path.name}/samples", "--input2", str(shapes), "--json",
+        [fidelity, "--fid", "--kid", "--kid-subset-size", "12",
+         "--input1", f"logs/{tmp_path.name}/samples", "--input2", str(shapes), "--json",
          "--samples-resize-and-crop", "16", "--feature-extractor-weights-path", str(inception_file), "--no-cache",
          "--save-cpu-ram", "--silent"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    theirs = json.loads(done.stdout)["frechet_inception_distance"]
-    assert row["values"]["fid"] == pytest.approx(theirs, abs=1e-3)
-    assert theirs > 0.01
+    theirs = json.loads(done.stdout)
+    assert row["values"]["fid"] == pytest.approx(theirs["frechet_inception_distance"], abs=1e-3)
+    assert theirs["frechet_inception_distance"] > 0.01
+    for ours, name in (("kid", "mean"), ("kid_std", "std")):
+        assert row["values"][ours] == pytest.approx(theirs[f"kernel_inception_distance_{name}"], rel=1e-3)
 
 
 # ---------------------------------------------------------------------- FID
+
+
+def test_kid_takes_the_samples_first():
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    random = torch.Generator().manual_seed(0)
+    real, fake = torch.randn(50, 4, generator=random), torch.randn(40, 4, generator=random) + 0.1
+    found = list(calc_FID.compute_kid(real, fake).values())
+    theirs = [kid_features_to_metric(*pair, kid_subset_size=40, verbose=False) for pair in ((fake, real), (real, fake))]
+    assert found == list(theirs[0].values()) and found != list(theirs[1].values())
 
 
 def test_fid_of_exactly_n_samples(place, shapes):
@@ -334,7 +379,7 @@ def test_prdc_of_samples_files_and_folders(place, shapes):
     flags = "--n_samples 20 --nearest_k 2 --real_feats r.npy --fake_feats f.pt"
     row = call(calc_PRDC, prior_flags(shapes, "prdc", flags))
     assert {"precision", "recall", "density", "coverage"} <= row["values"].keys()
-    real, fake = read_features("r.npy"), read_features("f.pt")
+    real, fake = (feature_files.read(name).features for name in ("r.npy", "f.pt"))
     assert len(real) == len(fake) == 20
     from prdc import compute_prdc
 
@@ -352,7 +397,7 @@ def test_prdc_against_fewer_training_images(place, shapes, tmp_path, capsys):
     few = draw_shapes(tmp_path / "few", 9)
     flags = prior_flags(few, "prdc", "--n_samples 12 --real_feats r.npy")
     first = call(calc_PRDC, flags)["values"]
-    assert first["training_images"] == 9 and len(read_features("r.npy")) == 9
+    assert first["training_images"] == 9 and len(np.load("r.npy")) == 9
     assert call(calc_PRDC, flags)["values"] == first, "what it has written it reads"
     assert capsys.readouterr().out.count("note: 9 training images stand against 12 samples") == 2
     flags = prior_flags(shapes, "prdc", "--n_samples 12 --real_feats r.npy")  # of which there are more
@@ -360,14 +405,81 @@ def test_prdc_against_fewer_training_images(place, shapes, tmp_path, capsys):
         call(calc_PRDC, flags)
 
 
-def test_prdc_of_files_alone_needs_no_model(place, shapes):
+def test_prdc_of_files_alone_needs_no_model(place, shapes, capsys):
     for name in ("r.npy", "f.npy"):
-        write_features(name, torch.randn(9, 5))
+        np.save(name, torch.randn(9, 5))
     flags = prior_flags(shapes, "prdc", "--n_samples 9 --real_feats r.npy --fake_feats f.npy")
     flags[flags.index("ae")] = "nowhere"
+    flags = without_sampler(flags)
+    row = call(calc_PRDC, flags)
+    assert row["values"]["samples"] == 9 and row["checkpoints"] == {}
+    digest = hashlib.sha256(Path("f.npy").read_bytes()).hexdigest()
+    assert row["feature_files"]["fake_feats"] == dict(path="f.npy", sha256=digest, made_by=None)
+    text = capsys.readouterr().out
+    assert "features read from f.npy: the file does not state their origin" in text
+    assert "note: no effect next to files of features: --load_dir --sample_steps\n" in text
+
+
+def without_sampler(flags):
     at = flags.index("--load_step")
-    del flags[at : at + 2]
-    assert call(calc_PRDC, flags)["values"]["samples"] == 9
+    return [*flags[:at], *flags[at + 2 :]]
+
+
+def test_prdc_refuses_features_of_other_samples(place, shapes, capsys):
+    from scripts import train_stage_2
+
+    def prdc(more="", n=20):
+        flags = ["--n_samples", n, "--nearest_k", "2", "--fake_feats", "f.pt", *more.split()]
+        return prior_flags(shapes, "prdc", flags)
+
+    row = call(calc_PRDC, prdc())
+    made = row["feature_files"]["fake_feats"]
+    assert made["sha256"] == hashlib.sha256(Path("f.pt").read_bytes()).hexdigest()
+    assert made["made_by"]["what"] == "20 samples of logs/prior/saved_models/absorbing_ema_3.th"
+    train_stage_2(shapes, "other", "ae", 4, "--train_steps 2")
+    SmallExtractor.seen = 0
+    for more, named in (("--temp 0.5", r"temp 1.0 \(here 0.5\)"), ("--seed 1", r"seed 0 \(here 1\)"),
+                        ("--load_dir other --load_step 2", r"sampler \w+ \(here \w+\)"), ("--amp", "precision"),
+                        (f"--fake_images_path {shapes}", r"kind samples \(here fake\)")):  # fmt: skip
+        with pytest.raises(UsageError, match=rf"--fake_feats f.pt holds features of 20 samples of .*prior.*{named}"):
+            call(calc_PRDC, prdc(more))
+    assert SmallExtractor.seen == 0, "refused before anything is computed"
+    assert call(calc_PRDC, prdc())["values"] == row["values"]
+    capsys.readouterr()
+    found = call(calc_PRDC, without_sampler(prdc("--seed 1")))  # which names no samples, so that the file decides
+    assert found["values"] == row["values"] and found["feature_files"]["fake_feats"] == made
+    text = capsys.readouterr().out
+    assert f"features read from f.pt: {made['made_by']['what']}" in text and "--load_dir --seed" in text
+    few = call(calc_PRDC, prdc(n=12))["values"]  # the first samples are the same, however many follow
+    Path("f.pt").unlink()
+    assert call(calc_PRDC, prdc(n=12))["values"] == few
+
+
+def test_prdc_refuses_features_of_other_images(place, shapes, tmp_path):
+    def prdc(images, n=20):
+        flags = ["--n_samples", n, "--fake_images_path", images, "--real_feats", "r.npy"]
+        return without_sampler(prior_flags(images, "prdc", flags))
+
+    row = call(calc_PRDC, prdc(shapes))
+    assert call(calc_PRDC, prdc(shapes))["values"] == row["values"]
+    SmallExtractor.seen = 0
+    message = "--real_feats r.npy holds features of 20 training images of 'custom'.*images: "
+    for flags in (prdc(draw_shapes(tmp_path / "others", 40, seed=1)), prdc(shapes, n=19)):
+        with pytest.raises(UsageError, match=message):
+            call(calc_PRDC, flags)
+    assert SmallExtractor.seen == 0
+
+
+def test_prdc_refuses_features_of_different_networks(place, shapes, monkeypatch):
+    flags = "--n_samples 20 --real_feats r.npy --fake_feats f.npy"
+    call(calc_PRDC, prior_flags(shapes, "prdc", flags))
+    Path("f.npy").unlink()
+    monkeypatch.setattr(SmallExtractor, "identity", dict(extractor="means", weights="others"))
+    with pytest.raises(UsageError, match=r"--real_feats r.npy .*weights none \(here others\)"):
+        call(calc_PRDC, prior_flags(shapes, "prdc", flags))
+    call(calc_PRDC, prior_flags(shapes, "prdc", "--n_samples 20 --fake_feats f.npy"))
+    with pytest.raises(UsageError, match=r"different networks: weights others \(here none\)"):
+        call(calc_PRDC, prior_flags(shapes, "prdc", flags))
 
 
 def test_prdc_of_a_folder_with_a_broken_image(place, shapes, tmp_path, capsys):
@@ -376,7 +488,8 @@ def test_prdc_of_a_folder_with_a_broken_image(place, shapes, tmp_path, capsys):
     flags = ["--n_samples", "40", "--fake_images_path", str(tmp_path / "fake"), "--fake_feats", "f.npy"]
     row = call(calc_PRDC, prior_flags(shapes, "prdc", flags))
     assert row["values"]["samples"] == 39 and "40 training images stand against 39" in capsys.readouterr().out
-    assert call(calc_PRDC, prior_flags(shapes, "prdc", flags[:2] + flags[4:]))["values"] == row["values"]
+    of_file = without_sampler(prior_flags(shapes, "prdc", flags[:2] + flags[4:]))
+    assert call(calc_PRDC, of_file)["values"] == row["values"]
 
 
 def test_the_autoencoder_says_how_large_images_are(place, shapes, capsys):
@@ -397,7 +510,7 @@ def test_prdc_with_too_little(place, shapes, tmp_path):
         call(calc_PRDC, prior_flags(shapes, "p", ["--n_samples", "41", "--fake_images_path", str(shapes)]))
     with pytest.raises(UserError, match="is not a folder"):
         call(calc_PRDC, prior_flags(shapes, "p", "--n_samples 9 --fake_images_path /no/such"))
-    write_features("f.npy", torch.randn(5, 12))
+    np.save("f.npy", torch.randn(5, 12))
     SmallExtractor.seen = 0
     with pytest.raises(UserError, match="features of 5 images; 9 are asked for"):
         call(calc_PRDC, prior_flags(shapes, "p", "--n_samples 9 --fake_feats f.npy"))

@@ -52,7 +52,8 @@ def finished(tmp_path_factory, shapes):
                       "--steps_per_checkpoint 6")  # fmt: skip
     with open(place / "logs/ae/metrics.jsonl", "w") as f:
         row = dict(metric="calc_VQGAN_FID", time="2026-01-02T03:04:05", values=dict(rfid=12.3456, l1=0.5, l1_se=0.25),
-                   checkpoints=dict(autoencoder=dict(path="logs/ae/saved_models/vqgan_12.th")))  # fmt: skip
+                   checkpoints=dict(autoencoder=dict(path="logs/ae/saved_models/vqgan_12.th")),
+                   feature_files=dict(fake_feats=dict(path="f/fakes.npy", sha256="0", made_by=None)))  # fmt: skip
         f.write(json.dumps(row) + "\n")
     return place
 
@@ -82,7 +83,8 @@ def test_the_report_of_a_finished_run(here):
     for words in ("Stage 1: VQGAN", "38 images", "'custom'", "float32 on cpu", "batches of 4",
                   "Finished: step 12 of 12", "original, reconstruction, difference x 4",
                   "reconstructions through training", "codebook, step 12: the mean",
-                  "rfid 12.346", "0.5 \u00b1 0.25", "vqgan_12.th", "step 6", "step 12", "codebook_restart_steps",
+                  "rfid 12.346", "0.5 \u00b1 0.25", "vqgan_12.th, fakes.npy", "step 6", "step 12",
+                  "codebook_restart_steps",
                   "--log_dir ae --resume --train_steps 24", "written: checkpoint"):  # fmt: skip
         assert words in page.text, words
     n_pictures = sum(place.startswith("data:image/png") for place in page.places)

@@ -253,6 +253,19 @@ def test_draw_codes_at_the_edges():
     assert draw_codes(torch.tensor([[0.0, 5.0, 1.0]]), torch.tensor([0.999]), temp=1e-3).item() == 1
 
 
+@pytest.mark.parametrize("temp", [1e-37, 1e-30, 1e-6])
+def test_the_coldest_draw_is_the_likeliest_code(temp):
+    logits = 100 * torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(draw_codes(logits, torch.rand(50), temp), logits.argmax(1))
+
+
+@pytest.mark.parametrize("temp", [1e-6, 0.8, 1.0, 1.5])
+def test_draws_at_usual_temperatures_are_those_of_the_plain_quotient(temp):
+    random = torch.Generator().manual_seed(0)
+    logits, u = 3 * torch.randn(20_000, 64, generator=random), torch.rand(20_000, generator=random)
+    assert torch.equal(draw_codes(logits, u, temp), invert_cdf((logits / temp).softmax(-1), u))
+
+
 def test_events_of_a_sample():
     times = torch.tensor([[5, 9, 5, 1], [2, 2, 2, 2]])
     assert reveal_events((times - 0.5) / 10, 10).tolist() == [[1, 0, 1, 2], [0, 0, 0, 0]]

@@ -1,16 +1,24 @@
-"""The server of the dashboard: its command line, what it starts from; the page's scripts from a stand-in for npm, from
-a stand-in for visdom's download, from neither."""
+"""The server of the dashboard: its command line, what it starts from, which requests it refuses; the page's scripts
+from a stand-in for npm, from a stand-in for visdom's download, from neither."""
 
+import asyncio
 import hashlib
+import http.client
+import json
 import re
+import socket
 import sys
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
+from test_dashboard import until
+from tornado.httpserver import HTTPServer
 
 from experiments import dashboard as server
 from utils import page_files
+from utils.dashboard import Dashboard
 from utils.errors import UserError
 
 PYTHON = sys.executable
@@ -155,6 +163,8 @@ def test_a_folder_that_cannot_be_written(static, monkeypatch):
         ("--port 0", {}, "the least is 1"),
         ("", dict(VISDOM_USERNAME="me"), "set both, or neither"),
         ("", dict(VISDOM_PASSWORD="x"), "set both, or neither"),
+        ("--allow_host a.example http://b.example", {}, "b.example is not a host name: give it without http://"),
+        ("--allow_host a.example:80", {}, "is not a host name"),
     ],
 )
 def test_refused(flags, environment, said, monkeypatch, capsys):
@@ -183,6 +193,104 @@ def test_what_the_page_saved_is_there_again(tmp_path, monkeypatch):
     saved.write_text('{"jsons"')
     with pytest.raises(UserError, match="main.json is damaged: remove it"):
         server.make_app(config, None)
+
+
+@pytest.fixture
+def serve(tmp_path, monkeypatch):
+    """serve(flags) -> the port of a server in a thread of this process."""
+    monkeypatch.chdir(tmp_path)
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+
+    def serve(flags=""):
+        config, login = server.parse(flags.split())
+        config.port = 0
+
+        async def listen():
+            sockets = server.listen(config)
+            HTTPServer(server.make_app(config, login)).add_sockets(sockets)
+            return sockets[0].getsockname()[1]
+
+        return asyncio.run_coroutine_threadsafe(listen(), loop).result(10)
+
+    yield serve
+    loop.call_soon_threadsafe(loop.stop)
+
+
+PANE = json.dumps(dict(eid="new", win="w", data=[dict(type="text", content="a pane")], layout={}, opts={}))
+UPGRADE = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+           "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}  # fmt: skip
+
+
+def asks(port, method, path, headers, body=None):
+    """(status, text) that a request with exactly these headers gets; the text of a web socket is not waited for."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request(method, path, body, {k: v.format(port=port) for k, v in headers.items() if v is not None})
+        answer = connection.getresponse()
+        return answer.status, "" if answer.status == 101 else answer.read().decode()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "said"),
+    [
+        ("localhost:{port}", None, None),  # as programs ask
+        ("localhost:{port}", "http://localhost:{port}", None),
+        ("LocalHost:1234", "http://localhost:1234", None),  # through a tunnel
+        ("127.0.0.1", "http://127.0.0.1", None),
+        ("[::1]:{port}", "http://[::1]:{port}", None),
+        ("here.example", "https://here.example", None),  # a proxy
+        ("there.example:{port}", "http://there.example:{port}", None),
+        (socket.gethostname(), None, None),
+        ("evil.example:{port}", None, "--allow_host evil.example"),
+        ("evil.example:{port}", "http://evil.example:{port}", "--allow_host evil.example"),
+        ("localhost.evil.example", None, "--allow_host localhost.evil.example"),
+        ("127.0.0.1.evil.example", None, "--allow_host"),
+        ("localhost:{port}", "http://evil.example", "pages of http://evil.example may not"),
+        ("localhost:{port}", "http://localhost:1", "may not"),  # another server on this machine
+        ("localhost:{port}", "http://127.0.0.1:{port}", "may not"),
+        ("localhost:{port}", "null", "may not"),
+        ("localhost:{port}", "", "may not"),
+    ],
+)
+def test_foreign_pages_are_refused(serve, host, origin, said):
+    port = serve("--allow_host here.example --allow_host there.example")
+    headers = dict(Host=host, Origin=origin)
+    for method, path, body, more, good in (("POST", "/events", PANE, {}, 200), ("GET", "/socket", None, UPGRADE, 101),
+                                           ("GET", "/vis_socket", None, UPGRADE, 101),
+                                           ("GET", "/static/js/main.js", None, {}, 200)):  # fmt: skip
+        status, text = asks(port, method, path, {**headers, **more}, body)
+        if said is None:
+            assert status == good
+        else:
+            assert status == 403 and said in text and text.count("\n") == 1 and text.endswith("\n")
+    environments = json.loads(asks(port, "POST", "/env_state", dict(Host="localhost"), "{}")[1])
+    assert ("new" in environments) == (said is None)
+
+
+def test_the_full_name_is_allowed_if_other_machines_can_connect(monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "Gpu7")
+    monkeypatch.setattr(socket, "getfqdn", lambda: "gpu7.cluster.example")
+    local, everywhere = (server.own_names(server.DashboardConfig(address=a)) for a in ("127.0.0.1", "0.0.0.0"))
+    assert local == {"localhost", "gpu7", "127.0.0.1"}
+    assert everywhere == {"localhost", "gpu7", "gpu7.cluster.example", "0.0.0.0"}
+
+
+@pytest.mark.filterwarnings("ignore:The 'warn' method:DeprecationWarning")
+def test_clients_connect_or_say_why_not(serve, monkeypatch):
+    import visdom
+
+    port, said = serve(), []
+    client = visdom.Visdom("http://localhost", port=port, raise_exceptions=True)  # with a web socket of its own
+    assert client.check_connection(10) and client.text("a text", env="mine")
+    monkeypatch.setattr(server, "own_names", lambda config: {"elsewhere"})
+    dashboard = Dashboard("localhost", serve(), "run", warn=said.append, interval=0.02)
+    dashboard.properties(dict(lr=1))
+    until(lambda: said)
+    dashboard.close()
+    assert "status 403: 'localhost' is not a name of this dashboard's machine" in said[0] and "--allow_host" in said[0]
 
 
 def test_the_table_is_for_the_visdom_that_is_pinned():

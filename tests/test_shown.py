@@ -328,6 +328,14 @@ def test_commands_are_quoted(tmp_path, monkeypatch):
     assert commands.resume("train_vqgan", dict(dataset="x", log_dir="y")).endswith("--dataset x --log_dir y --resume")
 
 
+def test_commands_name_paths_on_another_drive(monkeypatch):
+    def relpath(path):
+        raise ValueError("path is on mount 'C:', start on mount 'D:'")  # as Windows
+
+    monkeypatch.setattr(commands.os.path, "relpath", relpath)
+    assert shlex.split(commands.command("train_vqgan.py"))[1] == str(ROOT / "train_vqgan.py")
+
+
 def test_a_new_name_is_not_there_yet(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert commands.new_name("a") == "a"

@@ -28,6 +28,33 @@ FORMAT = 1
 LOGS = Path("logs")
 
 
+def _is_text(value):
+    return isinstance(value, str)
+
+
+def _is_count(value):
+    return type(value) is int and value >= 0
+
+
+def _has(**fields):
+    """A check for a dict in which each of these fields passes its own check."""
+    return lambda value: isinstance(value, dict) and all(k in value and ok(value[k]) for k, ok in fields.items())
+
+
+_is_file = _has(bytes=_is_count, sha256=_is_text)
+# What a manifest holds: `step` and `files` always, the others depending on the run and its age. Others are not read.
+_FIELDS = dict(
+    step=_is_count, files=lambda value: isinstance(value, dict) and all(map(_is_file, value.values())),
+    stats_bytes=_is_count, stats_sha256=_is_text, run=_is_text, script=_is_text, hparams=_has(),
+    images=_has(count=_is_count, names=_is_text), autoencoder=_has(path=_is_text, hash=_is_text),
+)  # fmt: skip
+
+
+def _file_of(step):
+    """A pattern of the names that manifests give the files of a step."""
+    return re.compile(rf"saved_models/\w+_{step}\.th|saved_stats/stats_{step}")
+
+
 class Checkpoints:
     """The checkpoints of one run folder (logs/<log_dir>)."""
 
@@ -109,7 +136,7 @@ class Checkpoints:
 
     def _files_of_unfinished(self, step):
         """The files that a note (or what was a manifest) names, if they can be this step's at all."""
-        allowed = re.compile(rf"saved_models/\w+_{step}\.th|saved_stats/stats_{step}")
+        allowed = _file_of(step)
         try:
             names = [str(name) for name in read_json(self._unfinished_path(step))["files"]]
         except (DamagedFile, KeyError, TypeError):
@@ -139,18 +166,22 @@ class Checkpoints:
     # ------------------------------------------------------------------ reading
 
     def manifest(self, step):
-        """What was written as the manifest of a step. Raises DamagedFile where it holds anything else."""
+        """What was written as the manifest of a step. Raises DamagedFile if it holds anything else: the folder may come
+        from someone else."""
         path = self.manifest_path(step)
         manifest = read_json(path)
-        try:
-            digest = manifest.pop("digest", None)
-            if manifest["step"] != step or digest not in (None, hash_json(manifest)):  # None: before there were any
-                raise KeyError("its contents are not what was written")
-            manifest["files"] = dict(manifest["files"])
-            for expected in manifest["files"].values():
-                expected["bytes"], expected["sha256"]
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise DamagedFile(f"{path} is damaged: not the manifest that was written") from None
+        if not isinstance(manifest, dict):
+            manifest = {}
+        digest = manifest.pop("digest", None)
+        wrong = [name for name, is_right in _FIELDS.items() if name in manifest and not is_right(manifest[name])]
+        wrong += [name for name in ("step", "files") if name not in manifest]
+        # Manifests had no digest at first, and no configuration.
+        if digest != hash_json(manifest) and (digest is not None or "hparams" in manifest):
+            wrong.append("digest")
+        if not wrong and (manifest["step"] != step or not all(map(_file_of(step).fullmatch, manifest["files"]))):
+            wrong.append("step")
+        if wrong:
+            raise DamagedFile(f"{path} is damaged: not the manifest that was written (see '{wrong[0]}')")
         return manifest
 
     def verify(self, step):

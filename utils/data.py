@@ -15,6 +15,7 @@ import numpy as np
 import PIL
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from utils import distributed
 from utils.decoding import decode
@@ -286,22 +287,26 @@ def one_pass(images, batch_size, num_workers, flip=False, positions=None, shared
 
 def worker_errors_in_words(loader):
     """The loader's batches; what goes wrong in a worker comes as the UserError it was, without its traceback."""
-    batches = iter(loader)
-    if loader.num_workers:
-        _WITH_WORKERS.add(batches)
+    batches = None
     try:
+        batches = iter(loader)
+        if loader.num_workers:
+            _WITH_WORKERS.add(batches)
         yield from batches
     except UserError as error:
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError, MemoryError) as error:
+        if batches is None and isinstance(error, OSError):
+            _MultiProcessingDataLoaderIter._shutdown = True  # else the unfinished one complains when it is collected
+        elif "DataLoader worker" not in str(error):
             raise
+        reason = (str(error).strip().splitlines() or [repr(error)])[-1]  # of a worker's traceback the last line
         raise UserError(
-            f"a process that decodes images died ({' '.join(str(error).split())[:200]}); most likely memory, or the "
-            "shared memory /dev/shm, is full: give fewer --num_workers, or --num_workers 0"
+            f"a process that decodes images failed ({reason}); most likely memory, or the shared memory /dev/shm, is "
+            "full: give fewer --num_workers, or --num_workers 0"
         ) from None
     finally:  # now: an error's traceback would keep the workers until some later garbage collection
-        if loader.num_workers:
+        if batches is not None and loader.num_workers:
             batches._shutdown_workers()
 
 

@@ -9,12 +9,11 @@ import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from utils import cache, distributed
 from utils.errors import DamagedFile, UserError
-from utils.io import atomic_write, hash_json, load_npy, load_tensors, save_tensors, sha256_file
+from utils.io import hash_json, load_npy, load_tensors, sha256_file
 
 FEATURES = Path("features")
 FORMAT = 1  # part of the header
@@ -186,23 +185,6 @@ def tensor_of_npy(path):
 def is_plain(value):
     """Whether a file held a tensor of numbers one after the other: not sparse, quantized, or without its values."""
     return torch.is_tensor(value) and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
-
-
-def read_features(path):
-    """Features (N, D) float32 from a .npy file, or from a torch file of a tensor. Raises UserError for others."""
-    features = tensor_of_npy(path) if str(path).endswith(".npy") else load_tensors(path)
-    if not is_plain(features) or features.ndim != 2 or not features.is_floating_point():
-        raise UserError(f"{path} holds no features of shape (N, D)")
-    return features.float()
-
-
-def write_features(path, features):
-    """Features (N, D) -> a .npy file, or a torch file by any other name; complete or absent."""
-    if str(path).endswith(".npy"):
-        with atomic_write(path) as f:
-            np.lib.format.write_array(f, features.numpy())
-    else:
-        save_tensors(path, features)
 
 
 def regroup(batches, size):

@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import secrets
+import stat
 import time
 import warnings
 from pathlib import Path
@@ -81,17 +82,37 @@ def remove_temporaries(folder, unused_for=0.0):
                     path.unlink()
 
 
+def check_appendable(path):
+    """UserError if a path holds anything but a regular file. A run's folder may come from someone else: a link in it
+    could lead to any file of the user, and a pipe would block."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        link = f"a symbolic link to {os.readlink(path)}" if stat.S_ISLNK(mode) else ""
+        kind = link or ("a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device")
+        raise UserError(f"{path} is {kind}, not a regular file: remove it, or put a regular file in its place")
+
+
+def _open_to_append(path):
+    """The flags cover what appears at the path after the check. Windows has neither of them."""
+    check_appendable(path)
+    more = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    return open(path, "ab", buffering=0, opener=lambda name, flags: os.open(name, flags | more, 0o666))
+
+
 class Lines:
     """A file that grows by whole lines, each handed to the system at once.
 
-    size and sha256 (a hex digest) are of what it holds.
+    size and sha256 (a hex digest) are of what it holds. UserError for anything but a regular file (check_appendable).
     """
 
     def __init__(self, path, keep=None):
         """keep: cut the file back to so many bytes (default: all of it). A last line without its end is cut off, too,
         unless it is a complete row (as an editor leaves it), which then gets its end."""
         self.path = path
-        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+        self.file = _open_to_append(path)
         content = Path(path).read_bytes()
         kept = content[:keep]
         end = kept.rfind(b"\n") + 1
@@ -204,7 +225,9 @@ def load_npy(path):
     require_file(path)
     try:
         return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of a damaged header numpy's parser raises anything
         raise DamagedFile(f"{path} is no readable .npy file ({_first_line(error)})") from None
 
 

@@ -10,7 +10,7 @@ import time
 from array import array
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UsageError, UserError
 from utils.io import hash_json
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -282,7 +282,13 @@ def open_source(entry, split, unique=False):
         if not os.path.isdir(path):
             raise UserError(f"{entry['origin']}: the folder '{path}' does not exist: {_remedy(entry)}")
     pattern = f"{entry.get('category', '*')}_{split}_lmdb"
-    by_split = [q for p in paths for q in sorted(Path(p).glob(pattern)) if is_lmdb(q)]
+    try:
+        by_split = [q for p in paths for q in sorted(Path(p).glob(pattern)) if is_lmdb(q)]
+    except (ValueError, NotImplementedError, RecursionError):  # an absolute path, "a**", thousands of folders
+        raise UsageError(
+            f"{entry['origin']}: 'category' {entry['category'][:100]!r} must be what precedes '_{split}_lmdb' in the "
+            "name of a folder in 'paths'"
+        ) from None
     if by_split:
         return LmdbImages(first_of_each(by_split) if unique else by_split)
     if split == "val":

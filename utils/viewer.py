@@ -34,8 +34,8 @@ def viewer_class():
         def _handle_post(self, url, data=None):
             answer = self._post(url, data)
             if answer.status_code != 200:
-                login = ": VISDOM_USERNAME and VISDOM_PASSWORD?" if answer.status_code == 400 else ""
-                raise Refused(f"status {answer.status_code}{login}")
+                hints = {400: ": VISDOM_USERNAME and VISDOM_PASSWORD?", 403: f": {' '.join(answer.text.split())[:300]}"}
+                raise Refused(f"status {answer.status_code}{hints.get(answer.status_code, '')}")
             return answer.text
 
         def environments(self):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from models.samplers.base import Sampler, SamplerLoss, draw_codes, register
-from models.samplers.bound import balanced_masks, count_weights, fixed_count, stratified_counts
+from models.samplers.bound import balanced_masks, count_weights, stratified_counts
 from models.samplers.reveal import Slots, in_order, reveal
 from models.transformer import frozen
 
@@ -39,10 +39,14 @@ class AbsorbingDiffusion(Sampler):
 
         random: each with probability t/T. fixed: exactly max(1, round(t L / T)) of them.
         """
-        u = rng.rand(len(t), L)
         if self.mask_schedule == "random":
-            return u < (t / self.T)[:, None]
-        return u.argsort(1).argsort(1) < fixed_count(t, self.T, L)[:, None]
+            return self.random_mask(t, rng, L)
+        count = (t * L / self.T).round().clamp(min=1)
+        return rng.rand(len(t), L).argsort(1).argsort(1) < count[:, None]
+
+    def random_mask(self, t, rng, L):
+        """Each token masked with probability t/T: the masks of the bound, whatever the schedule in training."""
+        return rng.rand(len(t), L) < (t / self.T)[:, None]
 
     def cross_entropy(self, ids, mask):
         """Sum of the masked tokens' cross entropies, ids and mask (B, L) -> (B,) in nats."""
@@ -55,7 +59,8 @@ class AbsorbingDiffusion(Sampler):
         """One Monte Carlo sample of the loss for ids (B, L).
 
         t (B,) int64 in 1..T and mask (B, L) bool may be given (then nothing is drawn of them).
-        bits: the bound L_vb in bits per token, CE * T / (t L ln 2) (paper, eq. 6).
+        bits: L_vb in bits per token, CE * T / (t L ln 2) (paper, eq. 6). A bound with random masks; with fixed ones
+        only if T divides L.
         """
         B, L = ids.shape
         if t is None:
@@ -73,6 +78,13 @@ class AbsorbingDiffusion(Sampler):
             per_sample = (1 - t / self.T) * ce / (math.log(2) * L)
         extra = dict(t=t, vb=vb.detach(), loss=per_sample.detach())
         return SamplerLoss(per_sample.mean(), vb.detach(), extra)
+
+    def validation_loss(self, ids, rng):
+        out = self.loss(ids, rng)
+        if self.mask_schedule != "random":
+            t = out.extra["t"]
+            out.bits = self.loss(ids, t=t, mask=self.random_mask(t, rng, ids.shape[1])).bits
+        return out
 
     @torch.no_grad()
     def record(self, extra):
@@ -93,20 +105,21 @@ class AbsorbingDiffusion(Sampler):
     def nll(self, ids, rng=None, passes=0, progress=None):
         """An unbiased estimate of the bound sum_{t=T..1} E[CE_t] / t: ids (B, L) -> (B,) in nats.
 
-        passes: of the network. 0: T, one mask drawn at each t, as the original. Others spread few masks evenly.
+        passes: of the network. 0: T, one mask drawn at each t, as the original. Others spread few masks evenly. The
+        masks are random, whatever the schedule in training.
         """
         if passes:
             return self.stratified_nll(ids, rng, passes, progress)
         total = torch.zeros(len(ids), device=ids.device)
         for t in (progress or iter)(range(self.T, 0, -1)):
             times = torch.full((len(ids),), t, device=ids.device)
-            total += self.cross_entropy(ids, self.draw_mask(times, rng, ids.shape[1])) / t
+            total += self.cross_entropy(ids, self.random_mask(times, rng, ids.shape[1])) / t
         return total
 
     def stratified_nll(self, ids, rng, passes, progress=None):
         """The estimate of models.samplers.bound: far less noise for the same number of passes."""
         B, L = ids.shape
-        weights = count_weights(self.T, L, self.mask_schedule)
+        weights = count_weights(self.T, L)
         counts = stratified_counts(weights, rng.rand(B), passes).to(ids.device)
         order = rng.rand(B, L).to(ids.device).argsort(1)
         total = torch.zeros(B, device=ids.device)

@@ -8,6 +8,7 @@ from torch import nn
 from models.transformer import Transformer
 
 SAMPLERS = {}
+COLDEST_PLAIN, HOTTEST = 1e-6, 1e30  # temperatures
 
 
 def register(name):
@@ -61,6 +62,10 @@ class Sampler(nn.Module):
         """Training loss of ids (B, L) int64 -> SamplerLoss. rng: utils.seed.StepRandom."""
         raise NotImplementedError
 
+    def validation_loss(self, ids, rng):
+        """As `loss`, and its bits are the negative log likelihood or a bound on it, whatever is minimised."""
+        return self.loss(ids, rng)
+
     def record(self, extra):
         """Take a SamplerLoss's `extra` into the training histories (buffers). Called by training only."""
 
@@ -111,8 +116,15 @@ def draw_codes(logits, u, temp=1.0):
     logits (..., K), u (...) uniform in [0, 1) -> ids (...) int64. In float32 whatever the network's
     precision: in half precision the probabilities of 1024 codes would not sum to one.
     """
-    probs = (logits.float() / temp).softmax(-1)
-    return invert_cdf(probs, u)
+    return invert_cdf(tempered(logits.float(), temp), u)
+
+
+def tempered(logits, temp):
+    """softmax(logits / temp) of float32 logits (..., K), finite at every temp from 1e-37 on."""
+    if temp < COLDEST_PLAIN:  # the quotient can overflow; at usual temperatures the rounding stays as it is
+        logits = logits - logits.amax(-1, keepdim=True)
+    # Beyond HOTTEST, where all codes are equally likely, temp can be infinite in float32: -inf / inf is no number.
+    return (logits / min(temp, HOTTEST)).softmax(-1)
 
 
 def invert_cdf(probs, u):

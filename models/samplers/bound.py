@@ -10,17 +10,8 @@ import torch
 from models.samplers.base import invert_cdf
 
 
-def fixed_count(t, T, L):
-    """How many tokens the schedule 'fixed' masks at times t (n,): max(1, round(t L / T)), (n,) float32."""
-    return (t * L / T).round().clamp(min=1)
-
-
-def count_weights(T, L, schedule):
-    """w_m for m = 1..L, (L,) float64. schedule: 'random' or 'fixed'. The sum is L for 'random'."""
-    if schedule == "fixed":
-        t = torch.arange(1, T + 1)
-        m = fixed_count(t, T, L).long()
-        return torch.zeros(L, dtype=torch.float64).index_add(0, m - 1, m.double() / t)
+def count_weights(T, L):
+    """w_m for m = 1..L, (L,) float64. Their sum is L."""
     # P(m | t) is binomial, and m Binomial(m; L, t/T) / t = (L/T) Binomial(m - 1; L - 1, t/T).
     others = torch.arange(L, dtype=torch.float64)  # m - 1
     rest = L - 1 - others
