@@ -82,14 +82,14 @@ def validate(sampler, ids, H, run, precision):
     return meters.pop_means()
 
 
-def all_codes(H, split, autoencoder, precision, run):
+def all_codes(H, split, autoencoder, run):
     """The codes of a split, (N, L); with --horizontal_flip training has those of the mirror images too."""
     images = open_images(H, split)
     if split == "train":
         run.trains_on(images)
-    ids = [cached_codes(H, images, split, autoencoder, precision, run.device, run.say)]
+    ids = [cached_codes(H, images, split, autoencoder, run.device, run.say)]
     if H.horizontal_flip and split == "train":
-        ids.append(cached_codes(H, images, split, autoencoder, precision, run.device, run.say, flip=True))
+        ids.append(cached_codes(H, images, split, autoencoder, run.device, run.say, flip=True))
     return torch.cat(ids)
 
 
@@ -120,8 +120,8 @@ def train(H):
         compilation.compile_model(sampler, H.compile, device, H.train_steps - run.step >= compilation.MANY_STEPS)
         run.restore(files, extra=dict(precision=precision))
 
-        ids = all_codes(H, "train", autoencoder, precision, run)
-        val_ids = all_codes(H, "val", autoencoder, precision, run) if H.steps_per_eval else None
+        ids = all_codes(H, "train", autoencoder, run)
+        val_ids = all_codes(H, "val", autoencoder, run) if H.steps_per_eval else None
         run.introduce(len(ids), count_parameters(sampler), precision.describe(), "code sequences")
         fixed_draws = sample_uniforms(H.seed, range(N_SHOWN), sampler.draws_per_sample(), device)
 

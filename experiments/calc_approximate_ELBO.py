@@ -83,7 +83,7 @@ def fit_step(models, optimiser, x, latent_shape):
     """One update of logsigma on images x (B, C, H, W) in [0, 1], all else frozen -> mean nats a subpixel ()."""
     generator, head = models.autoencoder.model.generator, models.autoencoder.model.generator.logsigma
     with torch.no_grad(), models.precision.autocast():
-        ids = encode_batch(models.autoencoder.model, x, models.precision)
+        ids = encode_batch(models.autoencoder.model, x)
         features = generator.features(models.autoencoder.model.embed(ids, *latent_shape))
         mean = generator.blocks[-1](features)
     loss = gaussian_nll(x, mean.float(), head(features.float())).mean() / x[0].numel()
@@ -127,7 +127,7 @@ class Evaluation:
                 yield None
                 continue
             x = to_float(x.to(device))
-            ids = encode_batch(model, x, precision)
+            ids = encode_batch(model, x)
             of_z = None
             with precision.autocast():
                 mean, logsigma = model.generator.distribution(model.embed(ids, *H.latent_shape[1:]))

@@ -76,11 +76,13 @@ def check_pair(H, autoencoder):
         )
 
 
-def cached_codes(H, images, split, autoencoder, precision, device, say, flip=False):
+def cached_codes(H, images, split, autoencoder, device, say, flip=False):
     """The ids of an ImageSet, (N, L) int64 on the CPU, from the cache under latents/ or computed now.
 
-    autoencoder: models.load.Loaded. flip: of the mirror images.
+    autoencoder: models.load.Loaded. flip: of the mirror images. They are encoded in float32, also with --amp: in bf16
+    1% of the codes would be others. (H.codes_precision: a run of an earlier version keeps the format it began with.)
     """
+    precision = Precision(H.codes_precision == "amp", H.amp_dtype, device)
     header = dict(
         format=codes.FORMAT, dataset=H.dataset, split=split, flip=flip, autoencoder=autoencoder.hash,
         latent_shape=H.latent_shape, images=distributed.from_main(images.identity), precision=precision.describe(),
@@ -112,10 +114,11 @@ def cached_codes(H, images, split, autoencoder, precision, device, say, flip=Fal
 
 
 @torch.no_grad()
-def encode_batch(ae, x, precision):
-    """Floats in [0, 1], (B, C, H, W) -> ids (B, L) int64. Without --amp in float32, not a GPU's TF32: in three digits
-    other codes are nearest."""
-    with precision.autocast(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+def encode_batch(ae, x, precision=None):
+    """Floats in [0, 1], (B, C, H, W) -> ids (B, L) int64. Without a Precision in float32, not a GPU's TF32: in three
+    digits other codes are nearest."""
+    precise = torch.autocast(x.device.type, enabled=False)
+    with precision.autocast() if precision else precise, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return ae.encode(x)
 
 

@@ -14,7 +14,7 @@ def opt(default, help, **kw):
     """A flag. kw: min and max (inclusive), above (exclusive minimum), choices, required, metavar, and
     needs=(other flag, its value, or True for any but 0): without that this flag does nothing, and says so;
     replaces=names of flags: in addition to this one they do nothing. older=its value in a run whose saved configuration
-    lacks it: one that began before there was this flag.
+    lacks it: one that began before there was this flag; or a function of that configuration.
     repeatable: each use of the flag adds to the list."""
     kw["help"] = help
     if isinstance(default, list):
@@ -169,8 +169,9 @@ class SamplerConfig:
 class RecordedConfig:
     """Settings without a flag. A run records them, so that a run of an earlier version continues as it began."""
 
-    codes_precision: str = opt("float32", "number format in which stage 2 encodes the images; amp: that of --amp",
-                               choices=["float32", "amp"], older="amp")  # fmt: skip
+    codes_precision: str = opt("float32", "number format in which stage 2 encodes the images; amp: that of --amp_dtype",
+                               choices=["float32", "amp"],
+                               older=lambda saved: "amp" if saved.get("amp") else "float32")  # fmt: skip
     unique_images: bool = opt(True, "a file that several paths or links lead to is one image", older=False)
 
 

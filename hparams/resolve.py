@@ -185,6 +185,7 @@ def _from_loaded(values, given, family, flags, idle):
         if saved is None:
             continue
         missing = {k: f.meta["older"] for k, f in flags.items() if "older" in f.meta and k not in saved}
+        missing = {k: v(saved) if callable(v) else v for k, v in missing.items()}
         if option == "resume":
             older = {k: v for k, v in missing.items() if v != flags[k].default}
         source = f"--{option}" if option == "resume" else f"--{option} {name}"

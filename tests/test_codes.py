@@ -1,6 +1,7 @@
 """Codes of images, and caches of all that is computed from images: computed once, kept with what made them, and read
 without trust."""
 
+import json
 import os
 import shutil
 from functools import partial
@@ -12,20 +13,20 @@ import pytest
 import torch
 from conftest import draw_shapes
 from ranks import together
-from scripts import train_stage_1, train_stage_2
+from scripts import experiment, sampler_flags, train_stage_1, train_stage_2
 from test_data import folder_set, grey, write_folder, write_lmdb
 from test_files import RunsCode, mutations
 
-from experiments import common
+from experiments import calc_approximate_ELBO, common
 from experiments.common import cached_codes
 from experiments.measure import image_features
+from models.autoencoder import VQAutoEncoder
 from models.load import Loaded
 from utils import cache, codes, features, packed
 from utils import sources as files
-from utils.amp import Precision
 from utils.data import ImageSet
 from utils.errors import UserError
-from utils.io import hash_tensors, load_tensors, save_tensors
+from utils.io import hash_json, hash_tensors, load_tensors, save_tensors
 from utils.sources import FolderImages, LmdbImages
 
 CPU = torch.device("cpu")
@@ -272,14 +273,14 @@ class Caches:
 
     def __init__(self, capsys=None, **given):
         values = dict(dataset="custom", latent_shape=[1, 2, 2], block_size=4, img_size=8, num_workers=0, batch_size=4,
-                      codebook_size=256, feature_batch=3)  # fmt: skip
+                      codebook_size=256, feature_batch=3, codes_precision="float32", amp_dtype="bf16")  # fmt: skip
         self.H, self.said, self.capsys = SimpleNamespace(**{**values, **given}), [], capsys
 
-    def codes(self, images, split="train", flip=False, amp=False):
+    def codes(self, images, split="train", flip=False, precision="float32"):
         """(ids, how many images were encoded)"""
-        self.encoder = Encoder()
-        autoencoder, precision = Loaded(self.encoder, "ae", "a" * 64), Precision(amp, "bf16", CPU)
-        ids = cached_codes(self.H, images, split, autoencoder, precision, CPU, self.said.append, flip)
+        self.encoder, self.H.codes_precision = Encoder(), precision
+        autoencoder = Loaded(self.encoder, "ae", "a" * 64)
+        ids = cached_codes(self.H, images, split, autoencoder, CPU, self.said.append, flip)
         return ids, sum(self.encoder.batches)
 
     def features(self, images, **given):
@@ -313,6 +314,33 @@ def test_the_encoding_batch_does_not_depend_on_the_training_batch(place, monkeyp
         assert max(caches.encoder.batches) == expected
 
 
+def test_codes_are_encoded_in_float32_also_with_amp(place, shapes, monkeypatch):
+    seen = []
+    encode = VQAutoEncoder.encode
+
+    def watched(self, x):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return encode(self, x)
+
+    train_stage_1(shapes, "ae", "--train_steps 1")
+    monkeypatch.setattr(VQAutoEncoder, "encode", watched)
+    train_stage_2(shapes, "new", "ae", 1, "--train_steps 1 --amp --amp_dtype bf16")
+    assert seen == [False]
+    train_stage_2(shapes, "plain", "ae", 1, "--train_steps 1")
+    assert seen == [False] and len(list(Path("latents").iterdir())) == 1, "one cache for both"
+    flags = sampler_flags(shapes, "fit", "ae", 1, "--load_dir new --load_step 1 --train_steps 1 --amp --amp_dtype bf16")
+    calc_approximate_ELBO.main(experiment(calc_approximate_ELBO, flags))
+    assert len(seen) > 2 and not any(seen)
+    path = Path("logs/plain/config.json")
+    config = json.loads(path.read_text())
+    del config["hparams"]["codes_precision"], config["checkpoint"]
+    Path("logs/older").mkdir()
+    hparams = dict(config["hparams"], amp=True, amp_dtype="bf16", log_dir="older")
+    Path("logs/older/config.json").write_text(json.dumps(dict(config, hparams=hparams, digest=hash_json(hparams))))
+    train_stage_2(shapes, "older", "ae", 1, "--train_steps 1 --resume")
+    assert seen[-1] and len(list(Path("latents").iterdir())) == 2, "as it began"
+
+
 def test_keys_of_caches(place):
     """A key that changes would orphan the caches that users have."""
     Path("images").mkdir()
@@ -321,7 +349,7 @@ def test_keys_of_caches(place):
         path.write_bytes(grey(i).ljust(300, b"\0"))
         os.utime(path, ns=(10**18 + i,) * 2)
     images, caches = ImageSet(FolderImages(["images"]), range(4), 8), Caches()
-    for given in ({}, dict(flip=True), dict(split="val"), dict(amp=True)):
+    for given in ({}, dict(flip=True), dict(split="val"), dict(precision="amp")):
         caches.codes(images, **given)
     for given in ({}, dict(kind="fake", keep=True)):
         image_features(caches.H, Extractor(), images, **given)

@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import pickle
+import shutil
 import signal
 import struct
 import subprocess
@@ -83,7 +84,7 @@ def entry(*paths, **more):
 def configuration(folder=None, **given):
     values = dict(
         data_entry=entry(folder), img_size=SIZE, n_channels=3, steps_per_eval=0, batch_size=4, seed=0, num_workers=0,
-        horizontal_flip=False,
+        horizontal_flip=False, unique_images=True,
     )  # fmt: skip
     return SimpleNamespace(**{**values, **given})
 
@@ -288,6 +289,41 @@ def test_split(tmp_path, n):
     names = [s.source.name(i) for s in (train, val) for i in s.indices]
     assert names == sorted(names) and len(set(names)) == n
     assert len(open_images(configuration(tmp_path), "train")) == n
+
+
+def overlapping(tmp_path):
+    """20 images in paths that overlap, are spelled in several ways, and hold links to files and folders."""
+    images, other = write_folder(tmp_path / "a" / "images", 18), tmp_path / "b"
+    other.mkdir()
+    (other / "x.png").write_bytes(grey(18))
+    shutil.copy(other / "x.png", other / "y.png")  # a copy is another file
+    (other / "z.png").symlink_to(images / "003.png")
+    (other / "more").symlink_to(images)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    return [tmp_path / "a", images, f"{images}/", f"{tmp_path}/a/../a/images", other, tmp_path / "link"]
+
+
+def test_overlapping_paths_count_each_image_once(tmp_path, monkeypatch):
+    paths = overlapping(tmp_path)
+    for unique, count in ((True, 20), (False, 18 * 4 + 3)):
+        H = configuration(data_entry=entry(*paths), unique_images=unique, steps_per_eval=10)
+        train, val = open_images(H, "train"), open_images(H, "val")
+        assert len(train) + len(val) == count
+        seen = [{os.path.realpath(s.source.name(i)) for i in s.indices} for s in (train, val)]
+        assert unique == (not seen[0] & seen[1]), "an image is for training or for validation"
+    monkeypatch.chdir(tmp_path / "a")
+    plain, unique = (FolderImages(["images"], unique) for unique in (False, True))
+    assert plain.identity() == unique.identity(), "without duplicates nothing changes"
+
+
+def test_overlapping_paths_count_each_lmdb_once(lsun, tmp_path_factory):
+    link = tmp_path_factory.mktemp("elsewhere") / "link"
+    link.symlink_to(lsun)
+    own = [lsun / "church_outdoor_train_lmdb", f"{lsun}/church_outdoor_train_lmdb/", link / "church_outdoor_train_lmdb"]
+    for given in (entry(lsun, f"{lsun}/", link, category="church_outdoor"), entry(*own)):
+        for unique, count in ((True, 21), (False, 63)):
+            H = configuration(data_entry=given, unique_images=unique)
+            assert len(open_images(H, "train")) == count
 
 
 def test_one_image_cannot_be_split(tmp_path):

@@ -173,10 +173,22 @@ def test_settings_that_an_older_run_did_not_record_stay_what_they_were(place, sh
         train_stage_2(shapes, name, "ae", 4, "--train_steps 6 --resume")
     (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert note == "note: logs/other was started by an earlier version and continues as it began: " \
-                   "codes_precision amp, unique_images False"  # fmt: skip
+                   "unique_images False"  # fmt: skip
     assert_same_weights(place / "logs/prior", place / "logs/other", 6)
-    assert read_json("logs/other/config.json")["hparams"]["codes_precision"] == "amp"
+    assert read_json("logs/other/config.json")["hparams"]["codes_precision"] == "float32"
     assert read_json("logs/prior/config.json")["hparams"]["codes_precision"] == "float32"
+
+
+@pytest.mark.parametrize(("before", "now"), [("--amp", ""), ("--amp", "--no_amp"), ("", ""), ("", "--amp")])
+def test_an_older_run_keeps_the_number_format_of_its_codes(place, before, now):
+    """Whatever --amp says when it is resumed; a new run has float32."""
+    H = resolved(f"--log_dir run {before}", "sampler")
+    assert H.codes_precision == "float32"
+    del H.codes_precision
+    save_run("run", H)
+    H = resolved(f"--log_dir run --resume {now}", "sampler")
+    assert H.codes_precision == ("amp" if before else "float32")
+    assert H.older.get("codes_precision") == ("amp" if before else None)
 
 
 def test_settings_without_a_flag_have_none():

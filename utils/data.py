@@ -172,11 +172,11 @@ def open_images(H, split):
     A set that brings validation images keeps to them. Otherwise the first 95% (sorted by path) train
     and the last 5% validate, but that all train when --steps_per_eval is 0.
     """
-    own_validation = open_source(H.data_entry, "val")
+    own_validation = open_source(H.data_entry, "val", H.unique_images)
     if split == "val" and own_validation is not None:
         source, chosen = own_validation, slice(None)
     else:
-        source, chosen = open_source(H.data_entry, "train"), slice(None)
+        source, chosen = open_source(H.data_entry, "train", H.unique_images), slice(None)
         n_train = split_sizes(len(source))[0]
         if split == "val":
             chosen = slice(n_train, None)

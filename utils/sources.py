@@ -2,6 +2,7 @@
 
 import bisect
 import errno
+import functools
 import hashlib
 import os
 import stat
@@ -75,10 +76,12 @@ class Packed:
 
 
 class FolderImages:
-    """The image files under some folders, recursive, sorted by path."""
+    """The image files under some folders, recursive, sorted by path. unique: of several paths or links to one file
+    the first counts."""
 
-    def __init__(self, folders):
-        self.files = Packed(sorted({os.fsencode(f) for folder in folders for f in find_images(folder)}))
+    def __init__(self, folders, unique=False):
+        files = sorted({os.fsencode(f) for folder in folders for f in find_images(folder)})
+        self.files = Packed(first_of_each(files, real_file()) if unique else files)
 
     def __len__(self):
         return len(self.files)
@@ -107,6 +110,26 @@ class FolderImages:
             status = stat_file(self.files[i])
             digest.update(f"{self.name(i)!a} {status.st_size} {status.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
+
+
+def first_of_each(paths, real=os.path.realpath):
+    """A list of the paths, without those that lead where an earlier one does. real: path -> where it leads."""
+    found = {}
+    for path in paths:
+        found.setdefault(real(path), path)
+    return list(found.values())
+
+
+def real_file():
+    """os.path.realpath for many files of a few folders, each of which is followed once."""
+    real_folder = functools.cache(os.path.realpath)
+
+    def real(path):
+        folder, name = os.path.split(path)
+        path = os.path.join(real_folder(folder), name)
+        return os.path.realpath(path) if os.path.islink(path) else path
+
+    return real
 
 
 def stat_file(path):
@@ -247,8 +270,9 @@ def is_lmdb(path):
     return os.path.isfile(os.path.join(path, "data.mdb"))
 
 
-def open_source(entry, split):
-    """The images of a datasets.yaml entry for 'train', or its own validation images for 'val'.
+def open_source(entry, split, unique=False):
+    """The images of a datasets.yaml entry for 'train', or its own validation images for 'val'. unique: a file or an
+    LMDB to which several paths or links lead counts once.
 
     Returns None for 'val' where the set brings none. Raises UserError, naming what to edit, where
     there is nothing to read.
@@ -266,18 +290,18 @@ def open_source(entry, split):
             "name of a folder in 'paths'"
         ) from None
     if by_split:
-        return LmdbImages(by_split)
+        return LmdbImages(first_of_each(by_split) if unique else by_split)
     if split == "val":
         return None
     lmdbs = [p for p in paths if is_lmdb(p)]
     if len(lmdbs) == len(paths):
-        source = LmdbImages(paths)
+        source = LmdbImages(first_of_each(paths) if unique else paths)
     elif lmdbs:
         raise UserError(f"{entry['origin']}: 'paths' mixes LMDBs ({lmdbs[0]}) and other folders: give one kind")
     elif "category" in entry:
         raise UserError(f"{entry['origin']}: no '{pattern}' with a data.mdb in {', '.join(paths)}: {_remedy(entry)}")
     else:
-        source = FolderImages(paths)
+        source = FolderImages(paths, unique)
     if len(source) == 0:
         kinds = " ".join(e[1:] for e in EXTENSIONS)
         raise UserError(f"{entry['origin']}: no images ({kinds}) under {', '.join(paths)}: {_remedy(entry)}")
