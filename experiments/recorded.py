@@ -15,7 +15,7 @@ from utils.checkpoint import Checkpoints
 from utils.errors import DamagedFile, printable
 from utils.grids import MOST_PIXELS, SAYS_TRIPLES, write_strips
 from utils.io import read_json
-from utils.records import curves_of, is_number, pictures_by_step, read_bars, read_curves, read_rows
+from utils.records import curves_of, is_number, is_regular, pictures_by_step, read_bars, read_curves, read_rows
 
 LARGEST = 1600  # pixels of the longer side of a picture on the page
 HEAVIEST = 3 << 20  # bytes of a picture that is shown as it is
@@ -93,6 +93,7 @@ class Recorded:
         self.bars = self._first(self._json("bars.json", read_bars) or {}, MOST_BARS, "bar plots")
         self.curves = self._curves()
         self.log = self._lines("log.txt")
+        self.steps = Checkpoints(self.folder).steps()
         self.images = os.path.join(self.folder, "images")
         self.strips = self._strips()
 
@@ -100,10 +101,19 @@ class Recorded:
         if text not in self.notes:
             self.notes.append(printable(text))
 
-    def _json(self, name, read):
+    def _file(self, name):
+        """The path of a regular file of this folder, or None. A link could lead to a file that its user would not
+        show to others."""
         path = os.path.join(self.folder, name)
+        if os.path.islink(path):
+            self._note(f"{name} is a symbolic link; it is passed over")
+            return None
+        return path if os.path.isfile(path) else None
+
+    def _json(self, name, read):
+        path = self._file(name)
         try:
-            return read(path) if os.path.isfile(path) else None
+            return read(path) if path else None
         except (DamagedFile, OSError) as error:
             self._note(f"{error}; it is passed over")
             return None
@@ -115,7 +125,8 @@ class Recorded:
 
     def _rows(self, name, read):
         try:
-            rows, damaged = read(os.path.join(self.folder, name))
+            path = self._file(name)
+            rows, damaged = read(path) if path else ([], 0)
         except OSError as error:
             self._note(f"{name} cannot be read ({error.strerror}); it is passed over")
             return []
@@ -137,8 +148,8 @@ class Recorded:
         return [(step, {k: v for k, v in curves.items() if k in names}) for step, curves in rows]
 
     def _lines(self, name):
-        path = os.path.join(self.folder, name)
-        if not os.path.isfile(path):
+        path = self._file(name)
+        if not path:
             return []
         with open(path, "rb") as f:
             f.seek(-min(LAST_BYTES, os.path.getsize(path)), os.SEEK_END)
@@ -156,11 +167,11 @@ class Recorded:
     # ------------------------------------------------------------------ what there is
 
     def is_empty(self):
-        return not (self.rows or self.metrics or self.bars or self.checkpoints() or self.pictures())
+        return not (self.rows or self.metrics or self.bars or self.steps or self.pictures())
 
     def step(self):
         """The last step that is known of."""
-        return max([0, *(row["step"] for row in self.rows[-1:]), *(step for step, _, _ in self.checkpoints())])
+        return max([0, *(row["step"] for row in self.rows[-1:]), *self.steps[-1:]])
 
     def traces(self):
         """{window: {trace: (steps, values)}}; where a step was done twice, the later line counts."""
@@ -178,13 +189,14 @@ class Recorded:
             values.update({k: v for k, v in row.items() if is_number(v)})
         return values
 
-    def checkpoints(self):
-        """[(step, bytes, time)] of the steps that have a manifest; whether they are whole is not looked at."""
+    def checkpoints(self, most):
+        """[(step, bytes, time)] of the newest steps that have a manifest, `most` of them; their files are not
+        verified."""
         store, found = Checkpoints(self.folder), []
-        for step in store.steps():
+        for step in self.steps[-most:]:
             files = [*store.models.glob(f"*_{step}.th"), store.stats_path(step)]
             size = sum(path.stat().st_size for path in files if path.is_file())
-            found.append((step, size, store.manifest_path(step).stat().st_mtime))
+            found.append((step, size, store.manifest_path(step).lstat().st_mtime))
         return found
 
     def pictures(self):
@@ -203,7 +215,7 @@ class Recorded:
         known = {p.path for p in found} | {path for files in series.values() for _, path in files}
         others = sorted(os.listdir(self.images)) if os.path.isdir(self.images) else []
         others = [os.path.join(self.images, n) for n in others if n.endswith((".png", ".gif"))]
-        others = [path for path in others if path not in known and os.path.isfile(path) and not _is_part(path)]
+        others = [path for path in others if path not in known and is_regular(path) and not _is_part(path)]
         others = {os.path.basename(path): path for path in others}
         for name, path in self._first(others, MOST_PICTURES, f"more pictures in {self.images}").items():
             found.append(Picture(name, name, path, self._note))

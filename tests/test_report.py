@@ -172,6 +172,29 @@ def test_a_page_shows_a_bounded_number_of_curves_bars_and_pictures(here, monkeyp
         server.stop()
 
 
+def test_links_in_a_run_are_not_followed(here):
+    """The page could otherwise carry a private file to whoever sent the folder."""
+    Path("private").write_text('{"step": 9, "loss": 987.0, "hparams": {"key": 987}, "values": {"key": 987}}\n')
+    Image.new("RGB", (8, 8)).save("private.png")
+    names = ("config.json", "stats.jsonl", "speed.jsonl", "metrics.jsonl", "bars.json", "log.txt")
+    for name in (*names, "images/reconstructions_99.png", "images/private.png"):
+        path = Path("logs/ae", name)
+        path.unlink(missing_ok=True)
+        path.symlink_to(here / ("private.png" if name.endswith("png") else "private"))
+    private = base64.b64encode(Path("private.png").read_bytes()).decode()
+    page, run = report()
+    assert "987" not in page.text and not any(private in place for place in page.places)
+    assert all(f"{name} is a symbolic link; it is passed over" in page.text for name in names)
+    assert "step 12" in page.text
+
+
+def test_the_newest_of_many_checkpoints_are_listed(here):
+    for step in range(20, 60):
+        Path(f"logs/ae/saved_models/manifest_{step}.json").symlink_to("missing")
+    page, run = report()
+    assert "The newest 12 of 42." in page.text and "step 59" in page.text and "step 47" not in page.text
+
+
 def test_texts_of_any_length_make_a_small_page(here):
     with open("logs/ae/log.txt", "a") as f:
         f.write("x" * 10**7 + "\n" + "the last\n")

@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import DamagedFile, UserError
-
-MOST_NESTED = 20  # levels of lists and dicts within each other in a JSON value
+from utils.json_files import hash_json, parse_json, read_json  # noqa: F401 (in a module that hparams may import)
 
 
 def fsync_folder(folder):
@@ -172,35 +171,6 @@ def write_json(path, value):
         f.write((json.dumps(value, indent=1, sort_keys=False) + "\n").encode())
 
 
-def parse_json(text):
-    """The value of a JSON text. ValueError for any other text, and for values that are nested deeper than anything
-    that this program writes: printing and hashing go down by recursion."""
-    try:
-        value = json.loads(text)
-    except RecursionError:
-        value = None
-    else:
-        level = [value]
-        for _ in range(MOST_NESTED + 1):
-            level = [child for item in level for child in _children(item)]
-            if not level:
-                return value
-    raise ValueError(f"a value is nested more than {MOST_NESTED} levels deep")
-
-
-def _children(value):
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-
-
-def read_json(path):
-    """Read a JSON file. Raises DamagedFile if it is not one that parse_json() takes."""
-    try:
-        with open(path, encoding="utf-8") as f:
-            return parse_json(f.read())
-    except ValueError as error:
-        raise DamagedFile(f"{path} is damaged: not readable as JSON ({error})") from None
-
-
 def save_tensors(path, value):
     """torch.save, atomically. Returns dict(bytes, sha256) for a manifest."""
     import torch
@@ -264,11 +234,6 @@ def sha256_file(path):
         while piece := f.read(1 << 22):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def hash_json(value):
-    """A short hex digest of any JSON value, for names of cache files."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def hash_tensors(state_dict):

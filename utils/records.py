@@ -83,6 +83,11 @@ def _is_bar(bar):
     )  # fmt: skip
 
 
+def is_regular(path):
+    """Whether there is a file at a path: no pipe, which would wait, and no link, which could lead anywhere."""
+    return os.path.isfile(path) and not os.path.islink(path)
+
+
 def pictures_by_step(folder):
     """The pictures <name>_<step>.png of a folder: {name: [(step, path), ...]} by rising step."""
     found = {}
@@ -90,6 +95,6 @@ def pictures_by_step(folder):
         match = PICTURE.fullmatch(entry)
         # With --save_individually there is <name>_<step>_<i>.png, too: parts of pictures.
         path = os.path.join(folder, entry)
-        if match and not PICTURE.fullmatch(f"{match['name']}.png") and os.path.isfile(path):  # a pipe would wait
+        if match and not PICTURE.fullmatch(f"{match['name']}.png") and is_regular(path):
             found.setdefault(match["name"], []).append((int(match["step"]), path))
     return {name: sorted(pictures) for name, pictures in found.items()}
