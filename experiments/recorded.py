@@ -142,7 +142,8 @@ class Recorded:
 
     def _curves(self):
         """[(step, {curve: value})], of the losses and of the speed, as the dashboard takes them."""
-        speed = [(row["step"], {k: v for k, v in row.items() if k != "step" and is_number(v)}) for row in self.speed]
+        speed = [(row["step"], {printable(k): v for k, v in row.items() if k != "step" and is_number(v)})
+                 for row in self.speed]  # fmt: skip
         rows = sorted([(row["step"], curves_of(row)) for row in self.rows] + speed, key=lambda item: item[0])
         names = self._first(dict.fromkeys(name for _, curves in rows for name in curves), MOST_CURVES, "curves")
         return [(step, {k: v for k, v in curves.items() if k in names}) for step, curves in rows]

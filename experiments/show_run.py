@@ -13,7 +13,7 @@ from hparams.config import opt
 from hparams.own import parse_own
 from hparams.sources import require_folder
 from utils.address import server_address
-from utils.errors import quit_quietly_at_interrupt, run_main
+from utils.errors import printable, quit_quietly_at_interrupt, run_main
 
 
 @dataclass
@@ -77,7 +77,7 @@ def show_on_dashboard(run, config):
         board.bars(name, values, bar.get("x"), str(bar.get("xlabel", "")), str(bar.get("ylabel", "")))
     for picture in run.pictures():
         if (array := picture.array()) is not None:
-            board.image(picture.name, array, picture.caption)
+            board.image(printable(picture.name), array, printable(picture.caption))
     board.properties(run.hparams or run.newest_arguments())
     board.close(PATIENCE)
     for line in complaints:

@@ -20,6 +20,7 @@ from test_dashboard import FakeVisdom
 from experiments import plots, show_run
 from experiments.recorded import Recorded
 from experiments.report_page import write_report
+from utils.errors import printable
 from utils.io import write_json
 
 HOSTILE = "<script>alert(1)</script>\"'&$x^2$\x1b[31m\ud800"
@@ -69,6 +70,17 @@ def here(finished, tmp_path, monkeypatch):
 def report(log_dir="ae"):
     run = Recorded(Path("logs") / log_dir)
     return Page(write_report(run)), run
+
+
+def dashboard(log_dir="ae"):
+    """What show_run sends, as the server that got it."""
+    server = FakeVisdom()
+    try:
+        flags = ["--log_dir", log_dir, "--visdom_server", "127.0.0.1", "--visdom_port", str(server.port)]
+        show_run.main(show_run.parse(flags))
+    finally:
+        server.stop()
+    return server
 
 
 def test_the_report_of_a_finished_run(here):
@@ -163,13 +175,7 @@ def test_a_page_shows_a_bounded_number_of_curves_bars_and_pictures(here, monkeyp
     assert sum(place.startswith("data:image/png") for place in page.places) == 4 + 4
     for note in ("the first 5 of 40 curves", "the first 3 of 40 bar plots", "of 6 series of pictures", "of 6 more pic"):
         assert note in page.text
-    server = FakeVisdom()
-    try:
-        flags = ["--log_dir", "ae", "--visdom_server", "127.0.0.1", "--visdom_port", str(server.port)]
-        show_run.main(show_run.parse(flags))
-        assert len({w for w in server.windows() if w.startswith(("curves-", "bars-"))} - {"curves-loss"}) == 5 + 3
-    finally:
-        server.stop()
+    assert len({w for w in dashboard().windows() if w.startswith(("curves-", "bars-"))} - {"curves-loss"}) == 5 + 3
 
 
 def test_links_in_a_run_are_not_followed(here):
@@ -225,7 +231,7 @@ def test_an_empty_run_says_so(tmp_path, monkeypatch):
     assert "Nothing is written yet" in page.text and not page.places and not run.notes
 
 
-def test_names_of_anything_run_nothing(here):
+def test_names_of_anything_run_nothing(here, capsys):
     values = {HOSTILE: 1.0, "val_</svg>": 2.0}
     with open("logs/ae/stats.jsonl", "a") as f:
         f.write(json.dumps(dict(step=13, **values)) + "\n" + json.dumps(dict(step=14, big=1e308, small=-1e308)) + "\n")
@@ -251,19 +257,18 @@ def test_names_of_anything_run_nothing(here):
     }  # fmt: skip
     assert all(place.startswith("data:image/") for place in page.places) and "alert(1)" in page.text
     assert "\x1b" not in page.text
-    assert list(run.bars) == [HOSTILE]
+    assert list(run.bars) == [printable(HOSTILE)]
+    os.rename("logs/ae/images/<img src=x onerror=alert(1)>_5.png", b"logs/ae/images/\xff_5.png")
+    name = printable(HOSTILE)  # the server fails at names that are not Unicode, as visdom's does
+    assert {f"curves-{name.partition('/')[0]}", f"bars-{name}", "image-\\udcff"} <= dashboard().windows()
+    assert "dashboard: http://" in capsys.readouterr().out
     svg = plots.bars("<b>", [1.0, 2.0], ["<i>&", "$\\frac{$"])
     assert "<b>" not in svg and "&lt;b&gt;" in svg
 
 
 def test_the_whole_dashboard_is_sent_again(here, capsys):
-    server = FakeVisdom()
-    try:
-        flags = ["--log_dir", "ae", "--visdom_server", "127.0.0.1", "--visdom_port", str(server.port)]
-        show_run.main(show_run.parse(flags))
-        curves, windows = server.curves(), server.windows()
-    finally:
-        server.stop()
+    server = dashboard()
+    curves, windows = server.curves(), server.windows()
     out = capsys.readouterr().out.splitlines()
     assert out == [f"dashboard: http://127.0.0.1:{server.port}/env/ae", "report: logs/ae/report.html"]
     assert curves["loss"]["train"] == [(row["step"], row["loss"]) for row in Recorded("logs/ae").rows if "loss" in row]

@@ -4,7 +4,7 @@ import math
 import os
 import re
 
-from utils.errors import DamagedFile
+from utils.errors import DamagedFile, printable
 from utils.io import parse_json, read_json
 
 LONGEST = 1 << 20  # characters of a line
@@ -48,6 +48,7 @@ def curves_of(row):
     """A row of stats.jsonl -> the dashboard's curves; training and validation share a window. Standard errors have
     none."""
     numbers = {k: v for k, v in row.items() if is_number(v) and k not in ("step", "images") and not k.endswith("_se")}
+    numbers = {printable(k): v for k, v in numbers.items()}  # visdom's server fails at names that are not Unicode
     return {
         f"{k.removeprefix('val_')}/{'validation' if k.startswith('val_') else 'train'}": v for k, v in numbers.items()
     }
@@ -68,7 +69,7 @@ def read_bars(path):
     bars = read_json(path)
     if not isinstance(bars, dict):
         raise DamagedFile(f"{path} is damaged: not the bars that were written")
-    return {str(name): bar for name, bar in bars.items() if _is_bar(bar)}
+    return {printable(name): bar for name, bar in bars.items() if _is_bar(bar)}
 
 
 def _is_bar(bar):
