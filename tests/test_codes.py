@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import draw_shapes
+from faults.forks import forked
 from ranks import together
 from scripts import experiment, sampler_flags, train_stage_1, train_stage_2
 from test_data import folder_set, grey, write_folder, write_lmdb
@@ -427,6 +428,26 @@ def test_a_disk_that_fails_while_codes_are_made(place, monkeypatch):
                 caches.codes(images)
     ids, computed = caches.codes(images)
     assert ids[:, 0].tolist() == list(range(40)) and computed == 24
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_disk_that_fails_ends_the_command_in_one_line(place, shapes, workers):
+    train_stage_1(shapes, "ae", "--train_steps 1")
+    read = files._read_file
+
+    def failing(path, **kw):
+        if path.endswith(b"0021.png"):
+            raise OSError(116, "Stale file handle", path)
+        return read(path, **kw)
+
+    def work():
+        files._read_file, files.PAUSES = failing, (0, 0)
+        train_stage_2(shapes, "prior", "ae", 1, f"--train_steps 1 --num_workers {workers}")
+
+    outcome = forked(work, place)
+    assert outcome.code == 1 and "Traceback" not in outcome.text
+    (line,) = [line for line in outcome.text.splitlines() if line.startswith("error")]
+    assert "0021.png' cannot be read (Stale file handle; tried 3 times)" in line and not Path("latents").exists()
 
 
 def test_several_processes_name_what_was_left_out(place):
