@@ -112,7 +112,10 @@ class Side:
         def compute(extractor):
             return image_features(H, extractor, images, kind=kind, keep=True)
 
-        return cls(kind, f"{len(images)} {what}", compute, images=distributed.from_main(images.identity))
+        def depends():
+            return dict(images.identity(), contents=images.origin()["contents"])
+
+        return cls(kind, f"{len(images)} {what}", compute, images=distributed.from_main(depends))
 
     @classmethod
     def of_samples(cls, H, models):

@@ -19,6 +19,12 @@ FONTS = "'Helvetica Neue', Helvetica, Arial, 'DejaVu Sans'"  # matplotlib measur
 MOST_POINTS = 1500  # of a line: more cannot be seen
 SMOOTHED = 40  # points from which a curve is smoothed; its mean is over about this share of them, 1/SMOOTHED
 MANY_BARS = 40
+LONGEST = 120  # characters of a title or a label
+
+
+def short(text):
+    """A title or a label as one line of bounded length: matplotlib is slow with long texts."""
+    return " ".join(text.splitlines())[:LONGEST]
 
 
 def smooth(values):
@@ -44,7 +50,7 @@ def curves(name, traces):
         axes = figure.add_subplot()
         for trace, (xs, ys) in traces.items():
             xs, ys = np.asarray(xs, float), np.asarray(ys, float)
-            colour, label = COLOURS.get(trace, COLOURS["train"]), trace if len(traces) > 1 else None
+            colour, label = COLOURS.get(trace, COLOURS["train"]), short(trace) if len(traces) > 1 else None
             if len(xs) >= SMOOTHED and len(set(ys)) > 2:
                 axes.plot(*thinned(xs, ys), color=colour, alpha=0.3, linewidth=0.8)
                 axes.plot(*thinned(xs, smooth(ys)), color=colour, linewidth=1.6, label=label)
@@ -71,20 +77,20 @@ def bars(name, values, x=None, xlabel="", ylabel=""):
         else:
             axes.bar(places, heights, color=COLOURS["train"])
         if x is not None and any(isinstance(v, str) for v in x):
-            axes.set_xticks(places, [str(v) for v in x])
+            axes.set_xticks(places[:MANY_BARS], [short(str(v)) for v in x[:MANY_BARS]])
         if np.nanmin(heights, initial=0.0) >= 0:
             axes.set_ylim(bottom=0)
         if name == "codebook_usage":
             ordered = np.sort(np.nan_to_num(heights))[::-1]
             axes.plot(places, ordered, color=COLOURS["validation"], linewidth=1.4, label="sorted")
             axes.legend(fontsize=8)
-        axes.set_xlabel(xlabel)
-        axes.set_ylabel(ylabel if ylabel != name else "")
+        axes.set_xlabel(short(xlabel))
+        axes.set_ylabel(short(ylabel) if ylabel != name else "")
         return _svg(figure, name)
 
 
 def _svg(figure, title):
-    figure.axes[0].set_title(title, loc="left", fontsize=10, color="#222", fontweight="bold")
+    figure.axes[0].set_title(short(title), loc="left", fontsize=10, color="#222", fontweight="bold")
     figure.axes[0].margins(x=0.01)
     buffer = io.StringIO()
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})

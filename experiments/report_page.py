@@ -114,9 +114,9 @@ def metrics_table(run):
 
 
 def checkpoints_section(run):
-    found = run.checkpoints()
-    rows = [[f"step {step:,}", f"{size / 2**20:.1f} MiB", when(time)] for step, size, time in found[-MOST_CHECKPOINTS:]]
-    left_out = f"The newest {MOST_CHECKPOINTS} of {len(found)}." if len(found) > MOST_CHECKPOINTS else ""
+    found = run.checkpoints(MOST_CHECKPOINTS)
+    rows = [[f"step {step:,}", f"{size / 2**20:.1f} MiB", when(time)] for step, size, time in found]
+    left_out = f"The newest {len(found)} of {len(run.steps)}." if len(run.steps) > len(found) else ""
     again, last = commands.resume(run.script, run.hparams), run.hparams.get("train_steps")
     how = ""
     if again and found:

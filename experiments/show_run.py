@@ -71,7 +71,7 @@ def show_on_dashboard(run, config):
         total = run.hparams.get("train_steps")
         total = total if type(total) is int and total > 0 else run.step()
         board.progress(run.step(), total, {}, "finished" if run.step() >= total else "stopped, or under way")
-    board.history([dict(step=step, **curves) for step, curves in run.curve_rows()])
+    board.history([dict(step=step, **curves) for step, curves in run.curves])
     for name, bar in run.bars.items():
         values = [float("nan") if v is None else v for v in bar["values"]]
         board.bars(name, values, bar.get("x"), str(bar.get("xlabel", "")), str(bar.get("ylabel", "")))

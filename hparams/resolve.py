@@ -191,6 +191,8 @@ def _from_loaded(values, given, family, flags, idle):
         source = f"--{option}" if option == "resume" else f"--{option} {name}"
         if option == "resume" and ("sampler" in saved) != (family == "sampler"):
             raise UsageError(f"--resume: logs/{name} is not a run of this script: give another --log_dir")
+        if option == "ae_load_dir" and saved.get("codebook_init") == "kmeans":
+            _require_placed_codes(name, step, saved.get("codebook_init_step", 0))
         _refuse_contradictions(given, saved, source, [k for k in binding if k not in idle])
         if "train_steps" in idle and same_images(saved, values):
             wanted = [*wanted, "steps_per_eval", "unique_images"]  # measured against the images it was trained on
@@ -223,6 +225,14 @@ def _loads(values, family, flags, idle):
         kept = (*_NEVER_RESUMED, *others, *(() if trains else _ORIGIN))
         wanted = [k for k in flags if k not in kept]
         yield "resume", values["log_dir"], None, wanted, [k for k in (*_ARCHITECTURE, "dataset") if k not in others]
+
+
+def _require_placed_codes(name, step, placed):
+    if step is not None and step < placed:
+        raise UsageError(
+            f"--ae_load_step {step}: logs/{name} puts its codes in place at step {placed} (--codebook_init kmeans); "
+            "before that it has none"
+        )
 
 
 def _refuse_contradictions(given, saved, source, keys):

@@ -3,8 +3,6 @@ is written by people or by other programs, so that every value is checked like o
 
 import contextlib
 import difflib
-import hashlib
-import json
 import math
 import os
 import re
@@ -16,6 +14,7 @@ from hparams import config
 from hparams.presets import PRESETS
 from utils.errors import UsageError
 from utils.job import is_main
+from utils.json_files import hash_json, read_json
 
 LOGS = Path("logs")
 DATASETS = "datasets.yaml"
@@ -163,8 +162,8 @@ def _own_hparams(own, family, flags, where):
 
 def run_folder(name):
     """logs/<name>, refusing names that lead out of logs/ or cannot be shown."""
-    parts = Path(name).parts
-    if os.path.isabs(name) or ".." in parts or not parts or not name.isprintable():
+    path = Path(name)  # its anchor: a root, or a drive, which Windows takes without a root, too ("C:x")
+    if path.anchor or ".." in path.parts or not path.parts or not name.isprintable():
         raise UsageError(f"{name!r} is not a name under {LOGS}/: no absolute paths, no '..', no control characters")
     return LOGS / name
 
@@ -194,9 +193,9 @@ def saved_config(name, flags, step=None):
     try:
         saved = _of_manifest(path.parent, checkpoint_steps(name) if step is None else [step])
         if saved is None:
-            config = _read_json(path)
+            config = read_json(path)
             saved = config["hparams"]
-            if config.get("digest", _digest(saved)) != _digest(saved):  # none: written before there were any
+            if config.get("digest", hash_json(saved)) != hash_json(saved):  # none: written before there were any
                 raise ValueError
         return {k: checked(flags[k], v) if k in flags else v for k, v in saved.items() if v is not None}
     except FileNotFoundError:
@@ -205,7 +204,7 @@ def saved_config(name, flags, step=None):
         return None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f" ({error})" if isinstance(error, UsageError) else ""
         raise UsageError(
             f"{path} is damaged{reason}: restore it, or remove it and give the model's flags"
@@ -215,28 +214,18 @@ def saved_config(name, flags, step=None):
 def _of_manifest(folder, steps):
     """The hparams in the first of these steps' manifests that is what was written; None if it holds none."""
     for step in steps:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            manifest = _read_json(folder / "saved_models" / f"manifest_{step}.json")
-            right = manifest.pop("digest") == _digest(manifest) and isinstance(manifest.get("hparams", {}), dict)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            manifest = read_json(folder / "saved_models" / f"manifest_{step}.json")
+            right = manifest.pop("digest") == hash_json(manifest) and isinstance(manifest.get("hparams", {}), dict)
             if right:  # else utils.checkpoint reports it when it is loaded
                 return manifest.get("hparams")
     return None
-
-
-def _read_json(path):
-    with open(path, encoding="utf-8") as f:
-        return json.load(f)
 
 
 def same_images(one, other):
     """Whether two configurations ({flag: value}) name the same set of images."""
     paths = [c.get("custom_dataset_path") for c in (one, other)]
     return one.get("dataset") == other.get("dataset") and len({p and os.path.realpath(p) for p in paths}) == 1
-
-
-def _digest(value):
-    """As utils.io.hash_json, whose module takes torch to import."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _listed(words):

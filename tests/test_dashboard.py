@@ -4,15 +4,18 @@ import base64
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,17 +168,25 @@ def put(dashboard, points, name="loss"):
 @pytest.mark.parametrize(
     "log_dir, name",
     [
-        ("logs/vqgan_ffhq", "logs-vqgan-ffhq"),
-        ("/home/me/run.2/", "home-me-run.2"),
-        ("../a  b+c", "a-b-c"),
-        ("a__/_b", "a-b"),
-        ("..", "main"),
-        ("x" * 300, "x" * 100),
+        ("demo_vqgan", "demo-vqgan"),
+        ("test", "test"),
+        ("run-2.1", "run--2.1"),
+        ("logs/vqgan_ffhq/", "logs---vqgan-ffhq"),
+        ("../a  b+c", "a-b-c----........"),
+        ("a__b", "a-b----........"),
+        ("..", "run----........"),
+        ("x" * 300, "x" * 100 + "----........"),
     ],
 )
 def test_env_name(log_dir, name):
-    assert env_name(log_dir) == name
-    assert not set(name) & set("/_+%?# ")
+    assert re.fullmatch(name, env_name(log_dir))
+    assert not set(env_name(log_dir)) & set("/_+%?# ")
+
+
+def test_each_run_has_an_environment_of_its_own():
+    names = {Path("".join(c)).as_posix() for n in range(1, 6) for c in itertools.product("a0_-/ .", repeat=n)}
+    names |= {env_name(name) for name in names} | {"x" * 300, "x" * 301, "a" + "-" * 60, "a" + "-" * 61}
+    assert len({env_name(name) for name in names}) == len(names) > 20_000
 
 
 def test_server_address():
@@ -209,7 +220,7 @@ def test_points_arrive_once_and_together(fake, make):
             dashboard._plots["loss"].add("loss", step, math.sqrt(step))
     until(lambda: fake.curves()["loss"]["loss"] == curve(range(60)))
     assert [len(m["data"][0]["x"]) for m in fake.sent("/update")[earlier:]] == [20]
-    assert all(m["eid"] == "logs-run-1" for _, m in fake.requests)
+    assert all(m["eid"] == "logs---run-1" for _, m in fake.requests)
     for layout in (m["layout"] for m in fake.sent("/events")):
         assert layout["xaxis"]["title"]["text"] == "step" and layout["yaxis"]["title"]["text"] == "loss"
         assert layout["title"]["text"] == "loss"
@@ -683,7 +694,7 @@ class RealServer:
         import visdom
 
         viewer = visdom.Visdom(
-            "http://127.0.0.1", port=self.port, env="logs-run-1",
+            "http://127.0.0.1", port=self.port, env="logs---run-1",
             use_incoming_socket=False, raise_exceptions=True, **login,
         )  # fmt: skip
         try:

@@ -282,11 +282,22 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path):
         load_tensors(tmp_path / "x.th")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"nothing"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"nothing", b"[" * 22 + b"]" * 22])
 def test_damaged_json_is_told(tmp_path, content):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(DamagedFile, match="x.json"):
         read_json(tmp_path / "x.json")
+
+
+def test_json_is_read_from_regular_files_of_bounded_size(tmp_path):
+    (tmp_path / "x.json").write_bytes(b"[" * 21 + b"]" * 21)
+    assert read_json(tmp_path / "x.json")
+    os.mkfifo(tmp_path / "pipe.json")  # opening it would block
+    with open(tmp_path / "large.json", "wb") as f:
+        f.truncate(1 << 40)
+    for name in ("pipe.json", "large.json"):
+        with pytest.raises(DamagedFile, match=f"{name} is damaged: .*not a regular file of at most 64 MiB"):
+            read_json(tmp_path / name)
 
 
 def test_hashes_tell_values_names_shapes_and_types_apart():

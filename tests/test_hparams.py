@@ -481,6 +481,14 @@ def test_unreadable_configuration(workplace):
     assert "logs/file/config.json cannot be read" in refused("--log_dir file --resume")
 
 
+def test_an_autoencoder_without_its_codes_is_refused():
+    save_run("ae", resolved("--codebook_init kmeans --codebook_init_step 5"))
+    for step in (5, 6):
+        assert resolved(f"--sampler absorbing --ae_load_dir ae --ae_load_step {step}", "sampler").ae_load_step == step
+    line = refused("--sampler absorbing --ae_load_dir ae --ae_load_step 4", "sampler")
+    assert "--ae_load_step 4: logs/ae puts its codes in place at step 5 (--codebook_init kmeans)" in line
+
+
 def test_missing_folders_are_named_with_what_there_is():
     assert "did you mean ae?" in refused("--sampler absorbing --ae_load_dir aes --ae_load_step 1", "sampler")
     assert "logs/ holds ae" in refused("--load_dir nothing --load_step 4")

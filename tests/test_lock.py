@@ -35,6 +35,16 @@ def end(process):
     process.wait()
 
 
+def test_the_lock_is_a_file_of_the_folder(tmp_path):
+    (tmp_path / "elsewhere").write_text("what is there")
+    for kind, make in (("symbolic link", lambda path: path.symlink_to(tmp_path / "elsewhere")), ("pipe", os.mkfifo)):
+        make(tmp_path / ".lock")
+        with pytest.raises(UserError, match=f".lock is a {kind}.*: remove it"):
+            FolderLock(tmp_path, pytest.fail)
+        (tmp_path / ".lock").unlink()
+    assert (tmp_path / "elsewhere").read_text() == "what is there"
+
+
 @pytest.mark.parametrize("pairs", [5, pytest.param(45, marks=pytest.mark.slow)])
 def test_of_two_simultaneous_starts_one_trains(tmp_path, shapes, pairs):
     for i in range(pairs):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -469,6 +470,17 @@ def test_prdc_refuses_features_of_other_images(place, shapes, tmp_path):
         with pytest.raises(UsageError, match=message):
             call(calc_PRDC, flags)
     assert SmallExtractor.seen == 0
+    Path("r.npy").unlink()
+    for grey in (50, 90):  # of the same names, sizes and times
+        for i in range(20):
+            path = tmp_path / "bmp" / f"{i}.bmp"
+            path.parent.mkdir(exist_ok=True)
+            Image.new("L", (16, 16), grey + i).save(path)
+            os.utime(path, ns=(10**18,) * 2)
+        if grey == 50:
+            call(calc_PRDC, prdc(tmp_path / "bmp"))
+    with pytest.raises(UsageError, match="20 training images of 'custom'.*images: contents"):
+        call(calc_PRDC, prdc(tmp_path / "bmp"))
 
 
 def test_prdc_refuses_features_of_different_networks(place, shapes, monkeypatch):

@@ -130,6 +130,94 @@ def test_damaged_and_missing_files_are_noted(here):
     assert "step 12" in page.text and "Curves" not in page.text  # the checkpoints are still there
 
 
+@pytest.mark.parametrize("depth", [25, 600, 100_000])
+def test_values_nested_deeply_are_passed_over(here, capsys, depth):
+    text = "[" * depth + "]" * depth
+    Path("logs/ae/config.json").write_text(f'{{"script": "train_vqgan", "hparams": {{"lr": {text}}}}}')
+    Path("logs/ae/bars.json").write_text(f'{{"x": {{"step": 1, "values": [1], "more": {text}}}}}')
+    for name, more in (("metrics.jsonl", '"values": {"rfid": 99, "b": '), ("stats.jsonl", '"step": 99, "b": {"c": ')):
+        with open(Path("logs/ae", name), "a") as f:
+            f.write(f"{{{more}{text}}}}}\n")
+    show_run.main(show_run.parse(["--log_dir", "ae", "--visdom_port", "1"]))
+    page, run = Page("logs/ae/report.html"), Recorded("logs/ae")
+    assert len(run.notes) == 4 and all(note in page.text for note in run.notes)
+    for name in ("config.json", "bars.json"):
+        assert f"logs/ae/{name} is damaged: not readable as JSON (a value is nested more than 20 levels" in page.text
+    assert "12.346" in page.text and "99" not in page.text.replace("0.99", "")
+
+
+def test_a_page_shows_a_bounded_number_of_curves_bars_and_pictures(here, monkeypatch):
+    for name, most in (("MOST_CURVES", 5), ("MOST_BARS", 3), ("MOST_PICTURES", 4)):
+        monkeypatch.setattr(f"experiments.recorded.{name}", most)
+    for path in Path("logs/ae/images").iterdir():
+        path.unlink()
+    for i in range(6):
+        for name in (f"series{i}_1.png", f"other{i}.png"):
+            Image.new("RGB", (8, 8)).save(Path("logs/ae/images", name))
+    names = [f"a{i}" for i in range(20)] + [f"b/{i}" for i in range(20)]
+    Path("logs/ae/stats.jsonl").write_text(json.dumps(dict(dict.fromkeys(names, 1.0), step=1)) + "\n")
+    Path("logs/ae/speed.jsonl").unlink()
+    write_json("logs/ae/bars.json", {name: dict(step=1, values=[1.0]) for name in names})
+    page, run = report()
+    assert sum(place.startswith("data:image/svg+xml") for place in page.places) == 5 + 3
+    assert sum(place.startswith("data:image/png") for place in page.places) == 4 + 4
+    for note in ("the first 5 of 40 curves", "the first 3 of 40 bar plots", "of 6 series of pictures", "of 6 more pic"):
+        assert note in page.text
+    server = FakeVisdom()
+    try:
+        flags = ["--log_dir", "ae", "--visdom_server", "127.0.0.1", "--visdom_port", str(server.port)]
+        show_run.main(show_run.parse(flags))
+        assert len({w for w in server.windows() if w.startswith(("curves-", "bars-"))} - {"curves-loss"}) == 5 + 3
+    finally:
+        server.stop()
+
+
+def test_links_in_a_run_are_not_followed(here):
+    """The page could otherwise carry a private file to whoever sent the folder."""
+    Path("private").write_text('{"step": 9, "loss": 987.0, "hparams": {"key": 987}, "values": {"key": 987}}\n')
+    Image.new("RGB", (8, 8)).save("private.png")
+    names = ("config.json", "stats.jsonl", "speed.jsonl", "metrics.jsonl", "bars.json", "log.txt")
+    for name in (*names, "images/reconstructions_99.png", "images/private.png"):
+        path = Path("logs/ae", name)
+        path.unlink(missing_ok=True)
+        path.symlink_to(here / ("private.png" if name.endswith("png") else "private"))
+    private = base64.b64encode(Path("private.png").read_bytes()).decode()
+    page, run = report()
+    assert "987" not in page.text and not any(private in place for place in page.places)
+    assert all(f"{name} is a symbolic link; it is passed over" in page.text for name in names)
+    assert "step 12" in page.text
+
+
+def test_the_newest_of_many_checkpoints_are_listed(here):
+    for step in range(20, 60):
+        Path(f"logs/ae/saved_models/manifest_{step}.json").symlink_to("missing")
+    page, run = report()
+    assert "The newest 12 of 42." in page.text and "step 59" in page.text and "step 47" not in page.text
+
+
+def test_texts_of_any_length_make_a_small_page(here):
+    with open("logs/ae/log.txt", "a") as f:
+        f.write("x" * 10**7 + "\n" + "the last\n")
+    with open("logs/ae/stats.jsonl", "a") as f:
+        f.write("1" * 3 * 2**20 + "\n" + json.dumps({"step": 13, "y" * 10**5: 1.0}) + "\n")
+    write_json("logs/ae/bars.json", {"n": dict(step=1, values=[1.0] * 1000, x=["w" * 1000] * 1000)})
+    size = os.path.getsize(write_report(Recorded("logs/ae")))
+    page, run = report()
+    assert size < 2**21 and "the last" in page.text
+    assert "3 damaged lines of stats.jsonl" in " ".join(run.notes) and run.rows[-1]["step"] == 13
+    assert all(len(note) < 200 for note in run.notes)
+
+
+def test_numbers_of_any_size_make_a_page(here):
+    config = json.loads(Path("logs/ae/config.json").read_text())
+    config["hparams"].update(batch_size=10**300, train_steps=10**300)
+    write_json("logs/ae/config.json", config)
+    with open("logs/ae/speed.jsonl", "a") as f:
+        f.write(json.dumps(dict(step=10**300, images_per_second=5e-324)) + "\n")
+    page, _ = report()
+    assert "Not finished: step 12 of 1,000," in page.text
+
+
 def test_an_empty_run_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("logs/nothing").mkdir(parents=True)

@@ -8,7 +8,7 @@ from conftest import ROOT
 
 ROOMS = ("hparams", "utils", "models", "experiments")
 STDLIB = sys.stdlib_module_names
-LIGHT = ("utils.errors", "utils.address", "utils.job")  # what parsing the command line may import
+LIGHT = ("utils.errors", "utils.address", "utils.job", "utils.json_files")  # what parsing the command line may import
 
 
 def module_name(path):

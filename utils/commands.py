@@ -26,8 +26,11 @@ def python():
 
 
 def _from_here(path):
-    """A path as seen from the current folder where it is below that, else whole."""
-    relative = os.path.relpath(path)
+    """A path as seen from the current folder if it is below that, else as it is."""
+    try:
+        relative = os.path.relpath(path)
+    except ValueError:  # on another drive
+        return str(path)
     return str(path) if relative.startswith(os.pardir) else relative
 
 

@@ -6,10 +6,12 @@ bounded size, and sent again in full when a server comes (back) or has lost it.
 """
 
 import contextlib
+import hashlib
 import math
 import os
 import re
 import threading
+from pathlib import Path
 
 import numpy as np
 
@@ -22,13 +24,24 @@ COMPARED_POINTS = 1000  # of each curve of another run
 PANE_SIZE = (256, 640)  # bounds of the longer side of an image's pane in pixels
 
 
-def env_name(log_dir):
-    """The name of the visdom environment of a run that logs to `log_dir` (a path or any text).
+SEPARATORS = {"_": "-", "-": "--", "/": "---"}
+ORDINARY = re.compile(r"[^\W_](?:[^\W_]|[._/-](?=[^\W_]))*")
+LONGEST = 100  # characters
 
-    visdom takes '/' for '_', lists 'a_b' under an environment 'a' that need not exist, and reads 'a+b' as
-    two; names are part of URLs and file names. So only letters, digits, '.' and '-' are kept.
+
+def env_name(log_dir):
+    """The name of the visdom environment of a run that logs to `log_dir` (a path or any text); different for each.
+
+    visdom takes '/' for '_', lists 'a_b' under an environment 'a' that need not exist, and reads 'a+b' as two; names
+    are part of URLs and file names. So names consist of letters, digits, '.' and '-'. The number of hyphens shows
+    which of SEPARATORS it was; a name in which words are separated otherwise ends with four hyphens and a hash.
     """
-    return re.sub(r"(?:[^\w.-]|_)+", "-", str(log_dir)).strip("-.")[-100:].lstrip("-.") or "main"
+    text = Path(log_dir).as_posix()
+    name = re.sub(r"[_/-]", lambda match: SEPARATORS[match[0]], text)
+    if ORDINARY.fullmatch(text) and len(name) <= LONGEST:
+        return name
+    name = re.sub(r"(?:[^\w.-]|_)+", "-", text).strip("-.")[-LONGEST:].lstrip("-.") or "run"
+    return f"{name}----{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
 
 
 class Dashboard:

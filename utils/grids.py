@@ -4,6 +4,7 @@ Pillow and numpy alone, so that what only looks at a run need not wait for torch
 """
 
 import io
+import itertools
 import json
 import os
 from dataclasses import asdict, dataclass, fields
@@ -20,6 +21,7 @@ INK, PAPER = (70, 70, 70), (255, 255, 255)
 MOST_ROWS, MOST_COLUMNS = 8, 8  # of a progress strip
 AMPLIFIED = 4  # times that differences are shown larger than they are
 SAYS_TRIPLES = f"original, reconstruction, difference x {AMPLIFIED}"
+MOST_STRIPS = 24  # a run has a few
 MOST_PIXELS = 1 << 26  # of a picture that is read
 DAMAGED = (ValueError, OSError, SyntaxError, RecursionError, Image.DecompressionBombError)  # what reading one raises
 
@@ -172,9 +174,9 @@ def _shape(groups):
 
 
 def write_strips(folder, say):
-    """Write <name>_progress.png for every series of pictures in a folder that has one; returns the paths."""
+    """Write <name>_progress.png for the series of pictures in a folder, the first MOST_STRIPS; returns the paths."""
     paths = []
-    for name, pictures in pictures_by_step(folder).items():
+    for name, pictures in itertools.islice(pictures_by_step(folder).items(), MOST_STRIPS):
         strip = progress_strip(pictures, say) if len(pictures) > 1 else None
         if strip is not None:
             paths.append(os.path.join(folder, f"{name}_progress.png"))

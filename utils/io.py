@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.errors import DamagedFile, UserError
+from utils.json_files import hash_json, parse_json, read_json  # noqa: F401 (in a module that hparams may import)
 
 
 def fsync_folder(folder):
@@ -170,15 +171,6 @@ def write_json(path, value):
         f.write((json.dumps(value, indent=1, sort_keys=False) + "\n").encode())
 
 
-def read_json(path):
-    """Read a JSON file. Raises DamagedFile where it is not JSON."""
-    try:
-        with open(path, encoding="utf-8") as f:
-            return json.load(f)
-    except (ValueError, RecursionError) as error:
-        raise DamagedFile(f"{path} is damaged: not readable as JSON ({error})") from None
-
-
 def save_tensors(path, value):
     """torch.save, atomically. Returns dict(bytes, sha256) for a manifest."""
     import torch
@@ -242,11 +234,6 @@ def sha256_file(path):
         while piece := f.read(1 << 22):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def hash_json(value):
-    """A short hex digest of any JSON value, for names of cache files."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def hash_tensors(state_dict):

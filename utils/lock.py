@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.io import check_appendable, read_json
 
 try:
     import fcntl
@@ -43,6 +44,7 @@ class FolderLock:
     def __init__(self, folder, warn):
         self.folder, self.note, self.fd = Path(folder), None, None
         self.folder.mkdir(parents=True, exist_ok=True)
+        check_appendable(self.folder / ".lock")
         fd = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             locked = self._lock(fd)
@@ -109,7 +111,7 @@ def _owner():
 def _described(path):
     """Who holds the lock, as text. The file can be incomplete while it is written."""
     try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
+        owner = read_json(path)
         return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

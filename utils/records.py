@@ -1,13 +1,13 @@
 """What a run has written, read back: curves, bars, pictures. None of it is trusted, and no torch is needed."""
 
-import json
 import math
 import os
 import re
 
 from utils.errors import DamagedFile
-from utils.io import read_json
+from utils.io import parse_json, read_json
 
+LONGEST = 1 << 20  # characters of a line
 PICTURE = re.compile(r"(?P<name>[^/]+)_(?P<step>\d{1,18})\.png")
 
 
@@ -25,10 +25,10 @@ def read_rows(path):
     if not os.path.isfile(path):
         return rows, damaged
     with open(path, encoding="utf-8", errors="replace") as f:
-        for line in f:
+        while line := f.readline(LONGEST):  # of a longer one the parts count as lines: none of them is a row
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
+                row = parse_json(line)
+            except ValueError:
                 row = None
             if isinstance(row, dict):
                 rows.append(row)
@@ -83,6 +83,11 @@ def _is_bar(bar):
     )  # fmt: skip
 
 
+def is_regular(path):
+    """Whether there is a file at a path: no pipe, which would wait, and no link, which could lead anywhere."""
+    return os.path.isfile(path) and not os.path.islink(path)
+
+
 def pictures_by_step(folder):
     """The pictures <name>_<step>.png of a folder: {name: [(step, path), ...]} by rising step."""
     found = {}
@@ -90,6 +95,6 @@ def pictures_by_step(folder):
         match = PICTURE.fullmatch(entry)
         # With --save_individually there is <name>_<step>_<i>.png, too: parts of pictures.
         path = os.path.join(folder, entry)
-        if match and not PICTURE.fullmatch(f"{match['name']}.png") and os.path.isfile(path):  # a pipe would wait
+        if match and not PICTURE.fullmatch(f"{match['name']}.png") and is_regular(path):
             found.setdefault(match["name"], []).append((int(match["step"]), path))
     return {name: sorted(pictures) for name, pictures in found.items()}
