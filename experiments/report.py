@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from utils import commands, distributed
+from utils.cache import versions
 from utils.checkpoint import LOGS
 from utils.dashboard import Dashboard
 from utils.images import enlarge, save_png
@@ -68,7 +69,7 @@ class Report:
             metric=self.H.script, time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             values={k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()},
             **about, checkpoints=self.checkpoints, args=self.H.to_dict(), device=device_name(self.device),
-            torch=torch.__version__,
+            torch=torch.__version__, versions=versions("Pillow", "torch-fidelity"),
         )  # fmt: skip
         self.append(row)
         self.dashboard.properties({"": title, **shown}, "results")

@@ -1,6 +1,7 @@
 """Codes of images, and caches of all that is computed from images: computed once, kept with what made them, and read
 without trust."""
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -8,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import PIL
 import pytest
 import torch
 from conftest import draw_shapes
+from faults.forks import forked
 from ranks import together
 from scripts import experiment, sampler_flags, train_stage_1, train_stage_2
 from test_data import folder_set, grey, write_folder, write_lmdb
@@ -429,6 +430,26 @@ def test_a_disk_that_fails_while_codes_are_made(place, monkeypatch):
     assert ids[:, 0].tolist() == list(range(40)) and computed == 24
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_disk_that_fails_ends_the_command_in_one_line(place, shapes, workers):
+    train_stage_1(shapes, "ae", "--train_steps 1")
+    read = files._read_file
+
+    def failing(path, **kw):
+        if path.endswith(b"0021.png"):
+            raise OSError(116, "Stale file handle", path)
+        return read(path, **kw)
+
+    def work():
+        files._read_file, files.PAUSES = failing, (0, 0)
+        train_stage_2(shapes, "prior", "ae", 1, f"--train_steps 1 --num_workers {workers}")
+
+    outcome = forked(work, place)
+    assert outcome.code == 1 and "Traceback" not in outcome.text
+    (line,) = [line for line in outcome.text.splitlines() if line.startswith("error")]
+    assert "0021.png' cannot be read (Stale file handle; tried 3 times)" in line and not Path("latents").exists()
+
+
 def test_several_processes_name_what_was_left_out(place):
     draw_shapes(place / "images", 40)
     (place / "images" / "0007.png").write_bytes(b"")
@@ -507,7 +528,7 @@ def test_other_versions_of_libraries(place, capsys, monkeypatch, kind):
     caches, images = Caches(capsys), stamped_folder(place / "images", (1, 2, 3))
     first, _ = getattr(caches, kind)(images)
     caches.pop_said()
-    monkeypatch.setattr(PIL, "__version__", "1.2.3")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.2.3")
     found, computed = getattr(caches, kind)(stamped_folder(place / "images", (1, 2, 3)))
     said = caches.pop_said()
     assert torch.equal(found, first) and bool(computed) == (kind == "features")
@@ -517,11 +538,10 @@ def test_other_versions_of_libraries(place, capsys, monkeypatch, kind):
 
 
 def test_another_version_of_torch_fidelity(place, capsys, monkeypatch):
-    import torch_fidelity
-
     caches, images = Caches(capsys), stamped_folder(place / "images", (1, 2, 3))
     caches.features(images)
-    monkeypatch.setattr(torch_fidelity, "__version__", "0.0.1")
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1" if "fid" in name else real(name))
     assert caches.features(images)[1] == 3 and "torch-fidelity 0.0.1; the real features are" in caches.pop_said()
     assert caches.features(images)[1] == 0 and features.origin()["versions"] == {"torch-fidelity": "0.0.1"}
 

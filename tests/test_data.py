@@ -35,6 +35,7 @@ from utils.data import (
 )
 from utils.decoding import decode
 from utils.errors import UserError
+from utils.run import Run
 from utils.sources import FolderImages, LmdbImages, Packed, find_images
 
 SIZE = 8
@@ -156,6 +157,32 @@ def test_folder_identity_follows_the_files(tmp_path):
     touched = FolderImages([str(tmp_path)]).identity()
     (tmp_path / "002.png").rename(tmp_path / "003.png")
     assert len({before, touched, FolderImages([str(tmp_path)]).identity()}) == 3
+
+
+def test_a_sketch_has_all_names(tmp_path, monkeypatch):
+    images = folder_set(tmp_path / "a", 12)
+    assert images.sketch() == dict(count=12, names="77dcf1312f7e4ede"), "as earlier versions wrote it"
+    monkeypatch.setattr(data, "SKETCHED", 4)
+    before = images.sketch()
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    assert ImageSet(FolderImages([tmp_path / "b"]), range(12), SIZE).sketch() == before, "wherever it is"
+    (tmp_path / "b" / "001.png").rename(tmp_path / "b" / "001a.png")
+    images = ImageSet(FolderImages([tmp_path / "b"]), range(12), SIZE)
+    now = images.sketch()
+    assert now["names"] == before["names"] and now["all_names"] != before["all_names"]
+
+    def warned(known):
+        said = []
+        run = SimpleNamespace(manifest=dict(images=known), say=said.append, folder="x", step=1, about={},
+                              H=SimpleNamespace(dataset="mine"))  # fmt: skip
+        Run.trains_on(run, images)
+        assert run.about["images"] == now
+        return said
+
+    assert not warned(now) and not warned(None) and "continues with other images" in warned(before)[0]
+    del before["all_names"]
+    assert not warned(before), "a manifest of an earlier version, which knew some names only"
+    assert warned(dict(before, count=11))
 
 
 def test_packed_is_a_list_of_bytes():
@@ -487,6 +514,16 @@ def test_broken_images_are_named_once_skipped_and_counted(tmp_path, workers):
     H = configuration(tmp_path, batch_size=20, num_workers=workers)
     x = torch.cat([x for x, _ in take(training_batches(images, H, 1), 3)])
     assert sorted(colour(x)) == sorted([*good, 12, 12, 0]), "the next good image takes the place of a broken one"
+
+
+def test_a_broken_image_stays_out_though_it_is_repaired(tmp_path):
+    """So that the codes of images and of mirror images, which are made one after the other, are of the same images."""
+    images = folder_set(tmp_path, 40, broken=[7])
+    passes = []
+    for _ in range(2):
+        passes.append(torch.cat([i for _, i in one_pass(images, 8, 0)]).tolist())
+        (tmp_path / "007.png").write_bytes(grey(7))
+    assert passes[0] == passes[1] and 7 not in passes[0]
 
 
 def test_a_file_that_vanishes_is_a_broken_image(tmp_path):

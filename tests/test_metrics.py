@@ -236,6 +236,7 @@ def test_fid_of_exactly_n_samples(place, shapes):
     assert math.isfinite(row["values"]["kid"]) and row["values"]["isc"] >= 1
 
     assert row["args"]["n_samples"] == 13 and row["metric"] == "calc_FID"
+    assert sorted(row["versions"]) == ["Pillow", "torch-fidelity"] and "unknown" not in row["versions"].values()
     assert row["checkpoints"]["autoencoder"]["path"].endswith("vqgan_ema_4.th")
     assert len(row["checkpoints"]["sampler"]["hash"]) == 64
 

@@ -6,6 +6,7 @@ file's name, has the images' names, sizes and times only). A header that differs
 not hold what its header says is damaged.
 """
 
+import importlib.metadata
 from pathlib import Path
 
 import torch
@@ -61,6 +62,17 @@ def store(path, header, tensors, say, what, origin=None):
         return False
     say(f"{what} cached in {path}")
     return True
+
+
+def versions(*libraries):
+    """{library: version} of packages that determine results, by their names in the package index."""
+    found = {}
+    for name in libraries:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "unknown"
+    return found
 
 
 def is_current(origin, now, path, say, what, renew=False):

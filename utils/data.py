@@ -12,12 +12,12 @@ import signal
 import weakref
 
 import numpy as np
-import PIL
 import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from utils import distributed
+from utils.cache import versions
 from utils.decoding import decode
 from utils.errors import UserError
 from utils.io import hash_json
@@ -28,6 +28,7 @@ from utils.sources import open_source
 MAX_BROKEN_SHARE = 0.05
 VALIDATION_SHARE = 0.05
 MAX_NAMED = 100  # broken images that are named one by one
+SKETCHED = 1000  # names that a sketch has in a digest of their own: manifests of earlier versions have no other
 SAMPLED = 64  # images whose contents are compared, where a cache is read
 
 
@@ -142,13 +143,22 @@ class ImageSet(Dataset):
         digest = hashlib.sha256()
         for i in evenly_spaced(min(SAMPLED, len(self)), len(self)):
             digest.update(hashlib.sha256(self.source.sample(self.indices[i])).digest())
-        return dict(contents=digest.hexdigest(), versions=dict(Pillow=PIL.__version__))
+        return dict(contents=digest.hexdigest(), versions=versions("Pillow"))
 
     def sketch(self):
-        """Enough to notice that a set is another one, however large: how many, and the names of some of them."""
-        some = evenly_spaced(min(1000, len(self)), len(self)).tolist()
-        names = [os.path.basename(self.source.name(self.indices[i])) for i in some]
-        return dict(count=len(self), names=hash_json(names))
+        """Enough to notice that a set is another one, wherever it is: how many, and digests of their names."""
+
+        def names(positions):
+            return (os.path.basename(self.source.name(self.indices[i])) for i in positions)
+
+        n = len(self)
+        known = dict(count=n, names=hash_json(list(names(evenly_spaced(min(SKETCHED, n), n)))))
+        if n > SKETCHED:
+            digest = hashlib.sha256()
+            for name in names(range(n)):
+                digest.update(f"{name!a}\n".encode())
+            known["all_names"] = digest.hexdigest()
+        return known
 
     def evenly(self, n):
         """n of these images, spread evenly over them."""

@@ -115,11 +115,11 @@ def cache_path(header):
 def origin(images=None):
     """What else features depend on than their header: see utils.cache.is_current. images: an ImageSet, or None if they
     are those of samples."""
-    import torch_fidelity  # takes seconds
-
-    found = images.origin() if images is not None else dict(versions={})
-    found["versions"]["torch-fidelity"] = torch_fidelity.__version__
-    return found
+    own = cache.versions("torch-fidelity")
+    if images is None:
+        return dict(versions=own)
+    found = images.origin()
+    return dict(found, versions={**found["versions"], **own})
 
 
 def store(header, found, say):

@@ -249,11 +249,13 @@ class Run(Shown):
         load_into(item, source.load(name, self.step), str(source.path(name, self.step)))
 
     def trains_on(self, images):
-        """Note in the manifests what the weights learn from, and say so where a resumed run has other images."""
+        """Note in the manifests what the weights learn from, and warn if a resumed run has other images."""
+        if not distributed.is_main():
+            return
         known, now = (self.manifest or {}).get("images"), images.sketch()
-        if known not in (None, now):
+        if known and known != {k: now.get(k) for k in known}:  # an earlier version knew less
             self.say(
-                f"warning: {self.folder} goes on with other images than it was trained on until step {self.step} "
+                f"warning: {self.folder} continues with other images than it was trained on until step {self.step} "
                 f"({now['count']} of '{self.H.dataset}', {known['count']} before)"
             )
         self.about["images"] = now

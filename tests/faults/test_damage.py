@@ -35,7 +35,7 @@ LOADED = ["logs/run/saved_models/absorbing_ema_4.th", "logs/run/saved_models/man
 MEASURING = {"get_samples": LOADED, "calc_FID": [*LOADED, "features/*"]}
 
 
-OTHER_IMAGES = "goes on with other images than it was trained on"
+OTHER_IMAGES = "continues with other images than it was trained on"
 
 
 def damaged(rng, content):
