@@ -16,18 +16,23 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes are 
 
 import torch
 
-from experiments.common import cached_codes, check_autoencoder, decode_batch, dry_run_of_sampler
-from models.load import load_autoencoder
+from experiments.common.codes import cached_codes, decode_batch
+from experiments.common.models import check_autoencoder, dry_run_of_sampler
+from experiments.common.weights import load_autoencoder
 from models.samplers import build_sampler
 from models.samplers.base import SamplerLoss
-from utils import commands, compilation, distributed
-from utils.amp import Precision
-from utils.data import batch_positions, local_batch, local_rows, open_images
-from utils.ema import EMA
-from utils.errors import run_main
-from utils.meters import Meters
-from utils.run import Run, count_parameters
-from utils.seed import StepRandom, sample_uniforms, seed_everything
+from models.summary import count_parameters
+from utils.core import distributed
+from utils.core.errors import run_main
+from utils.core.seed import StepRandom, sample_uniforms, seed_everything
+from utils.data.batches import batch_positions, local_batch, local_rows
+from utils.data.images import open_images
+from utils.display import commands
+from utils.training import compilation
+from utils.training.amp import Precision
+from utils.training.ema import EMA
+from utils.training.meters import Meters
+from utils.training.run import Run
 
 N_SHOWN = 16  # samples on a sheet while training
 

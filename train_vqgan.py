@@ -1,7 +1,7 @@
 """Stage 1: train a VQGAN, which turns an image into a small grid of discrete codes and back.
 
 The arithmetic of a step is in generator_step and discriminator_step; everything around it (resume,
-logging, checkpoints, signals) is in utils/run.py.
+logging, checkpoints, signals) is in utils/training/run.py.
 """
 
 from hparams import get_hparams
@@ -16,23 +16,26 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes are 
 
 import torch
 
-from experiments.pictures import code_means
+from experiments.common.pictures import code_means
+from experiments.common.weights import load_lpips
 from models.diffaug import diff_augment
-from models.load import load_lpips
 from models.losses import adaptive_weight, hinge_discriminator_loss, reconstruction_nll
 from models.quantizers import usage_figures
-from models.summary import describe_vqgan, print_dry_run
+from models.summary import count_parameters, describe_vqgan, print_dry_run
 from models.vqgan import VQGAN
-from utils import commands, compilation, distributed
-from utils.amp import Precision
-from utils.data import batch_positions, fixed_images, local_batch, one_pass, open_images, to_float, training_batches
-from utils.ema import EMA
-from utils.errors import run_main
-from utils.images import to_uint8
-from utils.meters import CodeUsage, Meters
-from utils.packed import pack
-from utils.run import Run, count_parameters
-from utils.seed import StepRandom, derive_seed, seed_everything
+from utils.core import distributed
+from utils.core.errors import run_main
+from utils.core.seed import StepRandom, derive_seed, seed_everything
+from utils.data.batches import batch_positions, local_batch, one_pass, training_batches
+from utils.data.images import fixed_images, open_images
+from utils.data.packed import pack
+from utils.data.pixels import to_float, to_uint8
+from utils.display import commands
+from utils.training import compilation
+from utils.training.amp import Precision
+from utils.training.ema import EMA
+from utils.training.meters import CodeUsage, Meters
+from utils.training.run import Run
 
 N_FOR_CODES = 256  # images for the picture of the codebook
 

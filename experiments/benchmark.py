@@ -51,8 +51,6 @@ def parse(argv=None):
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     CONFIG = parse()
 
-import contextlib
-import platform
 import statistics
 import time
 import warnings
@@ -63,13 +61,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from experiments.jobs import Bench
-from utils import distributed
-from utils.checkpoint import LOGS
-from utils.errors import run_main
-from utils.io import write_json
-from utils.progress import say
-from utils.run import device_name
+from experiments import scaling
+from experiments.common.jobs import Bench, describe_device, timed
+from utils.core import distributed
+from utils.core.checkpoint import LOGS
+from utils.core.errors import run_main
+from utils.core.files import write_json
+from utils.core.progress import say
 
 
 class LiveTensors(TorchDispatchMode):
@@ -107,17 +105,6 @@ def peak_memory(function, device):
     with torch.compiler.set_stance("force_eager"), LiveTensors() as tensors:
         function()
     return tensors.most / 2**20
-
-
-def timed(function, device):
-    """Seconds of one call."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def peak_flops(device, dtype):
@@ -203,16 +190,6 @@ def measure_costs(bench):
     return rows
 
 
-def describe_device(device):
-    if device.type == "cuda":
-        return device_name(device)
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as f:
-        for line in f:
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()}, {torch.get_num_threads()} threads"
-    return f"{platform.processor() or device_name(device)}, {torch.get_num_threads()} threads"
-
-
 HEAD = "| job | fast | plain | ratio | share of peak | GFLOP each | memory, fast | memory, plain |"
 
 
@@ -231,13 +208,11 @@ def line_of(row):
 
 def main(config):
     if distributed.world_size() > 1:
-        from experiments import scaling  # which imports this module
-
         return scaling.main(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
-    bench = Bench(config)
+    bench = Bench(config.device, config.size, config.float32, config.compile)
     peak = peak_flops(bench.device, bench.precision.dtype)
     about = dict(device=describe_device(bench.device), size=bench.size_name, torch=torch.__version__,
                  precision=bench.precision.describe(), peak_tflops=peak / 1e12)  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.flags import FeaturesConfig, ModelsConfig
+from experiments.common.flags import FeaturesConfig, ModelsConfig
 from hparams import get_hparams
 from hparams.config import OF_SAMPLING, opt
 
@@ -43,15 +43,15 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes are 
 
 import torch
 
-from experiments.common import dry_run_of_sampler, load_models
-from experiments.measure import Samples, compute_fid, image_features, new_folder, saving_images, write_latents
-from experiments.report import Report
-from utils import distributed
-from utils.data import open_images
-from utils.errors import UserError, run_main
-from utils.features import Inception
-from utils.progress import say
-from utils.run import pick_device
+from experiments.common.measure import Samples, compute_fid, image_features, new_folder, saving_images, write_latents
+from experiments.common.models import dry_run_of_sampler, load_models
+from experiments.common.results import Report
+from utils.core import distributed
+from utils.core.device import pick_device
+from utils.core.errors import UserError, run_main
+from utils.core.progress import say
+from utils.data.images import open_images
+from utils.evaluation.features import Inception
 
 KID_SUBSET = 1000
 ISC_SAMPLES = 5000

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.flags import FeaturesConfig, ModelsConfig
+from experiments.common.flags import FeaturesConfig, ModelsConfig
 from hparams import get_hparams
 from hparams.config import OF_SAMPLING, opt
 
@@ -44,18 +44,19 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes are 
 import os
 from functools import partial
 
-from experiments.common import dry_run_of_sampler, load_models, require_size
-from experiments.measure import Samples, image_features
-from experiments.report import Report
-from utils import distributed, feature_files
-from utils.data import MAX_BROKEN_SHARE, ImageSet, open_images
-from utils.errors import UsageError, UserError, run_main
-from utils.feature_files import FeatureFile
-from utils.features import Inception
-from utils.prdc import prdc
-from utils.progress import say, track
-from utils.run import pick_device
-from utils.sources import FolderImages
+from experiments.common.measure import Samples, image_features
+from experiments.common.models import dry_run_of_sampler, load_models, require_size
+from experiments.common.results import Report
+from utils.core import distributed
+from utils.core.device import pick_device
+from utils.core.errors import UsageError, UserError, run_main
+from utils.core.progress import say, track
+from utils.data.images import MAX_BROKEN_SHARE, ImageSet, open_images
+from utils.data.sources import FolderImages
+from utils.evaluation import feature_files
+from utils.evaluation.feature_files import FeatureFile
+from utils.evaluation.features import Inception
+from utils.evaluation.prdc import prdc
 
 
 def real_images(H):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.flags import FeaturesConfig
+from experiments.common.flags import FeaturesConfig
 from hparams import get_hparams
 from hparams.config import opt
-from utils.errors import UsageError
+from utils.core.errors import UsageError
 
 
 @dataclass
@@ -49,24 +49,26 @@ import math
 
 import torch
 
-from experiments.common import encode_batch, load_models
-from experiments.measure import compute_fid, each_image, image_features, new_folder, saving_images
-from experiments.pictures import CodeMeans
-from experiments.report import Report
+from experiments.common.codes import encode_batch
+from experiments.common.measure import compute_fid, each_image, image_features, new_folder, saving_images
+from experiments.common.models import load_models
+from experiments.common.pictures import CodeMeans
+from experiments.common.results import Report
+from experiments.common.weights import load_lpips
 from models.autoencoder import VQAutoEncoder
-from models.load import load_lpips
-from models.perceptual import lpips_input
 from models.quantizers import usage_figures
 from models.summary import describe_autoencoder, print_dry_run
-from utils import distributed
-from utils.data import open_images, to_float
-from utils.errors import UserError, run_main
-from utils.features import Inception, collect
-from utils.grids import SAYS_TRIPLES
-from utils.images import TRIPLES, sheet, to_uint8, triples
-from utils.meters import CodeUsage, Meters
-from utils.progress import say
-from utils.run import pick_device
+from utils.core import distributed
+from utils.core.device import pick_device
+from utils.core.errors import UserError, run_main
+from utils.core.progress import say
+from utils.data.images import open_images
+from utils.data.pixels import to_float, to_uint8
+from utils.display.grids import SAYS_TRIPLES
+from utils.display.images import TRIPLES, sheet, triples
+from utils.evaluation.features import Inception, collect
+from utils.evaluation.neighbours import lpips_input
+from utils.training.meters import CodeUsage, Meters
 
 N_SHOWN = 16
 LEAST_MSE = 1e-10  # the PSNR of a perfect reconstruction would be infinite: 100 dB at most

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.flags import ModelsConfig
+from experiments.common.flags import ModelsConfig
 from hparams import get_hparams
 from hparams.config import opt
 from hparams.sources import LOGS, same_images
@@ -64,17 +64,21 @@ import math
 
 import torch
 
-from experiments.common import check_autoencoder, dry_run_of_sampler, encode_batch, load_models
-from experiments.report import Report
+from experiments.common.codes import encode_batch
+from experiments.common.models import check_autoencoder, dry_run_of_sampler, load_models
+from experiments.common.results import Report
 from models.losses import gaussian_nll
-from utils import distributed
-from utils.data import one_pass, open_images, to_float, training_batches
-from utils.errors import UserError, run_main
-from utils.io import read_json
-from utils.progress import Progress
-from utils.run import Run, count_parameters
-from utils.seed import StepRandom
-from utils.sources import open_source
+from models.summary import count_parameters
+from utils.core import distributed
+from utils.core.errors import UserError, run_main
+from utils.core.files import read_json
+from utils.core.progress import Progress
+from utils.core.seed import StepRandom
+from utils.data.batches import one_pass, training_batches
+from utils.data.images import open_images
+from utils.data.pixels import to_float
+from utils.data.sources import open_source
+from utils.training.run import Run
 
 CLIP_NORM = 0.1
 

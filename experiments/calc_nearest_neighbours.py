@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.flags import ModelsConfig
+from experiments.common.flags import ModelsConfig
 from hparams import get_hparams
 from hparams.config import OF_SAMPLING, opt
 
@@ -47,19 +47,23 @@ from functools import partial
 
 import torch
 
-from experiments.common import decoded_batches, dry_run_of_sampler, load_models, require_size, sample_batches
-from experiments.report import Report
-from models.load import load_lpips
-from models.perceptual import find_candidates, nearest_of
-from utils import distributed
-from utils.data import one_pass, open_images, to_float
-from utils.decoding import decode
-from utils.errors import UserError, run_main
-from utils.images import enlarge, sheet
-from utils.io import hash_tensors, write_json
-from utils.progress import Progress, say, track
-from utils.run import pick_device
-from utils.sources import find_images, read_file
+from experiments.common.codes import decoded_batches
+from experiments.common.models import dry_run_of_sampler, load_models, require_size
+from experiments.common.results import Report
+from experiments.common.sampling import sample_batches
+from experiments.common.weights import load_lpips
+from utils.core import distributed
+from utils.core.device import pick_device
+from utils.core.errors import UserError, run_main
+from utils.core.files import hash_tensors, write_json
+from utils.core.progress import Progress, say, track
+from utils.data.batches import one_pass
+from utils.data.decoding import decode
+from utils.data.images import open_images
+from utils.data.pixels import to_float
+from utils.data.sources import find_images, read_file
+from utils.display.images import enlarge, sheet
+from utils.evaluation.neighbours import find_candidates, nearest_of
 
 MAX_ROWS = 50  # of the picture
 MIN_SHOWN = 96  # pixels to which smaller images are enlarged in it

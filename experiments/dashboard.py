@@ -1,7 +1,7 @@
 """`make dashboard`: visdom's server, for this machine alone unless told otherwise, and with all that its page needs.
 
-The runs themselves send what is shown, whenever a server is there (utils/dashboard.py). visdom's own server accepts
-requests of every web page that is open in a browser; this one accepts those of its own page and of programs.
+The runs themselves send what is shown, whenever a server is there (utils/display/dashboard.py). visdom's own server
+accepts requests of every web page that is open in a browser; this one accepts those of its own page and of programs.
 """
 
 import ipaddress
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hparams.config import opt
 from hparams.own import parse_own
-from utils.errors import UsageError, UserError, printable, run_main
+from utils.core.errors import UsageError, UserError, printable, run_main
 
 
 @dataclass
@@ -196,10 +196,10 @@ def main(config, login):
     from tornado.ioloop import IOLoop
     from visdom.utils.shared_utils import get_visdom_path
 
-    from utils import page_files
+    from utils.display import server_files
 
     sockets = listen(config)  # first: who has the port taken need not wait for anything
-    page_files.put_in_place(Path(get_visdom_path("static")), lambda text: print(text, flush=True))
+    server_files.put_in_place(Path(get_visdom_path("static")), lambda text: print(text, flush=True))
     logging.getLogger().setLevel(logging.ERROR)
     logging.getLogger("tornado.general").setLevel(logging.CRITICAL)  # a style sheet of the user's own is looked for
     server = HTTPServer(make_app(config, login), max_buffer_size=1024**3)

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils.errors import UserError, run_main
+from utils.core.errors import UserError, run_main
 
 VQGAN_STEPS = 1500
 SAMPLER_STEPS = 1600

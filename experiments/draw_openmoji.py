@@ -10,9 +10,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from PIL import Image, ImageDraw, ImageFont, features
 
-from utils.errors import UserError, run_main
-from utils.grids import write_picture
-from utils.progress import say, track
+from utils.core.errors import UserError, run_main
+from utils.core.progress import say, track
+from utils.display.grids import write_picture
 
 ATTRIBUTION = "All emojis designed by OpenMoji, the open-source emoji and icon project. License: CC BY-SA 4.0"
 SKIN_TONES = range(0x1F3FB, 0x1F400)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.flags import ModelsConfig
+from experiments.common.flags import ModelsConfig
 from hparams import get_hparams
 from hparams.config import opt
-from utils.errors import UsageError, run_main
+from utils.core.errors import UsageError, run_main
 
 
 @dataclass
@@ -57,14 +57,14 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes are 
 
 import torch
 
-from experiments.common import dry_run_of_sampler, load_models
-from experiments.report import Report
+from experiments.common.models import dry_run_of_sampler, load_models
+from experiments.common.results import Report
 from models.canvas import sample_canvas
 from models.tiles import decode_tiled
-from utils import distributed
-from utils.images import to_uint8
-from utils.progress import track
-from utils.seed import derive_seed, sample_uniforms
+from utils.core import distributed
+from utils.core.progress import track
+from utils.core.seed import derive_seed, sample_uniforms
+from utils.data.pixels import to_uint8
 
 
 def canvases(H, models):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.flags import ModelsConfig
+from experiments.common.flags import ModelsConfig
 from hparams import get_hparams
 from hparams.config import OF_SAMPLING, opt
-from utils.errors import UsageError, run_main
+from utils.core.errors import UsageError, run_main
 
 SHEET = 25
 
@@ -51,13 +51,15 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes are 
 
 import torch
 
-from experiments.common import decode_batch, dry_run_of_sampler, load_models, sample_batches
-from experiments.measure import write_latents
-from experiments.pictures import show_denoising
-from experiments.report import Report
-from utils import distributed
-from utils.features import regroup
-from utils.images import sheet
+from experiments.common.codes import decode_batch
+from experiments.common.measure import write_latents
+from experiments.common.models import dry_run_of_sampler, load_models
+from experiments.common.pictures import show_denoising
+from experiments.common.results import Report
+from experiments.common.sampling import sample_batches
+from utils.core import distributed
+from utils.display.images import sheet
+from utils.evaluation.features import regroup
 
 
 def drawn_images(H, models, n, first, keep):

@@ -49,14 +49,13 @@ import warnings
 
 import torch
 
-from experiments.benchmark import BenchmarkConfig, describe_device, timed
-from experiments.jobs import Bench
+from experiments.common.jobs import Bench, describe_device, timed
 from models.vqgan import VQGAN
-from utils import distributed
-from utils.checkpoint import LOGS
-from utils.errors import UserError, run_main
-from utils.io import write_json
-from utils.progress import say
+from utils.core import distributed
+from utils.core.checkpoint import LOGS
+from utils.core.errors import UserError, run_main
+from utils.core.files import write_json
+from utils.core.progress import say
 
 LEAST_ROUNDS = 3
 
@@ -135,7 +134,7 @@ def main(config):
         raise UserError("scaling is of several processes: torchrun --nproc_per_node N experiments/scaling.py")
     torch.set_num_threads(config.threads or torch.get_num_threads())
     warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
-    bench = Bench(BenchmarkConfig(device=config.device, size=config.size))
+    bench = Bench(config.device, config.size)
     about = dict(device=describe_device(bench.device), size=bench.size_name, torch=torch.__version__,
                  precision=bench.precision.describe(), processes=world)  # fmt: skip
     say(f"{world} processes, each on {about['device']}; {about['size']} models in {about['precision']}")

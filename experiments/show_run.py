@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hparams.config import opt
 from hparams.own import parse_own
 from hparams.sources import require_folder
-from utils.address import server_address
-from utils.errors import printable, quit_quietly_at_interrupt, run_main
+from utils.core.address import server_address
+from utils.core.errors import printable, quit_quietly_at_interrupt, run_main
 
 
 @dataclass
@@ -48,11 +48,11 @@ if __name__ == "__main__":
     CONFIG = parse()
     quit_quietly_at_interrupt()
 
-from experiments.recorded import Recorded
-from experiments.report_page import write_report
-from utils.checkpoint import LOGS
-from utils.dashboard import Dashboard
-from utils.progress import say
+from utils.core.checkpoint import LOGS
+from utils.core.progress import say
+from utils.display.dashboard import Dashboard
+from utils.display.recorded import Recorded
+from utils.display.report import write_report
 
 PATIENCE = 60.0  # seconds for all of a long run to reach the server
 

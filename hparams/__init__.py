@@ -1,6 +1,4 @@
-"""Hyperparameters: the flags, their defaults, presets by data set, and how they are resolved.
-
-Standard library only (and yaml, once there is something to resolve), so that `--help` answers at once.
-"""
+"""Hyperparameters: flags, defaults, presets, and how they are resolved. Imports the standard library (yaml late) and
+modules of utils.core that do the same, so that `--help` is fast."""
 
 from hparams.resolve import get_hparams, sampler_family, vqgan_family  # noqa: F401

@@ -8,8 +8,8 @@ import textwrap
 from collections import Counter
 from dataclasses import replace
 
-from utils.errors import printable
-from utils.job import first_to_tell
+from utils.core.errors import printable
+from utils.core.job import first_to_tell
 
 LINE = 65  # characters of help beside a flag, where a line has 100
 OTHERS = "others"

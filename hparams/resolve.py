@@ -23,9 +23,9 @@ from hparams.sources import (
     same_images,
     saved_config,
 )
-from utils.address import server_address
-from utils.errors import UsageError, quit_quietly_at_interrupt
-from utils.job import is_main, local_size, world_size
+from utils.core.address import server_address
+from utils.core.errors import UsageError, quit_quietly_at_interrupt
+from utils.core.job import is_main, local_size, world_size
 
 
 class Hparams(SimpleNamespace):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from hparams import config
 from hparams.presets import PRESETS
-from utils.errors import UsageError
-from utils.job import is_main
-from utils.json_files import hash_json, read_json
+from utils.core.errors import UsageError
+from utils.core.job import is_main
+from utils.core.json_files import hash_json, read_json
 
 LOGS = Path("logs")
 DATASETS = "datasets.yaml"
@@ -217,7 +217,7 @@ def _of_manifest(folder, steps):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             manifest = read_json(folder / "saved_models" / f"manifest_{step}.json")
             right = manifest.pop("digest") == hash_json(manifest) and isinstance(manifest.get("hparams", {}), dict)
-            if right:  # else utils.checkpoint reports it when it is loaded
+            if right:  # else utils.core.checkpoint reports it when it is loaded
                 return manifest.get("hparams")
     return None
 

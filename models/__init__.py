@@ -1,1 +1,1 @@
-"""The networks, in pure torch: no files, no devices by name, no dashboard."""
+"""Networks and probability: no files, no terminal, no devices by name. Imports utils.core and utils.data."""

@@ -8,7 +8,7 @@ import torch
 
 from models.samplers.base import invert_cdf, tempered
 from models.transformer import frozen
-from utils.errors import UsageError
+from utils.core.errors import UsageError
 
 FIXED_POINT = 2.0**46  # one, as a whole number: 2^16 probabilities sum to less than 2^63
 

@@ -9,7 +9,7 @@ TRANSLATION = 1 / 8
 def diff_augment(x, rng):
     """Brightness, saturation, contrast and translation of x (B, C, H, W); differentiable in x.
 
-    rng: utils.seed.StepRandom, so that the draw belongs to (seed, step, sample), not to the process.
+    rng: utils.core.seed.StepRandom, so that the draw belongs to (seed, step, sample), not to the process.
     """
     B, _, height, width = x.shape
     brightness, saturation, contrast, shift_y, shift_x = rng.rand(B, 5).unbind(1)

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from utils import distributed
+from utils.core import distributed
 
 
 class BatchNorm(nn.BatchNorm2d):

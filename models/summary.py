@@ -2,7 +2,7 @@
 
 import torch
 
-from utils.progress import say
+from utils.core.progress import say
 
 
 def count_flops(function, *shapes_and_types):
@@ -68,3 +68,7 @@ def print_dry_run(H, description):
         mark = "  (command line)" if name in H.explicit else ""
         say(f"{name}: {' '.join(map(str, value)) if isinstance(value, list) else value}{mark}")
     say(f"\n{description}")
+
+
+def count_parameters(module):
+    return sum(p.numel() for p in module.parameters())

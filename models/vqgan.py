@@ -4,7 +4,7 @@ from torch import nn
 
 from models.autoencoder import VQAutoEncoder
 from models.discriminator import Discriminator
-from utils import distributed
+from utils.core import distributed
 
 
 class VQGAN(nn.Module):

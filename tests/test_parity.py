@@ -16,7 +16,7 @@ from models.quantizers import perplexity
 from models.samplers import build_sampler
 from models.vqgan import VQGAN
 from train_sampler import sampler_step
-from utils.amp import Precision
+from utils.training.amp import Precision
 
 SAMPLER_DEFAULTS = dict(
     embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0, loss_type="reweighted_elbo", mask_schedule="random",

@@ -1,4 +1,4 @@
-"""What imports what, read from the source: the rooms of the house and the doors between them."""
+"""What imports what, read from the source, imports inside functions included."""
 
 import ast
 import sys
@@ -6,9 +6,23 @@ import sys
 import pytest
 from conftest import ROOT
 
-ROOMS = ("hparams", "utils", "models", "experiments")
-STDLIB = sys.stdlib_module_names
-LIGHT = ("utils.errors", "utils.address", "utils.job", "utils.json_files")  # what parsing the command line may import
+FOLDERS = ("hparams", "utils", "models", "experiments")
+# The folders, and what each may import besides itself. docs: the first lines of their __init__.py.
+CORE = {"utils.core"}
+MAY_IMPORT = {
+    "utils.core": set(),
+    "utils.data": CORE,
+    "utils.evaluation": CORE,
+    "utils.display": CORE,
+    "utils.training": CORE | {"utils.data", "utils.evaluation", "utils.display"},
+    "hparams": CORE,
+    "models": CORE | {"utils.data"},
+}
+MAY_IMPORT["experiments.common"] = set(MAY_IMPORT)
+# The benchmark times what the scripts do.
+BENCHMARK = {"experiments.benchmark", "experiments.scaling", "experiments.common.jobs"}
+# What parsing the command line may import: standard library only, so that --help is fast.
+LIGHT = {"utils.core.errors", "utils.core.address", "utils.core.job", "utils.core.json_files"}
 
 
 def module_name(path):
@@ -16,9 +30,17 @@ def module_name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-FILES = sorted([*ROOT.glob("*.py"), *(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))])
+FILES = sorted([*ROOT.glob("*.py"), *(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))])
 TREES = {module_name(p): ast.parse(p.read_text(encoding="utf-8"), str(p)) for p in FILES}
-SCRIPTS = {name for name in TREES if "." not in name and name not in ROOMS}
+
+
+def folder_of(name):
+    """The folder of MAY_IMPORT that a module is in; None for scripts."""
+    return next((f for f in sorted(MAY_IMPORT, key=len, reverse=True) if name == f or name.startswith(f + ".")), None)
+
+
+PACKAGES = {module_name(p) for p in FILES if p.name == "__init__.py"}
+SCRIPTS = {name for name in TREES if folder_of(name) is None} - PACKAGES
 
 
 def imports(name, nodes=None):
@@ -44,46 +66,53 @@ def at_the_top(name):
     return set(imports(name, nodes))
 
 
-def room(name):
-    return name.split(".")[0]
-
-
-def of_room(wanted):
-    return [name for name in TREES if room(name) == wanted]
+def modules_in(folder):
+    return [name for name in TREES if folder_of(name) == folder]
 
 
 def test_there_is_something_to_read():
-    assert {"train_vqgan", "train_sampler"} <= SCRIPTS
-    assert all(len(of_room(r)) > 3 for r in ROOMS)
-    assert "hparams.config" in imports("hparams.resolve") and "utils.errors" in imports("hparams.resolve")
+    assert {"train_vqgan", "train_sampler", "experiments.calc_FID"} <= SCRIPTS
+    assert all(len(modules_in(folder)) > 2 for folder in MAY_IMPORT)
+    assert "hparams.config" in imports("hparams.resolve") and "utils.core.errors" in imports("hparams.resolve")
 
 
-@pytest.mark.parametrize(
-    ("source", "forbidden"),
-    [
-        ("hparams", {"models", "experiments", *SCRIPTS}),
-        ("utils", {"models", "hparams", "experiments", *SCRIPTS}),
-        ("models", {"experiments", *SCRIPTS}),
-        ("experiments", SCRIPTS),
-    ],
-)
-def test_imports_run_one_way(source, forbidden):
-    for name in of_room(source):
-        if name == "experiments.jobs":  # of the benchmark, which times what the scripts do: it stands above them
-            continue
-        assert not {m for m in imports(name) if room(m) in forbidden}, name
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_a_folder_imports_what_it_may(folder):
+    for name in set(modules_in(folder)) - BENCHMARK:
+        ours = {m for m in imports(name) if m in TREES}
+        forbidden = {m for m in ours if folder_of(m) not in MAY_IMPORT[folder] | {folder}}
+        assert not forbidden, name
 
 
-@pytest.mark.parametrize("name", [*of_room("hparams"), *LIGHT])
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_a_folder_states_what_it_imports(folder):
+    stated = ast.get_docstring(TREES[folder])
+    assert stated and len(stated.splitlines()) <= 2
+    for other in MAY_IMPORT[folder]:
+        assert other in stated or "all" in stated, f"{folder} may import {other}"
+
+
+def test_nothing_imports_a_script_but_the_benchmark():
+    for name in set(TREES) - BENCHMARK:
+        assert not {m for m in imports(name) if m in SCRIPTS}, name
+
+
+def test_experiments_holds_scripts_only():
+    for name in SCRIPTS:
+        source = (ROOT / (name.replace(".", "/") + ".py")).read_text(encoding="utf-8")
+        assert 'if __name__ == "__main__":' in source, name
+
+
+@pytest.mark.parametrize("name", [*modules_in("hparams"), *LIGHT])
 def test_parsing_the_command_line_imports_the_standard_library_only(name):
-    ours = {m for m in imports(name) if room(m) == "hparams" or m in LIGHT}
-    others = {m for m in imports(name) if room(m) not in STDLIB} - ours
+    ours = {m for m in imports(name) if folder_of(m) == "hparams" or m in LIGHT}
+    others = {m for m in imports(name) if m.split(".")[0] not in sys.stdlib_module_names} - ours
     assert others <= {"yaml"}
     assert "yaml" not in at_the_top(name)
 
 
 def test_no_circles():
-    graph = {name: {m for m in at_the_top(name) if m in TREES} - {name} for name in TREES}
+    graph = {name: {m for m in imports(name) if m in TREES} - {name} for name in TREES}
     while graph:
         free = [name for name, needed in graph.items() if not needed & graph.keys()]
         assert free, f"these modules import each other in a circle: {sorted(graph)}"
@@ -96,7 +125,7 @@ def test_ascii():
         assert path.read_bytes().isascii(), path
 
 
-@pytest.mark.parametrize("name", of_room("models"))
+@pytest.mark.parametrize("name", modules_in("models"))
 def test_models_name_no_device(name):
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):

@@ -1,1 +1,1 @@
-"""Files, randomness, data, logging: what knows nothing of the models."""
+"""What knows nothing of the models: core <- data, evaluation, display <- training."""

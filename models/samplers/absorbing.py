@@ -176,7 +176,7 @@ class AbsorbingDiffusion(Sampler):
 
 
 class FixedDraw:
-    """Hands out uniforms that were drawn before, in the shape of utils.seed.StepRandom."""
+    """Hands out uniforms that were drawn before, in the shape of utils.core.seed.StepRandom."""
 
     def __init__(self, u):
         self.u = u

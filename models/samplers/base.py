@@ -59,7 +59,7 @@ class Sampler(nn.Module):
         return [block for m in self.modules() if isinstance(m, Transformer) for block in m.blocks]
 
     def loss(self, ids, rng):
-        """Training loss of ids (B, L) int64 -> SamplerLoss. rng: utils.seed.StepRandom."""
+        """Training loss of ids (B, L) int64 -> SamplerLoss. rng: utils.core.seed.StepRandom."""
         raise NotImplementedError
 
     def validation_loss(self, ids, rng):
@@ -84,7 +84,7 @@ class Sampler(nn.Module):
     def sample_many(self, draw, n, batch_size, temp=1.0, progress=None):
         """Draw samples 0 .. n-1 and yield their ids (b, L), in order, batch_size (the last time fewer) at a time.
 
-        draw: range of numbers -> their uniforms, as `sample` takes them; progress: utils.progress.Progress.
+        draw: range of numbers -> their uniforms, as `sample` takes them; progress: utils.core.progress.Progress.
         """
         for start in range(0, n, batch_size):
             numbers = range(start, min(start + batch_size, n))
@@ -104,7 +104,7 @@ class Sampler(nn.Module):
     def nll(self, ids, rng=None, passes=0, progress=None):
         """Negative log likelihood, or an estimate of an upper bound on it: ids (B, L) -> (B,) in nats a sample.
 
-        rng: utils.seed.StepRandom; passes: of the network (0: as the original); progress: called with a list, one
+        rng: utils.core.seed.StepRandom; passes: of the network (0: as the original); progress: called with a list, one
         entry a pass, returns an iterable of them. Exact samplers need none of these.
         """
         raise NotImplementedError

@@ -17,9 +17,9 @@ import traceback
 from collections import Counter, namedtuple
 from pathlib import Path
 
-import utils.io
-import utils.run
-from utils.errors import run_main
+import utils.core.files
+import utils.training.run
+from utils.core.errors import run_main
 
 LIMIT = 120.0  # seconds that a run of the tests' size may take, on a busy machine: beyond, it loops
 UNCAUGHT = 99  # exit code of a child that ended in a traceback
@@ -95,16 +95,16 @@ class Disk:
 
     def install(self):
         """Stand under the program (in a process that is ours alone: nothing is undone)."""
-        utils.io.open = self.open_file
+        utils.core.files.open = self.open_file
         for name in PASSED:
             setattr(os, name, getattr(self, name))
-        after_step = utils.run.Run._after_step
+        after_step = utils.training.run.Run._after_step
 
         def noting_the_step(run):
             self.step = run.step
             after_step(run)
 
-        utils.run.Run._after_step = noting_the_step
+        utils.training.run.Run._after_step = noting_the_step
 
     def leave(self):
         """Write down the events for the tests' process."""

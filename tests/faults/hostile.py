@@ -16,8 +16,8 @@ from test_files import RunsCode
 from test_metrics import SmallExtractor
 
 from faults.stages import AUTOENCODER, SMALL
-from utils.checkpoint import Checkpoints
-from utils.io import hash_json, sha256_file
+from utils.core.checkpoint import Checkpoints
+from utils.core.files import hash_json, sha256_file
 
 MARKER = "executed"  # the file that hostile code leaves in the current folder
 
@@ -136,7 +136,7 @@ def tree(folder):
             path = os.path.join(root, name)
             content = b""
             if os.path.isfile(path) and not os.path.islink(path):
-                with open(path, "rb") as f:
-                    content = f.read()
+                with open(path, "rb") as f:  # other tests' folders hold sparse files of any size
+                    content = f.read(1 << 20) + str(os.stat(path).st_size).encode()
             found[os.path.relpath(path, folder)] = hashlib.sha256(content).hexdigest()
     return found

@@ -11,9 +11,9 @@ import train_sampler
 import train_vqgan
 from experiments import calc_FID, get_samples
 from hparams import get_hparams
-from utils import codes
-from utils.checkpoint import Checkpoints
-from utils.io import load_tensors, read_json
+from utils.core.checkpoint import Checkpoints
+from utils.core.files import load_tensors, read_json
+from utils.data import codes
 
 SMALL = words("--dataset pics --batch_size 2")
 OFTEN = words(

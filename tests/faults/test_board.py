@@ -11,10 +11,10 @@ from conftest import TINY_SAMPLER, free_port, words
 from test_dashboard import until
 
 import train_sampler
-import utils.run
+import utils.training.run
 from faults.stages import SMALL
 from hparams import get_hparams
-from utils import dashboard
+from utils.display import dashboard
 
 STEPS = 240
 FLAGS = [*TINY_SAMPLER, *SMALL, *words(
@@ -32,7 +32,7 @@ def test_the_curves_are_complete_in_the_end(trouble, place, fake, monkeypatch, f
     """In trouble for every second stretch of the run. In one run also: the time of a step with and without."""
     steps = few_or_all(STEPS, 5 * STEPS)
     stretch, seconds, now = steps // 6, dict(well=[], ill=[]), dict(state="well", at=None)
-    after_step = utils.run.Run._after_step
+    after_step = utils.training.run.Run._after_step
 
     def turn(state):
         now["state"] = state
@@ -58,10 +58,10 @@ def test_the_curves_are_complete_in_the_end(trouble, place, fake, monkeypatch, f
 
     plain = dashboard.Dashboard
     monkeypatch.setattr(
-        utils.run, "Dashboard",
+        utils.training.run, "Dashboard",
         lambda *args, **kw: plain(*args, interval=0.02, backoff=(0.02, 0.1), timeouts=(0.3, 0.5), **kw),
     )  # fmt: skip
-    monkeypatch.setattr(utils.run.Run, "_after_step", noting)
+    monkeypatch.setattr(utils.training.run.Run, "_after_step", noting)
     monkeypatch.chdir(place)
     flags = [*FLAGS, "--train_steps", str(steps), "--visdom_port", str(fake.port)]
     train_sampler.train(get_hparams("sampler", "", flags, script="train_sampler"))

@@ -19,7 +19,7 @@ from faults.stages import (
     draw,
     leftovers,
 )
-from utils.io import Lines, sha256_file
+from utils.core.files import Lines, sha256_file
 
 LAST = 5
 FLAGS = ("--train_steps", str(LAST), "--keep_checkpoints", "2")

@@ -30,7 +30,7 @@ from faults.hostile import (
     tree,
 )
 from faults.stages import stage_1, stage_2
-from utils.io import save_tensors
+from utils.core.files import save_tensors
 
 # ---------------------------------------------------------------------- pickles that run code
 

@@ -19,8 +19,8 @@ from experiments import calc_nearest_neighbours
 from faults.forks import forked
 from faults.hostile import animated_webp, assert_harmless, assert_one_line, chunk, measuring, png
 from faults.stages import stage_1, stage_2
-from utils.data import ImageSet
-from utils.sources import FolderImages
+from utils.data.images import ImageSet
+from utils.data.sources import FolderImages
 
 MIB = 1 << 20
 

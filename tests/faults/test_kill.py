@@ -9,7 +9,7 @@ import pytest
 
 from faults.forks import Disk, die_at, forked, signal_at
 from faults.stages import STAGES, assert_nothing_half_counts, assert_same_and_tidy, draw
-from utils.checkpoint import Checkpoints
+from utils.core.checkpoint import Checkpoints
 
 LAST = 7
 DURATION = 1.5  # seconds, about, of a run: for kills at random times

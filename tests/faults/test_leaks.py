@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-import utils.run
+import utils.training.run
 from faults.forks import forked
 from faults.stages import STAGES
 
@@ -32,14 +32,14 @@ def in_use():
 def measured(work, steps):
     """work(), and at its end a line of JSON: resident bytes at tenths of `steps`, files and threads before, after."""
     def run():
-        after_step, sizes = utils.run.Run._after_step, []
+        after_step, sizes = utils.training.run.Run._after_step, []
 
         def noting(run):
             after_step(run)
             if run.step % (steps // 10) == 0:
                 sizes.append(resident())
 
-        utils.run.Run._after_step = noting
+        utils.training.run.Run._after_step = noting
         before = in_use()
         work()
         print("\n" + json.dumps(dict(sizes=sizes, before=before, after=in_use())))

@@ -17,9 +17,9 @@ from experiments import get_samples
 from faults.forks import forked
 from faults.hostile import assert_one_line, measuring
 from faults.stages import STAGES, stage_1, stage_2
-from utils.amp import Precision
-from utils.checkpoint import Checkpoints
-from utils.io import load_tensors
+from utils.core.checkpoint import Checkpoints
+from utils.core.files import load_tensors
+from utils.training.amp import Precision
 
 BOTH = pytest.mark.parametrize("stage", STAGES)
 LAST = 8  # step; a checkpoint every 2

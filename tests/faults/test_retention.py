@@ -7,8 +7,8 @@ import torch
 
 from faults.forks import forked
 from faults.stages import STAGES
-from utils.checkpoint import Checkpoints
-from utils.io import read_json, write_json
+from utils.core.checkpoint import Checkpoints
+from utils.core.files import read_json, write_json
 
 STATE = dict(w=torch.arange(10.0))
 STEPS = [10, 20, 30, 40, 50]

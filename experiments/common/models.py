@@ -1,0 +1,73 @@
+"""The models that a command line names, and whether they belong together."""
+
+from dataclasses import dataclass
+
+import torch
+
+from experiments.common.weights import Loaded, load_autoencoder, load_sampler
+from hparams.sources import require_folder
+from models.samplers import build_sampler
+from models.summary import describe_sampler, print_dry_run
+from utils.core.checkpoint import checkpoints_of
+from utils.core.device import pick_device
+from utils.core.errors import UserError
+from utils.training.amp import Precision
+
+
+@dataclass
+class Models:
+    """What the experiments work with: device, precision, autoencoder and sampler (None where none is needed)."""
+
+    device: torch.device
+    precision: Precision
+    autoencoder: Loaded
+    sampler: Loaded
+
+
+def load_models(H, with_sampler=True):
+    """The models of a command line that names --ae_load_dir and (with_sampler) --load_dir."""
+    device = pick_device(H.device)
+    if with_sampler and not H.load_step:
+        raise UserError("--load_dir and --load_step must name a trained sampler")
+    autoencoder = load_autoencoder(H, device)
+    sampler = load_sampler(H, device) if with_sampler else None
+    if with_sampler and not H.allow_other_ae:
+        check_pair(H, autoencoder)
+    return Models(device, Precision(H.amp, H.amp_dtype, device), autoencoder, sampler)
+
+
+def require_size(H):
+    """Where no model is loaded --ae_load_dir says only how large the images are: refuse one that does not exist,
+    unless the command line says it."""
+    if "img_size" not in H.explicit:
+        require_folder("ae_load_dir", H.ae_load_dir)
+
+
+def check_autoencoder(run, autoencoder):
+    """A run goes on only with the autoencoder that it has learned with, which is noted in its manifests."""
+    known = (run.manifest or {}).get("autoencoder")
+    if known and known["hash"] != autoencoder.hash:
+        raise UserError(
+            f"{run.folder} was trained with {known['path']}, which is not {autoencoder.path}: "
+            "give that autoencoder, or another --log_dir"
+        )
+    run.about["autoencoder"] = dict(path=autoencoder.path, hash=autoencoder.hash)
+
+
+def check_pair(H, autoencoder):
+    """Refuse a sampler that was trained on another autoencoder's codes (where the run recorded it)."""
+    store = checkpoints_of(H.load_dir)
+    if not store.manifest_path(H.load_step).is_file():
+        return  # a published checkpoint
+    known = store.manifest(H.load_step).get("autoencoder")
+    if known and known.get("hash") != autoencoder.hash:
+        raise UserError(
+            f"the sampler logs/{H.load_dir} (step {H.load_step}) was trained on the codes of "
+            f"{known.get('path')}, which is not {autoencoder.path}: give that autoencoder (or --allow_other_ae)"
+        )
+
+
+def dry_run_of_sampler(H):
+    """--dry_run of a script that uses a sampler."""
+    with torch.device("meta"):
+        print_dry_run(H, describe_sampler(H, build_sampler(H)))

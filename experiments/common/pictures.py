@@ -1,0 +1,119 @@
+"""Pictures of what the models do: a sample as it comes about, and what each code of the codebook stands for."""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from models.samplers.trace import canvases
+from utils.core import distributed
+from utils.core.seed import sample_uniforms
+from utils.data.batches import local_batch
+from utils.data.pixels import to_float, to_uint8
+from utils.display.grids import fitted, labelled, write_gif, write_picture
+from utils.display.images import enlarge, sheet, to_pillow
+
+FRAMES = 8
+SHOWN = 5  # samples in the strip; the animation holds them all
+GREY = 0.55  # of codes that are not known
+PAPER = 200  # between the means of codes, many of which are white
+
+
+# ---------------------------------------------------------------------- denoising
+
+
+@torch.no_grad()
+def decode_canvas(ae, ids, mask_id, latent_shape, precision):
+    """Codes (B, L), some of them masked -> uint8 (B, C, H, W), grey where a code is masked.
+
+    Around what is known the decoder sees the mean of all codes in their place.
+    """
+    h, w = latent_shape
+    mask = (ids == mask_id).reshape(-1, 1, h, w)
+    codes = torch.arange(mask_id, device=ids.device)
+    with precision.autocast():
+        z = torch.where(mask, ae.quantize.embed_ids(codes).mean(0)[:, None, None],
+                        ae.embed(ids.masked_fill(ids == mask_id, 0), h, w))  # fmt: skip
+        x = ae.generator(z.contiguous()).float()
+    cell = x.shape[-1] // w
+    return to_uint8(torch.where(mask.repeat_interleave(cell, 2).repeat_interleave(cell, 3), GREY, x))
+
+
+def show_denoising(report, H, models, ids, first):
+    """A strip of the first samples in FRAMES frames, denoising_<first>.png, and an animation of all of them, .gif.
+
+    ids (N, L): the samples with the numbers `first` and following.
+    """
+    sampler, ae = models.sampler.model, models.autoencoder.model
+    u = sample_uniforms(H.seed, range(first, first + len(ids)), sampler.draws_per_sample(), models.device)
+    states = canvases(sampler, u, ids.to(models.device), FRAMES)
+
+    def decode(canvas):
+        parts = canvas.split(H.batch_size)
+        return torch.cat([decode_canvas(ae, p, sampler.mask_id, H.latent_shape[1:], models.precision).cpu()
+                          for p in parts])  # fmt: skip
+
+    frames = [decode(canvas) for canvas in states]
+    rows = [[fitted(to_pillow(frame[i])) for frame in frames] for i in range(min(SHOWN, len(ids)))]
+    strip = labelled(rows, column_labels=[f"{100 * i / (FRAMES - 1):.0f}%" for i in range(FRAMES)])
+    stem = report.folder / "images" / f"denoising_{first}"
+    write_picture(f"{stem}.png", strip)
+    write_gif(f"{stem}.gif", [to_pillow(enlarge(sheet(frame), 256)) for frame in frames])
+    caption = f"samples from {first} on, by the share of sampling that is done"
+    report.dashboard.image("denoising", np.asarray(strip).transpose(2, 0, 1), caption)
+
+
+# ---------------------------------------------------------------------- codebook
+
+
+class CodeMeans:
+    """What each of K codes stands for: the mean of the pixels where it is used, its cell and half a cell around.
+
+    (A code decoded alone says little: the decoder has never seen a canvas of one code.)
+    """
+
+    def __init__(self, codebook_size, n_channels, cell, device):
+        """cell: side of a code's cell in pixels."""
+        self.cell, self.half = cell, cell // 2
+        side = cell + 2 * self.half
+        self.shape = (n_channels, side, side)
+        self.counts = torch.zeros(codebook_size, dtype=torch.int64, device=device)
+        # Of bytes, so that a sum does not depend on the order, nor on how the images are shared out.
+        self.sums = torch.zeros(codebook_size, math.prod(self.shape), dtype=torch.int64, device=device)
+
+    def add(self, x, ids):
+        """Images in [0, 1], (B, C, H, W), and their codes (B, L)."""
+        padded = F.pad(x, (self.half,) * 4, mode="replicate")
+        patches = F.unfold(padded, self.shape[1], stride=self.cell)  # (B, C side^2, L)
+        patches, ids = patches.transpose(1, 2).flatten(0, 1), ids.flatten()
+        self.sums.index_add_(0, ids, (255 * patches).round().long())
+        self.counts.index_add_(0, ids, torch.ones_like(ids))
+
+    def share(self):
+        """Add up what the processes of a job have seen. Called by all of them."""
+        distributed.all_reduce_sum(self.sums)
+        distributed.all_reduce_sum(self.counts)
+
+    def sheet(self):
+        """One picture, uint8 (C, h, w): the codes that are used, most used first, then white for the others."""
+        means = self.sums / (255 * self.counts.clamp(min=1))[:, None]
+        means[self.counts == 0] = 1.0
+        order = self.counts.argsort(descending=True, stable=True)
+        return sheet(to_uint8(means[order].view(-1, *self.shape)), padding=1, background=PAPER)
+
+    def caption(self):
+        used = int((self.counts > 0).sum())
+        return f"what codes stand for: the mean of the pixels there, most used first; {used} of {len(self.counts)} used"
+
+
+@torch.no_grad()
+def code_means(ae, images, H, precision):
+    """CodeMeans of images, uint8 (N, C, H, W) on the autoencoder's device."""
+    means = CodeMeans(H.codebook_size, H.n_channels, H.img_size // H.latent_shape[1], images.device)
+    for batch in images.split(local_batch(H)):
+        x = to_float(batch)
+        with precision.autocast():
+            ids = ae.encode(x)
+        means.add(x, ids)
+    return means

@@ -1,0 +1,99 @@
+"""What an experiment found: a table on the terminal, a line of metrics.jsonl, pictures, the dashboard. Of several
+processes the main one reports; to the others nothing is to do."""
+
+import contextlib
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+
+from utils.core import distributed
+from utils.core.cache import versions
+from utils.core.checkpoint import LOGS
+from utils.core.device import device_name
+from utils.core.files import Lines, check_appendable
+from utils.core.progress import say
+from utils.display import commands
+from utils.display.dashboard import Dashboard
+from utils.display.images import enlarge, save_png
+
+
+class Report:
+    """The results of one command; a context manager, unless the dashboard is somebody else's.
+
+    models: experiments.common.weights.Loaded, by name, of what was measured.
+    """
+
+    def __init__(self, H, device, dashboard=None, **models):
+        self.H, self.device = H, device
+        self.folder, self.pictures = Path(LOGS, H.log_dir), 0
+        self.checkpoints = {name: dict(path=m.path, hash=m.hash) for name, m in models.items() if m is not None}
+        self.is_main = distributed.is_main()
+        if self.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            check_appendable(self.folder / "metrics.jsonl")  # before the work, not after it
+        self.dashboard = dashboard or Dashboard(
+            H.visdom_server, H.visdom_port, H.log_dir, enabled=self.is_main and not H.no_visdom, warn=say,
+            plan=("results", "properties"),
+        )  # fmt: skip
+        self.dashboard.properties(dict(sorted(H.to_dict().items(), key=lambda item: item[0] not in H.explicit)))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        self.dashboard.close()
+        if kind is None:
+            if self.is_main:
+                self.conclude()
+            distributed.cleanup()
+
+    def conclude(self):
+        """The last lines: what was written, and how to look at it."""
+        images = f" and {self.folder / 'images'}" if self.pictures else ""
+        say(f"written: {self.folder / 'metrics.jsonl'}{images}; as a page:\n  {commands.show_run(self.H)}")
+
+    def values(self, title, values, **about):
+        """Print {name: number or text} as a table, and append it to logs/<log_dir>/metrics.jsonl with every
+        argument, the checkpoints' hashes and `about` (JSON values). name_se: the standard error of name."""
+        if not self.is_main:
+            return
+        shown = {name: _shown(value) for name, value in values.items() if not name.endswith("_se")}
+        for name in shown:
+            if f"{name}_se" in values:
+                shown[name] += f" +- {_shown(values[f'{name}_se'])}"
+        width = max(map(len, shown))
+        say("\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in shown.items())]))
+        row = dict(
+            metric=self.H.script, time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            values={k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()},
+            **about, checkpoints=self.checkpoints, args=self.H.to_dict(), device=device_name(self.device),
+            torch=torch.__version__, versions=versions("Pillow", "torch-fidelity"),
+        )  # fmt: skip
+        self.append(row)
+        self.dashboard.properties({"": title, **shown}, "results")
+
+    def append(self, row):
+        """One line of metrics.jsonl, in one piece: several commands may write to the same file."""
+        with contextlib.closing(Lines(self.folder / "metrics.jsonl")) as lines:
+            lines.append(json.dumps(row))
+            lines.sync()
+
+    def picture(self, name, picture, caption=None, min_side=256, shown=None):
+        """Save uint8 (C, h, w) as logs/<log_dir>/images/<name>.png, small ones enlarged, and show it on the
+        dashboard in the pane `shown` (default: one of its own). Returns the path."""
+        path = self.folder / "images" / f"{name}.png"
+        if not self.is_main:
+            return path
+        self.pictures += 1
+        save_png(path, picture, min_side)
+        self.dashboard.image(shown or name, enlarge(picture, 256).expand(3, -1, -1).numpy(), caption or name)
+        return path
+
+
+def _shown(value):
+    if isinstance(value, float):
+        return f"{value:.5g}" if math.isfinite(value) else "unknown"
+    return str(value)

@@ -1,0 +1,122 @@
+"""The one place that loads weights for use: autoencoder, sampler, LPIPS."""
+
+import os
+import warnings
+from dataclasses import dataclass
+
+import torch
+
+from models.autoencoder import VQAutoEncoder
+from models.samplers import build_sampler
+from utils.core.checkpoint import checkpoints_of, load_into
+from utils.core.errors import DamagedFile, UserError
+from utils.core.files import hash_tensors, load_tensors
+
+# Of each network of LPIPS: its name, torchvision's file of its weights, and what helps where that is missing.
+LPIPS_NETS = {
+    "vgg": ("VGG16", "vgg16-397923af.pth",
+            "name the file with --perceptual_weights PATH"),
+    "alex": ("AlexNet", "alexnet-owt-7be5be79.pth", "name the file with --alexnet_weights PATH"),
+}  # fmt: skip
+
+
+@dataclass
+class Loaded:
+    """A model in eval mode, where its weights came from, and their hash."""
+
+    model: torch.nn.Module
+    path: str
+    hash: str
+
+
+def find_weights(name, folder, step):
+    """(state dict, path) of the averaged weights <name>_ema_<step>.th where they are, else <name>_<step>.th."""
+    store = checkpoints_of(folder)
+    chosen = f"{name}_ema" if store.has(f"{name}_ema", step) else name
+    path = str(store.path(chosen, step))
+    return named(store.load(chosen, step), path), path
+
+
+def named(state, path):
+    """What a file held, if that is a dict by names. Raises DamagedFile for anything else."""
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise DamagedFile(f"{path} holds no state dict, but a {type(state).__name__} of something else")
+    return state
+
+
+def load_autoencoder(H, device):
+    """The VQGAN's autoencoder of --ae_load_dir, --ae_load_step -> Loaded.
+
+    A checkpoint's discriminator and `perceptual.*` are passed over, present or absent.
+    """
+    state, path = find_weights("vqgan", H.ae_load_dir, H.ae_load_step)
+    state = {k.removeprefix("ae."): v for k, v in state.items() if k.startswith("ae.")}
+    model = VQAutoEncoder(H)
+    load_into(model, state, path)
+    return Loaded(freeze(model, device), path, hash_tensors(state))
+
+
+def load_sampler(H, device):
+    """The sampler of --load_dir, --load_step -> Loaded."""
+    state, path = find_weights(H.sampler, H.load_dir, H.load_step)
+    model = build_sampler(H)
+    load_into(model, state, path)
+    return Loaded(freeze(model, device), path, hash_tensors(state))
+
+
+def freeze(model, device):
+    return model.to(device).eval().requires_grad_(False)
+
+
+# ---------------------------------------------------------------------- LPIPS
+
+
+def lpips_place(net):
+    """Where torchvision keeps the weights of 'vgg' or 'alex'."""
+    return os.path.join(torch.hub.get_dir(), "checkpoints", LPIPS_NETS[net][1])
+
+
+def load_lpips(net, weights_path=None, checkpoint=None, otherwise=""):
+    """LPIPS (Zhang et al. 2018) with VGG16 ('vgg') or AlexNet ('alex'), frozen. Nothing is downloaded.
+
+    weights_path: torchvision's state dict of that network, or a state dict of the whole LPIPS or VQGAN
+    (`perceptual.*`); default: torchvision's own place. checkpoint: the path of a VQGAN checkpoint
+    that is about to be loaded: when it holds `perceptual.*`, no other file is needed. Raises UserError
+    where the weights are missing (`otherwise`: what else would help then) or do not fit.
+    """
+    if not (weights_path or os.path.isfile(lpips_place(net))):
+        if checkpoint is not None and os.path.isfile(checkpoint) and has_perceptual(checkpoint):
+            weights_path = checkpoint
+        else:
+            name, file, remedy = LPIPS_NETS[net]
+            raise UserError(
+                f"the {name} weights for LPIPS are missing: put torchvision's {file} at {lpips_place(net)}, or {remedy}"
+                f"{otherwise}"
+            )
+    path = weights_path or lpips_place(net)
+    state = named(load_tensors(path), path)
+    import lpips
+
+    with warnings.catch_warnings():  # lpips calls torchvision as it was called once
+        warnings.simplefilter("ignore")
+        model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    load_into(model, to_lpips_names(state, model), path)
+    return model.eval().requires_grad_(False)
+
+
+def has_perceptual(path):
+    return any(k.startswith("perceptual.net.") for k in named(load_tensors(path), path))
+
+
+def to_lpips_names(state, model):
+    """A VGG16, AlexNet, LPIPS or VQGAN state dict -> LPIPS's names; lpips's own linear heads fill what is missing."""
+    if any(k.startswith("perceptual.") for k in state):
+        state = {k.removeprefix("perceptual."): v for k, v in state.items() if k.startswith("perceptual.")}
+    own = model.state_dict()
+    result = {k: v for k, v in own.items() if not k.startswith("net.")}
+    for name in own:
+        if name in state:
+            result[name] = state[name]
+        elif name.startswith("net.") and "features." + name.split(".", 2)[2] in state:
+            result[name] = state["features." + name.split(".", 2)[2]]
+    return result

@@ -1,0 +1,323 @@
+"""Both stages end to end on tiny models, in this process: every kind of data, quantizer, sampler, precision."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import lmdb
+import pytest
+import torch
+from conftest import draw_shapes, free_port
+from PIL import Image
+from scripts import run, sampler_flags, train_stage_1, train_stage_2, vqgan_flags
+
+import train_sampler
+import train_vqgan
+import utils.training.run
+from experiments.common.weights import load_autoencoder, load_sampler
+from hparams import get_hparams
+from models.vqgan import VQGAN
+from utils.core.checkpoint import Checkpoints
+from utils.core.errors import UserError
+from utils.core.files import load_tensors, save_tensors
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def rows(log_dir):
+    return [json.loads(line) for line in Path("logs", log_dir, "stats.jsonl").read_text().splitlines()]
+
+
+def curve(log_dir, name):
+    return [row[name] for row in rows(log_dir) if name in row]
+
+
+def vqgan_H(*args):
+    return get_hparams("vqgan", "", vqgan_flags(*args))
+
+
+def sampler_H(*args, **kw):
+    return get_hparams("sampler", "", sampler_flags(*args, **kw))
+
+
+def write_lmdb(path, images):
+    env = lmdb.open(str(path), map_size=1 << 24)
+    with env.begin(write=True) as txn:
+        for image in sorted(images.iterdir()):
+            txn.put(image.stem.encode(), image.read_bytes())
+    env.close()
+
+
+def test_both_stages_learn_and_sample(here, shapes):
+    events = "--train_steps 60 --steps_per_eval 30 --steps_per_save_output 30 --ema --steps_per_log 5"
+    train_stage_1(shapes, "ae", events)
+    loss = curve("ae", "loss")
+    assert len(loss) == 12
+    assert loss[-1] < 0.6 * loss[0]
+    assert len(curve("ae", "val_l1")) == 2
+    assert 1 <= curve("ae", "perplexity")[-1] <= 16
+    train_stage_2(shapes, "prior", "ae", 60, events)
+    bits = curve("prior", "bits")
+    assert bits[-1] < bits[0]
+    assert len(curve("prior", "val_bits")) == 2
+    for name in ("logs/ae/images/reconstructions_60.png", "logs/prior/images/samples_60.png"):
+        with Image.open(name) as picture:
+            assert min(picture.size) >= 256
+    for name in ("config.json", "log.txt", "stats.jsonl", "saved_stats/stats_60", "saved_models/absorbing_60.th",
+                 "saved_models/absorbing_ema_60.th", "saved_models/absorbing_optim_60.th"):  # fmt: skip
+        assert Path("logs/prior", name).is_file(), name
+
+
+def test_stage_1_and_2_on_an_lsun_lmdb(here, shapes):
+    (here / "lsun").mkdir()
+    write_lmdb(here / "lsun/church_outdoor_train_lmdb", shapes)
+    write_lmdb(here / "lsun/church_outdoor_val_lmdb", draw_shapes(here / "more", 7, seed=5))
+    Path("datasets.yaml").write_text("churches: {paths: lsun, category: church_outdoor}\n")
+    tiny = vqgan_flags("unused", "ae", "--train_steps 4 --steps_per_eval 2 --num_workers 2")
+    at = tiny.index("--dataset")
+    named = [*tiny[:at], "--dataset", "churches", *tiny[at + 4 :]]
+    train_vqgan.train(get_hparams("vqgan", "", named))
+    assert "40 images of 'churches'" in Path("logs/ae/log.txt").read_text()
+    flags = sampler_flags("unused", "prior", "ae", 4, "--train_steps 4 --steps_per_eval 2")
+    at = flags.index("--dataset")
+    train_sampler.train(get_hparams("sampler", "", [*flags[:at], "--dataset", "churches", *flags[at + 4 :]]))
+    sizes = sorted(len(load_tensors(p)["tensors"]["ids"]) for p in Path("latents").iterdir())
+    assert sizes == [7, 40]
+
+
+def test_both_stages_on_mixed_and_partly_broken_images(here, capsys):
+    folder = draw_shapes(here / "images", 60)
+    (folder / "sub").mkdir()
+    for i, (mode, size, name) in enumerate([("RGBA", (40, 20), "a.png"), ("L", (17, 50), "sub/b.jpg"),
+                                            ("CMYK", (30, 30), "c.jpeg"), ("P", (9, 9), "d.bmp"),
+                                            ("RGB", (64, 65), "sub/e.webp"), ("1", (20, 33), "f.PNG")]):  # fmt: skip
+        Image.new(mode, size, i).save(folder / name)
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("this is no picture")
+    (folder / "cut.png").write_bytes((folder / "0000.png").read_bytes()[:40])
+    train_stage_1(folder, "ae", "--train_steps 20")
+    train_stage_2(folder, "prior", "ae", 20, "--train_steps 3")
+    printed = capsys.readouterr().out
+    for name in ("empty.png", "text.jpg", "cut.png"):
+        assert printed.count(f"{name}' cannot be decoded") == 2  # once in each run
+    (cache,) = Path("latents").iterdir()
+    assert load_tensors(cache)["tensors"]["ids"].shape == (66, 16)
+
+
+def test_too_many_broken_images_stop_the_run(here):
+    folder = draw_shapes(here / "images", 20)
+    for i in range(5):
+        (folder / f"0{i}.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match="cannot be decoded"):
+        train_stage_1(folder, "ae", "--train_steps 20")
+
+
+@pytest.mark.parametrize("sampler,more", [("absorbing", "--mask_schedule fixed --loss_type mlm --sample_type mlm"),
+                                          ("absorbing", "--loss_type elbo --attn_pdrop 0.1 --embd_pdrop 0.1"),
+                                          ("autoregressive", "")])  # fmt: skip
+def test_gumbel_codes_feed_every_sampler(here, shapes, sampler, more):
+    train_stage_1(shapes, "ae", "--quantizer gumbel --gumbel_straight_through --train_steps 3")
+    train_stage_2(shapes, "prior", "ae", 3, f"--train_steps 6 --steps_per_save_output 6 --steps_per_eval 3 {more}",
+                  sampler=sampler)  # fmt: skip
+    assert all(value == value for value in curve("prior", "loss"))
+    assert Path(f"logs/prior/saved_models/{sampler}_6.th").is_file()
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_mixed_precision(here, shapes, dtype):
+    amp = f"--amp --amp_dtype {dtype}"
+    train_stage_1(shapes, "ae", f"--train_steps 12 --disc_start_step 4 --diff_aug {amp}")
+    train_stage_2(shapes, "prior", "ae", 12, f"--train_steps 12 {amp}")
+    assert (dtype in Path("logs/ae/log.txt").read_text()) and curve("ae", "d_loss")
+    if dtype == "fp16":
+        assert load_tensors("logs/ae/saved_stats/stats_12")["precision"]["scaler"]["scale"] > 0
+
+
+def test_discriminator_joins_when_it_should(here, shapes):
+    train_stage_1(shapes, "ae", "--train_steps 6 --disc_start_step 3 --steps_per_log 1")
+    by_step = {row["step"]: row for row in rows("ae") if "loss" in row}
+    assert [step for step in by_step if "g_loss" in by_step[step]] == [3, 4, 5, 6]
+    assert [step for step in by_step if "d_loss" in by_step[step]] == [4, 5, 6]
+
+
+def test_grey_images(here, shapes):
+    train_stage_1(shapes, "ae", "--n_channels 1 --train_steps 2 --steps_per_save_output 2 --visdom --visdom_port 1")
+    with Image.open("logs/ae/images/reconstructions_2.png") as picture:
+        assert picture.mode == "L"
+
+
+def test_kmeans_codebook_uses_many_codes(here, shapes):
+    train_stage_1(
+        shapes, "ae", "--codebook_init kmeans --codebook_init_step 10 --codebook_restart_steps 5 --train_steps 40 "
+        "--codebook_size 8",
+    )  # fmt: skip
+    assert curve("ae", "codes_used")[-1] >= 6
+
+
+# ---------------------------------------------------------------------- starting from weights
+
+
+def test_load_step_goes_on_at_the_next_step_in_another_folder(here, shapes):
+    train_stage_1(shapes, "a", "--train_steps 4 --ema --steps_per_update_ema 1")
+    train_stage_1(shapes, "b", "--train_steps 6 --load_dir a --load_step 4 --load_optim --steps_per_log 1 --ema")
+    assert [row["step"] for row in rows("b") if "loss" in row] == [5, 6]
+    assert not Path("logs/a/saved_models/vqgan_6.th").exists()
+    assert load_tensors("logs/b/saved_models/ae_optim_6.th")["state"][0]["step"] == 6
+    train_stage_1(shapes, "c", "--train_steps 5 --load_dir a --load_step 4")
+    assert load_tensors("logs/c/saved_models/ae_optim_5.th")["state"][0]["step"] == 1
+
+
+def test_a_published_checkpoint_with_weights_only_is_a_valid_start(here, shapes):
+    """No config, no manifest, no optimiser, with `perceptual.*` tensors; the averages start at the weights."""
+    H = vqgan_H(shapes, "x")
+    state = VQGAN(H).state_dict()
+    state["perceptual.lin0.model.1.weight"] = torch.ones(1, 64, 1, 1)
+    save_tensors("logs/published/saved_models/vqgan_2200000.th", state)
+    train_stage_1(shapes, "mine", "--load_dir published --load_step 2200000 --train_steps 2200002 --ema")
+    assert Path("logs/mine/saved_models/vqgan_ema_2200002.th").is_file()
+    with pytest.raises(UserError, match="--load_dir published --load_step 2200000"):
+        train_stage_1(shapes, "published", "--resume")
+    train_stage_2(shapes, "prior", "published", 2200000, "--train_steps 2 --img_size 16 --nf 32 --ch_mult 1 1 1 "
+                  "--res_blocks 1 --emb_dim 8 --codebook_size 16")  # fmt: skip
+
+
+def test_existing_checkpoints_are_never_written_over(here, shapes):
+    train_stage_1(shapes, "ae", "--train_steps 3 --steps_per_checkpoint 2")
+    before = {p: p.read_bytes() for p in Path("logs/ae/saved_models").iterdir()}
+    for more in ("--train_steps 5", "--train_steps 5 --load_dir ae --load_step 2"):
+        with pytest.raises(UserError, match="--resume continues it, another --log_dir"):
+            train_stage_1(shapes, "ae", more)
+    assert before == {p: p.read_bytes() for p in Path("logs/ae/saved_models").iterdir()}
+    train_stage_1(shapes, "ae", "--train_steps 5 --load_dir ae --load_step 3")  # its newest: goes on
+    assert Checkpoints("logs/ae").steps() == [2, 3, 5]
+
+
+def test_averages_are_preferred_for_use(here, shapes):
+    train_stage_1(shapes, "ae", "--train_steps 6 --ema --steps_per_update_ema 2 --ema_beta 0.5")
+    H = sampler_H(shapes, "prior", "ae", 6)
+    loaded = load_autoencoder(H, torch.device("cpu"))
+    ema = load_tensors("logs/ae/saved_models/vqgan_ema_6.th")
+    assert loaded.path.endswith("vqgan_ema_6.th")
+    assert all(torch.equal(v, ema[f"ae.{k}"]) for k, v in loaded.model.state_dict().items())
+
+
+def test_codes_are_not_reused_for_another_autoencoder(here, shapes):
+    train_stage_1(shapes, "a", "--train_steps 2")
+    train_stage_1(shapes, "b", "--train_steps 2 --seed 1")
+    train_stage_2(shapes, "pa", "a", 2, "--train_steps 1")
+    train_stage_2(shapes, "pb", "b", 2, "--train_steps 1 --horizontal_flip")
+    names = sorted(p.name for p in Path("latents").iterdir())
+    assert len(names) == 3
+    assert sum(name.endswith("_flipped.pt") for name in names) == 1
+    with pytest.raises(UserError, match="was trained with .* which is not"):
+        train_stage_2(shapes, "pa", "b", 2, "--train_steps 3 --resume")
+
+
+def test_perceptual_weights_come_from_a_file_or_a_checkpoint(here, shapes, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(here / "nowhere"))
+    with pytest.raises(UserError, match="vgg16.*--perceptual_weights.*--perceptual_weight 0"):
+        train_stage_1(shapes, "ae", "--perceptual_weight 1 --train_steps 1")
+    import torchvision
+
+    torch.manual_seed(0)
+    vgg = torchvision.models.vgg16(weights=None).features.state_dict()
+    save_tensors("vgg.pth", {f"features.{k}": v for k, v in vgg.items()})
+    train_stage_1(shapes, "ae", "--img_size 32 --perceptual_weight 1 --perceptual_weights vgg.pth --train_steps 1")
+    state = load_tensors("logs/ae/saved_models/vqgan_1.th")
+    assert torch.equal(state["perceptual.net.slice3.10.weight"], vgg["10.weight"])
+    assert curve("ae", "perceptual")[0] > 0
+    Path("vgg.pth").unlink()  # from now on the checkpoint itself has what is needed
+    train_stage_1(
+        shapes, "ae", "--img_size 32 --perceptual_weight 1 --perceptual_weights logs/ae/saved_models/vqgan_1.th "
+        "--resume --train_steps 2",
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------- what must not change training
+
+
+def test_validation_and_pictures_do_not_change_training(here, shapes):
+    plain, busy = "--train_steps 9 --ema --steps_per_eval 100", "--train_steps 9 --ema --steps_per_eval 2 " \
+        "--steps_per_save_output 3 --steps_per_display_output 2 --num_workers 1"  # fmt: skip
+    train_stage_1(shapes, "a", plain)
+    train_stage_1(shapes, "b", busy)
+    train_stage_2(shapes, "pa", "a", 9, plain)
+    train_stage_2(shapes, "pb", "a", 9, busy)
+    for one, other, name in (("a", "b", "vqgan"), ("pa", "pb", "absorbing"), ("pa", "pb", "absorbing_ema")):
+        x, y = (load_tensors(f"logs/{d}/saved_models/{name}_9.th") for d in (one, other))
+        assert all(torch.equal(x[k], y[k]) for k in x), name
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(here, shapes, monkeypatch):
+    plain = train_vqgan.generator_step
+
+    def broken(*args):
+        scalars, x_hat, quantized = plain(*args)
+        if args[5] == 7:
+            scalars["loss"] = scalars["loss"] * float("nan")
+        return scalars, x_hat, quantized
+
+    monkeypatch.setattr(train_vqgan, "generator_step", broken)
+    with pytest.raises(UserError, match="not finite at step 7 .*png.*checkpoint is step 6"):
+        train_stage_1(shapes, "ae", "--train_steps 20 --steps_per_checkpoint 3")
+    assert Checkpoints("logs/ae").steps() == [3, 6]
+
+
+def test_the_averaged_sampler_is_loaded_for_use(here, shapes):
+    train_stage_1(shapes, "ae", "--train_steps 2")
+    train_stage_2(shapes, "prior", "ae", 2, "--train_steps 2 --ema")
+    H = sampler_H(shapes, "out", "ae", 2, "--load_dir prior --load_step 2")
+    assert load_sampler(H, torch.device("cpu")).path.endswith("absorbing_ema_2.th")
+
+
+def test_samples_from_the_command_line(here, shapes):
+    train_stage_1(shapes, "ae", "--train_steps 2")
+    train_stage_2(shapes, "prior", "ae", 2, "--train_steps 2")
+    flags = sampler_flags(shapes, "out", "ae", 2, "--load_dir prior --load_step 2")
+    run("experiments/get_samples.py", [*flags, "--n_sheets", "1"], here)
+    with Image.open("logs/out/images/samples_0-24.png") as picture:
+        assert min(picture.size) >= 256
+    run("experiments/get_samples.py", [*flags, "--n_samples", "3", "--batch_size", "2"], here)
+    assert len(list(Path("logs/out/images").glob("sample_*.png"))) == 3
+
+
+def test_the_dashboard_is_told_where_a_run_stands(here, shapes, monkeypatch):
+    told, step = [], train_vqgan.generator_step
+    monkeypatch.setattr(utils.training.run.Dashboard, "progress", lambda self, step, total, values, state: told.append(
+        (step, total, state.split(",")[0], values["images seen"])))  # fmt: skip
+    flags = "--train_steps 3 --steps_per_log 1"
+    train_stage_1(shapes, "ae", flags)
+    assert told == [(0, 3, "starting", "0"), (1, 3, "running", "4"), (2, 3, "running", "8"), (3, 3, "finished", "12")]
+    told.clear()
+    train_stage_1(shapes, "ae", f"{flags} --resume")
+    assert [state for _, _, state, _ in told] == ["starting", "finished"]
+
+    def signalled(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(*args)
+
+    def failing(*args):
+        raise UserError("no")
+
+    for how, error, state in ((signalled, SystemExit, "stopped"), (failing, UserError, "failed")):
+        monkeypatch.setattr(train_vqgan, "generator_step", how)
+        with pytest.raises(error):
+            train_stage_1(shapes, state, flags)
+        assert told[-1][2] == state
+
+
+def test_compared_with_a_run_whose_curves_are_damaged(here, shapes, monkeypatch):
+    rows = ['{"step": 1, "l1": 0.5, "val_l1": 0.25, "images": 4}', "{", "[1]", '{"step": "x", "l1": 1}', '{"l1": 2.0}']
+    Path("logs/other").mkdir(parents=True)
+    Path("logs/other/stats.jsonl").write_text("\n".join(rows))
+    found = []
+    monkeypatch.setattr(
+        utils.training.run.Dashboard, "compare", lambda self, run, rows: found.append((run, list(rows)))
+    )
+    train_stage_1(shapes, "ae", f"--train_steps 1 --visdom_compare other --visdom --visdom_port {free_port()}")
+    assert found == [("other", [{"step": 1, "l1/train": 0.5, "l1/validation": 0.25}])]

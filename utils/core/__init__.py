@@ -1,0 +1,1 @@
+"""Errors, processes, files, random numbers, progress: imports no other folder."""

@@ -1,0 +1,138 @@
+"""Files of tensors that say what made them: nothing is reused for anything else.
+
+Each holds {name: tensor}, a header (JSON values: everything that the tensors depend on), their hash, and their origin:
+a sample of the images' contents and the versions of libraries, which are compared on reading (the header, and so the
+file's name, has the images' names, sizes and times only). A header that differs means another file; a file that does
+not hold what its header says is damaged.
+"""
+
+import importlib.metadata
+from pathlib import Path
+
+import torch
+
+from utils.core import distributed
+from utils.core.errors import DamagedFile
+from utils.core.files import hash_tensors, load_tensors, remove_temporaries, save_tensors
+
+FORMAT = 1
+ABANDONED = 3600.0  # seconds: another process may be writing into the same folder, but not so slowly
+
+
+def read(path, header):
+    """({name: tensor}, origin) stored under this header, or None if there is no file. origin: None in a file of an
+    earlier version.
+
+    Raises DamagedFile for a file that does not hold them.
+    """
+    if not Path(path).exists():
+        return None
+    value = load_tensors(path)
+    try:
+        tensors, found, digest, origin = value["tensors"], value["header"], value["sha256"], value.get("origin")
+        if not isinstance(tensors, dict):
+            raise TypeError
+        if value["format"] != FORMAT or found != header or hash_tensors(tensors) != digest:
+            raise DamagedFile(f"{path} does not hold what its name says")
+    except (KeyError, TypeError, AttributeError, RuntimeError):
+        raise DamagedFile(f"{path} is damaged: not a cache file") from None
+    return tensors, origin
+
+
+def fits_range(numbers, count, positions):
+    """Whether a tensor that was read holds `count` different int64 numbers of a range."""
+    if numbers.dtype != torch.int64 or numbers.shape != (count,):
+        return False
+    return len(numbers.unique()) == count and bool(((numbers >= positions.start) & (numbers < positions.stop)).all())
+
+
+def write(path, header, tensors, origin=None):
+    """Store {name: tensor} under this header; complete or absent."""
+    digest = hash_tensors(tensors)
+    save_tensors(path, dict(format=FORMAT, header=header, tensors=tensors, sha256=digest, origin=origin))
+
+
+def store(path, header, tensors, say, what, origin=None):
+    """As write, but where that cannot be done only a warning is said: the tensors are there all the same.
+    Returns whether it was done."""
+    try:
+        write(path, header, tensors, origin)
+    except OSError as error:
+        say(f"warning: the {what} cannot be cached in {path} ({error.strerror}); the next run computes them again")
+        return False
+    say(f"{what} cached in {path}")
+    return True
+
+
+def versions(*libraries):
+    """{library: version} of packages that determine results, by their names in the package index."""
+    found = {}
+    for name in libraries:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def is_current(origin, now, path, say, what, renew=False):
+    """Whether a cache may be reused. A difference, and what is not known, is reported in one line.
+
+    origin, now: what was stored, and what would be stored now: dict(versions={library: version}) and, if images are
+    read, `contents`, a digest of some of them. Other contents: no. Other versions: with `renew` no, else yes with a
+    warning, so that a run continues with what it learned from. None stored, by an earlier version: yes, with a note.
+    """
+    if origin is None:
+        say(f"note: {path} is of an earlier version, which did not store the contents of the images: whether they have "
+            "changed is not known")  # fmt: skip
+        return True
+    try:
+        if origin == now:
+            return True
+        if origin.get("contents") != now.get("contents"):
+            reason = f"images behind {path} have other contents under the same names, sizes and times"
+        else:
+            made = ", ".join(f"{name} {version}" for name, version in origin["versions"].items())[:200]
+            here = ", ".join(f"{name} {version}" for name, version in now["versions"].items())
+            reason = f"{path} was made with {made}, not {here}"
+            if not renew:
+                say(f"warning: {reason}, which may decode images a little differently; it is used as it is (remove it "
+                    f"to compute the {what} again)")  # fmt: skip
+                return True
+    except (KeyError, TypeError, AttributeError, RuntimeError):
+        reason = f"{path} is damaged"
+    say(f"warning: {reason}; the {what} are computed again")
+    return False
+
+
+def cached(path, header, compute, say, what, origin, check, renew=False):
+    """The tensors of this header from `path`, or from compute(), which are then stored there.
+
+    what: their name in messages ("codes"). origin: a function that returns what else they come from; renew: see
+    is_current. check: called with tensors that were read; raises DamagedFile if compute() cannot have given them.
+    The main process reads, and decides whether there is anything to compute; then all processes do that, and it
+    stores. Elsewhere the result is None.
+    """
+    tensors = None
+    if distributed.is_main():
+        now = origin()
+        try:
+            found = read(path, header)
+            if found:
+                check(found[0])
+                if is_current(found[1], now, path, say, what, renew):
+                    tensors = found[0]
+        except (DamagedFile, OSError) as error:
+            say(f"warning: {error}; the {what} are computed again")
+    missing = distributed.from_main(lambda: tensors is None)
+    if missing:
+        if distributed.is_main():
+            remove_temporaries(Path(path).parent, unused_for=ABANDONED)
+        tensors = compute()
+    if not distributed.is_main():
+        return None
+    if missing:
+        store(path, header, tensors, say, what, now)
+    else:
+        say(f"{what} read from {path}")
+    return tensors

@@ -1,0 +1,253 @@
+"""Checkpoints that are complete or absent.
+
+logs/<log_dir>/saved_models/<name>_<step>.th     plain state dicts, as the original program writes them
+logs/<log_dir>/saved_stats/stats_<step>          what else a resume needs (meters, loss scale, counts)
+logs/<log_dir>/saved_models/manifest_<step>.json sizes and hashes of these and its own; written last: a step
+                                                 without a manifest that holds is not a checkpoint
+logs/<log_dir>/saved_models/.unfinished_<step>.json  while a checkpoint is written or removed: the names of its files
+"""
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+from utils.core.errors import DamagedFile, UserError
+from utils.core.files import (
+    fsync_folder,
+    hash_json,
+    load_tensors,
+    read_json,
+    remove_temporaries,
+    save_tensors,
+    sha256_file,
+    write_json,
+)
+
+FORMAT = 1
+LOGS = Path("logs")
+
+
+def _is_text(value):
+    return isinstance(value, str)
+
+
+def _is_count(value):
+    return type(value) is int and value >= 0
+
+
+def _has(**fields):
+    """A check for a dict in which each of these fields passes its own check."""
+    return lambda value: isinstance(value, dict) and all(k in value and ok(value[k]) for k, ok in fields.items())
+
+
+_is_file = _has(bytes=_is_count, sha256=_is_text)
+# What a manifest holds: `step` and `files` always, the others depending on the run and its age. Others are not read.
+_FIELDS = dict(
+    step=_is_count, files=lambda value: isinstance(value, dict) and all(map(_is_file, value.values())),
+    stats_bytes=_is_count, stats_sha256=_is_text, run=_is_text, script=_is_text, hparams=_has(),
+    images=_has(count=_is_count, names=_is_text), autoencoder=_has(path=_is_text, hash=_is_text),
+)  # fmt: skip
+
+
+def _file_of(step):
+    """A pattern of the names that manifests give the files of a step."""
+    return re.compile(rf"saved_models/\w+_{step}\.th|saved_stats/stats_{step}")
+
+
+class Checkpoints:
+    """The checkpoints of one run folder (logs/<log_dir>)."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.models = self.folder / "saved_models"
+        self.stats = self.folder / "saved_stats"
+        self._whole = set()  # steps that this process has written or verified
+
+    def path(self, name, step):
+        return self.models / f"{name}_{step}.th"
+
+    def stats_path(self, step):
+        return self.stats / f"stats_{step}"
+
+    def manifest_path(self, step):
+        return self.models / f"manifest_{step}.json"
+
+    def _unfinished_path(self, step):
+        return self.models / f".unfinished_{step}.json"
+
+    def _key(self, path):
+        """A file's name in manifests."""
+        return path.relative_to(self.folder).as_posix()
+
+    def steps(self):
+        """Steps that have a manifest, ascending."""
+        return self._steps_of(r"manifest_(\d+)\.json")
+
+    def steps_with(self, name):
+        """Steps for which there is a file of this name, with a manifest or not (published checkpoints)."""
+        return self._steps_of(re.escape(name) + r"_(\d+)\.th")
+
+    def _steps_of(self, pattern):
+        if not self.models.is_dir():
+            return []
+        matches = (re.fullmatch(pattern, entry) for entry in os.listdir(self.models))
+        return sorted(int(m.group(1)) for m in matches if m)
+
+    def lost_steps(self):
+        """Steps of which saved_stats holds what is written last, and saved_models nothing: it is not the same folder
+        any more (not mounted, or emptied). A checkpoint that was interrupted has left weights or a note."""
+        names = os.listdir(self.stats) if self.stats.is_dir() else []
+        steps = sorted(int(m.group(1)) for m in map(re.compile(r"stats_(\d+)").fullmatch, names) if m)
+        return [s for s in steps if not (any(self.models.glob(f"*_{s}.th")) or self._unfinished_path(s).exists())]
+
+    # ------------------------------------------------------------------ writing
+
+    def save(self, step, state_dicts, extra, about):
+        """Write one checkpoint: state_dicts {name: state dict}, extra (tensors and plain values), about
+        (JSON values for the manifest). Nothing counts until the manifest is there."""
+        self.sweep()
+        values = {self.path(name, step): state for name, state in state_dicts.items()}
+        values[self.stats_path(step)] = extra
+        keys = {path: self._key(path) for path in values}
+        write_json(self._unfinished_path(step), dict(files=list(keys.values())))
+        self._whole.discard(step)
+        try:
+            files = {keys[path]: save_tensors(path, value) for path, value in values.items()}
+            manifest = dict(format=FORMAT, step=step, **about, files=files)
+            write_json(self.manifest_path(step), dict(manifest, digest=hash_json(manifest)))
+        except OSError:
+            with contextlib.suppress(OSError):  # on a full disk, its half of the checkpoint is in the way
+                self.sweep()
+            raise
+        self._whole.add(step)
+        self.sweep()
+
+    def sweep(self):
+        """Remove what was begun and not finished, by a process that was killed or by a disk that was full: temporary
+        files, and the files of checkpoints that were being written or removed."""
+        for folder in (self.models, self.stats):
+            remove_temporaries(folder)
+        for step in self._steps_of(r"\.unfinished_(\d+)\.json"):
+            if not self.manifest_path(step).is_file():
+                for path in self._files_of_unfinished(step):
+                    path.unlink(missing_ok=True)
+            self._unfinished_path(step).unlink(missing_ok=True)
+
+    def _files_of_unfinished(self, step):
+        """The files that a note (or what was a manifest) names, if they can be this step's at all."""
+        allowed = _file_of(step)
+        try:
+            names = [str(name) for name in read_json(self._unfinished_path(step))["files"]]
+        except (DamagedFile, KeyError, TypeError):
+            names = []
+        return [self.folder / name for name in names if allowed.fullmatch(name)]
+
+    def prune(self, keep):
+        """Remove all checkpoints that are older than the `keep` newest whole ones (2 at least); of steps that have
+        a manifest, and only what that names."""
+        whole = 0
+        for step in reversed(self.steps()):
+            if whole < max(keep, 2):
+                whole += self._is_whole(step)
+                continue
+            with contextlib.suppress(DamagedFile):  # nobody knows what the manifest named
+                self.manifest(step)
+                # At one stroke it is no checkpoint any more, and what is still to be removed is noted.
+                os.replace(self.manifest_path(step), self._unfinished_path(step))
+        fsync_folder(self.models)
+        self.sweep()
+
+    def _is_whole(self, step):
+        with contextlib.suppress(DamagedFile, OSError):
+            return step in self._whole or bool(self.verify(step))
+        return False
+
+    # ------------------------------------------------------------------ reading
+
+    def manifest(self, step):
+        """What was written as the manifest of a step. Raises DamagedFile if it holds anything else: the folder may come
+        from someone else."""
+        path = self.manifest_path(step)
+        manifest = read_json(path)
+        if not isinstance(manifest, dict):
+            manifest = {}
+        digest = manifest.pop("digest", None)
+        wrong = [name for name, is_right in _FIELDS.items() if name in manifest and not is_right(manifest[name])]
+        wrong += [name for name in ("step", "files") if name not in manifest]
+        # Manifests had no digest at first, and no configuration.
+        if digest != hash_json(manifest) and (digest is not None or "hparams" in manifest):
+            wrong.append("digest")
+        if not wrong and (manifest["step"] != step or not all(map(_file_of(step).fullmatch, manifest["files"]))):
+            wrong.append("step")
+        if wrong:
+            raise DamagedFile(f"{path} is damaged: not the manifest that was written (see '{wrong[0]}')")
+        return manifest
+
+    def verify(self, step):
+        """The manifest of a step whose files all are what it says. Raises DamagedFile otherwise."""
+        manifest = self.manifest(step)
+        for name, expected in manifest["files"].items():
+            self._verify_file(self.folder / name, expected["bytes"], expected["sha256"])
+        self._whole.add(step)
+        return manifest
+
+    @staticmethod
+    def _verify_file(path, size, digest):
+        if not path.is_file():
+            raise DamagedFile(f"{path} is missing")
+        if path.stat().st_size != size or sha256_file(path) != digest:
+            raise DamagedFile(f"{path} is damaged: its contents are not what was written")
+
+    def newest_good(self, warn):
+        """(step, manifest) of the newest checkpoint that verifies; (None, None) where there is none.
+        Damaged ones are named through `warn` and passed over."""
+        for step in reversed(self.steps()):
+            try:
+                return step, self.verify(step)
+            except (DamagedFile, OSError) as error:  # OSError: a disk that cannot read them back
+                warn(f"checkpoint {step} is passed over: {error}")
+        return None, None
+
+    def load_stats(self, step):
+        return load_tensors(self.stats_path(step))
+
+    def has(self, name, step):
+        """Whether <name>_<step>.th is there, or was: a manifest names it."""
+        path = self.path(name, step)
+        return path.is_file() or (
+            self.manifest_path(step).is_file() and self._key(path) in self.manifest(step)["files"]
+        )
+
+    def load(self, name, step):
+        """The state dict <name>_<step>.th, verified where a manifest names it.
+
+        Raises UserError that lists what there is where the file is missing.
+        """
+        path = self.path(name, step)
+        if not path.is_file():
+            there = ", ".join(map(str, self.steps_with(name)[-20:])) or "none"
+            raise UserError(f"{path} does not exist; steps of '{name}' in {self.models}: {there}")
+        if self.manifest_path(step).is_file():
+            expected = self.manifest(step)["files"].get(self._key(path))
+            if expected:
+                self._verify_file(path, expected["bytes"], expected["sha256"])
+        state = load_tensors(path)
+        if not isinstance(state, dict):
+            raise DamagedFile(f"{path} holds no state dict")
+        return state
+
+
+def checkpoints_of(run_name):
+    """The Checkpoints of logs/<run_name>."""
+    return Checkpoints(LOGS / run_name)
+
+
+def load_into(module, state, what):
+    """module.load_state_dict(state) strictly, with one readable line when the names or shapes differ."""
+    try:
+        module.load_state_dict(state)
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        detail = " ".join(lines[1:3] if len(lines) > 1 else lines)[:300]
+        raise UserError(f"{what} does not fit the configured model: {detail}") from None

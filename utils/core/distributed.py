@@ -1,0 +1,204 @@
+"""The processes of one job under torchrun. With one process every function is the identity.
+
+Every process must call these functions in the same order: a process that ends, or calls another, ends all.
+The group is joined at the first call. CPU tensors travel by gloo, CUDA tensors by NCCL; plain objects and
+decisions by gloo, so that nothing waits for a GPU.
+"""
+
+import datetime
+import math
+import os
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from utils.core.errors import UserError
+from utils.core.files import hash_json
+from utils.core.job import is_main, local_rank, local_size, rank, world_size  # noqa: F401 (offered here, too)
+
+# One process may be busy alone (hashing a checkpoint, k-means) while the others wait; one that has died is noticed
+# otherwise, by its connections and by torchrun.
+PATIENCE = datetime.timedelta(hours=1)
+
+
+def several():
+    """Whether there is more than one process; then they have joined."""
+    if world_size() == 1:
+        return False
+    if not dist.is_initialized():
+        store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+        # After --max_restarts torchrun's store can still hold the addresses of the processes that were there before.
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=PATIENCE)
+    return True
+
+
+def cleanup():
+    """Leave the group, when all that concerns it has gone well."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+# ---------------------------------------------------------------------- tensors
+
+
+def all_reduce_sum(tensor):
+    """The sum of `tensor` over the processes, in place."""
+    if several():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def all_reduce_mean(tensor):
+    """The mean of `tensor` over the processes, in place."""
+    if several():
+        dist.all_reduce(tensor)
+        tensor /= world_size()
+    return tensor
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over the processes, which every process's loss depends on."""
+
+    @staticmethod
+    def forward(_ctx, tensor):
+        return all_reduce_sum(tensor.clone())
+
+    @staticmethod
+    def backward(_ctx, gradient):
+        return all_reduce_sum(gradient.clone())
+
+
+def mean_with_gradient(tensor):
+    """The mean of `tensor` over the processes. Gradients flow back to every process's tensor, as those of the
+    sum of all processes' losses: averaging the parameters' gradients makes them the mean loss's."""
+    return _Sum.apply(tensor) / world_size() if several() else tensor
+
+
+def average_gradients(parameters):
+    """Replace each gradient by its mean over the processes, in one flat message per type."""
+    if not several():
+        return
+    by_dtype = {}
+    for p in parameters:
+        if p.grad is not None:
+            by_dtype.setdefault(p.grad.dtype, []).append(p.grad)
+    for grads in by_dtype.values():
+        flat = all_reduce_mean(torch.cat([g.flatten() for g in grads]))
+        for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+            g.copy_(part.view_as(g))
+
+
+def all_gather_rows(tensor):
+    """Concatenate `tensor` (n, ...) of all processes in the order of their ranks."""
+    if not several():
+        return tensor
+    parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def tensors_from_main(tensors):
+    """Overwrite these tensors with the main process's."""
+    if several():
+        for tensor in tensors:
+            sent = tensor.detach().contiguous()
+            dist.broadcast(sent, 0)
+            if sent.data_ptr() != tensor.data_ptr():
+                tensor.detach().copy_(sent)
+
+
+def tensor_from_main(tensor):
+    """The main process's CPU tensor, which the others need not know (their argument is not looked at)."""
+    if not several():
+        return tensor
+    shape, dtype = from_main(lambda: (tensor.shape, tensor.dtype))
+    if not is_main():
+        tensor = torch.empty(shape, dtype=dtype)
+    if tensor.numel():
+        dist.broadcast(tensor.contiguous().view(-1).view(torch.uint8), 0)  # as bytes: gloo does not know all types
+    return tensor
+
+
+# ---------------------------------------------------------------------- decisions
+
+
+def any_rank(flag):
+    """The largest of the processes' integers `flag`: how a signal to one reaches all."""
+    if not several():
+        return flag
+    value = torch.tensor(flag)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return int(value)
+
+
+def barrier():
+    any_rank(0)
+
+
+def from_main(function):
+    """function(), called by the main process alone; every process gets the result (a plain object)."""
+    if not several():
+        return function()
+    box = [function() if is_main() else None]
+    dist.broadcast_object_list(box, 0)
+    return box[0]
+
+
+def from_all(value):
+    """The plain objects or CPU tensors of all processes, in the order of their ranks."""
+    if not several():
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def must_agree(value, what):
+    """UserError where value(), a JSON value, is not the same in all processes. what: the message's subject."""
+    if not several():
+        return
+    digests = from_all(hash_json(value()))
+    others = [str(i) for i, digest in enumerate(digests) if digest != digests[0]]
+    if others:
+        raise UserError(
+            f"{what} must be the same in all processes of a job; not that of rank 0: rank {', '.join(others)}. Give "
+            "every machine the same flags and the same files under the same names (a shared file system)"
+        )
+
+
+# ---------------------------------------------------------------------- work that is shared out
+
+_END = object()
+
+
+def in_order(own):
+    """The results of work that is shared out, in order, on the main process; nothing on the others, which must
+    exhaust this iterator nevertheless: their work is done by it.
+
+    own: iterable over this process's results; the i-th of all is made by process i % world_size. CPU tensors and
+    plain values; None for one that came to nothing, which is left out.
+    """
+    own = iter(own)
+    while True:
+        result = next(own, _END)
+        if not any_rank(int(result is not _END)):
+            return
+        results = [None if result is _END else result]
+        if several():
+            mine, results = results[0], [None] * world_size() if is_main() else None
+            dist.gather_object(mine, results)
+        yield from (r for r in results or () if r is not None)
+
+
+def turns(first, n, size):
+    """How the processes take range(first, first + n) in turns, up to `size` of them each, evenly: yields of each turn
+    (this process's range, how many all take together)."""
+    size = min(size, math.ceil(n / world_size()))
+    for start in range(first, first + n, size * world_size()):
+        stop = min(start + size * world_size(), first + n)
+        own = range(start + size * rank(), min(start + size * (rank() + 1), stop))
+        if own:
+            yield own, stop - start

@@ -1,0 +1,118 @@
+"""Errors that are the user's to mend: one clear line, never a traceback. Standard library only."""
+
+import os
+import signal
+import sys
+
+from utils.core import job
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+
+
+def printable(text):
+    """Text that does nothing to a terminal but show: control characters, what turns the writing direction and
+    bytes that are no text (all of which names of files may hold) are escaped, line breaks kept."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(text))
+
+
+class UserError(ValueError):
+    """Something the user can mend; the message says what is wrong and how. Exit code 1."""
+
+    exit_code = EXIT_FAILURE
+
+    def __str__(self):
+        return printable(super().__str__())
+
+
+class UsageError(UserError):
+    """The command line or the configuration is wrong. Exit code 2."""
+
+    exit_code = EXIT_USAGE
+
+
+class DamagedFile(UserError):
+    """A file is there but does not hold what it must (truncated, altered, of another kind)."""
+
+
+def fail(message, exit_code=EXIT_FAILURE):
+    """Print one line to stderr (once, where several processes of a job meet the same) and exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # nobody reads it any more, or the disk is full: Python would try again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if job.first_to_tell():
+        print(f"error: {printable(' '.join(str(message).splitlines()))}", file=sys.stderr, flush=True)
+    sys.exit(exit_code)
+
+
+def quit_quietly_at_interrupt():
+    """From now on, and until run_main, Ctrl-C ends the process without a traceback: while torch is imported there is
+    nothing yet to put in order."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+        signal.signal(signal.SIGINT, _quit)
+
+
+def _quit(*_):
+    os._exit(128 + signal.SIGINT)
+
+
+def run_main(main, *args):
+    """Call main(*args) and turn the errors that a user can mend into one line and an exit code."""
+    if signal.getsignal(signal.SIGINT) is _quit:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        main(*args)
+    except UserError as error:
+        fail(error, error.exit_code)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        place = f": {error.filename}" if error.filename else ""
+        fail(f"{error.strerror}{place}{_disk_hint(error)}")
+    except (RuntimeError, MemoryError) as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            fail(f"torch.compile does not work here ({' '.join(str(error).split())[:200]}); train with --compile off")
+        if str(error).startswith("DataLoader worker"):  # torch's signal handler: one died between batches
+            fail(f"{str(error).splitlines()[0]}: a process that decodes images ended; try --num_workers 0")
+        if _is_loss_of_others(error):
+            fail(
+                "another process of this job has ended, and this one cannot go on alone (what that said stands above, "
+                "or in its machine's output); the last complete checkpoint is intact: --resume continues it"
+            )
+        if not _is_out_of_memory(error):
+            raise
+        fail(
+            f"the memory is full ({(str(error).splitlines() or ['no detail'])[0]}); lower --batch_size, or use "
+            "--amp, a smaller --nf or --bert_n_emb, or another --device"
+        )
+
+
+def _is_out_of_memory(error):
+    """PyTorch has an exception of its own for CUDA only; elsewhere its words must tell."""
+    words = ("out of memory", "can't allocate memory", "not enough memory", "Storage size calculation overflowed")
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(w in str(error) for w in words)
+    )
+
+
+def _is_loss_of_others(error):
+    """Whether a message between processes failed: PyTorch has exceptions of its own for NCCL and the store only."""
+    kind, words = type(error).__name__, str(error).lower()
+    return job.world_size() > 1 and (kind.startswith("Dist") or "gloo" in words or "nccl" in words)
+
+
+def _disk_hint(error):
+    import errno
+
+    hints = {
+        errno.ENOSPC: " (free some space; the last complete checkpoint is intact: --resume continues it)",
+        errno.EFBIG: " (a file-size limit was hit; the last complete checkpoint is intact)",
+        errno.EROFS: " (the file system is read-only: choose another place for logs/ and latents/)",
+        errno.EACCES: " (no permission: choose another place, or mend the folder's permissions)",
+    }
+    return hints.get(error.errno, "")

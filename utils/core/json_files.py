@@ -1,0 +1,53 @@
+"""JSON files, read without trust: a run's folder may come from someone else. Standard library only."""
+
+import hashlib
+import json
+import os
+import stat
+
+from utils.core.errors import DamagedFile
+
+MOST_NESTED = 20  # levels of lists and dicts within each other
+MOST_BYTES = 64 << 20  # of a file
+
+
+def parse_json(text):
+    """The value of a JSON text. ValueError for any other text, and for values that are nested deeper than anything
+    that this program writes: printing and hashing go down by recursion."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        value = None
+    else:
+        level = [value]
+        for _ in range(MOST_NESTED + 1):
+            level = [child for item in level for child in _children(item)]
+            if not level:
+                return value
+    raise ValueError(f"a value is nested more than {MOST_NESTED} levels deep")
+
+
+def _children(value):
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def read_json(path):
+    """Read a JSON file. Raises DamagedFile if it is not one that parse_json() takes, or no regular file."""
+    try:
+        with open(path, encoding="utf-8", opener=_without_waiting) as f:
+            found = os.fstat(f.fileno())
+            if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
+                raise ValueError(f"it is not a regular file of at most {MOST_BYTES >> 20} MiB")
+            return parse_json(f.read())
+    except ValueError as error:
+        raise DamagedFile(f"{path} is damaged: not readable as JSON ({error})") from None
+
+
+def _without_waiting(name, flags):
+    """Open a pipe at once instead of waiting for its other end. Windows has no such pipes."""
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def hash_json(value):
+    """A short hex digest of any JSON value, for names of cache files."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,117 @@
+"""One process at a time writes a run's folder.
+
+logs/<log_dir>/.lock is held with a kernel lock (flock), which the system releases however the process ends. The file
+says who holds it. On a file system without locks, logs/<log_dir>/.in_use says so instead, and is removed at the end.
+"""
+
+import errno
+import json
+import os
+import socket
+import time
+from pathlib import Path
+
+from utils.core.errors import UserError
+from utils.core.files import check_appendable, read_json
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+WAIT_AFTER_RESTART = 60.0  # seconds: torchrun starts the processes again while the last ones are still ending
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+_HELD = set()  # descriptors
+
+
+def _close_inherited():
+    """In a forked child, which would hold the lock for as long as it lives."""
+    for fd in _HELD:
+        os.close(fd)
+    _HELD.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_inherited)
+
+
+class FolderLock:
+    """The lock of a run's folder, which is made if necessary. UserError if another process holds it.
+
+    warn: is called with one line if the file system has no locks.
+    """
+
+    def __init__(self, folder, warn):
+        self.folder, self.note, self.fd = Path(folder), None, None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        check_appendable(self.folder / ".lock")
+        fd = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            locked = self._lock(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        if locked:
+            os.ftruncate(fd, 0)
+            os.write(fd, _owner().encode())
+            self.fd = fd
+            _HELD.add(fd)
+        else:
+            os.close(fd)
+            self._leave_note(warn)
+
+    def _lock(self, fd):
+        """Whether the lock is held now; False if the file system has none."""
+        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        deadline = time.monotonic() + (WAIT_AFTER_RESTART if restarted else 0.0)
+        while fcntl is not None:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise UserError(
+                        f"{self.folder} is in use by {_described(self.folder / '.lock')}: wait until it ends, or give "
+                        "another --log_dir"
+                    ) from None
+                time.sleep(0.2)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                break
+        return False
+
+    def _leave_note(self, warn):
+        note = self.folder / ".in_use"
+        try:
+            with open(note, "x", encoding="utf-8") as file:
+                file.write(_owner())
+        except FileExistsError:
+            raise UserError(
+                f"{self.folder} is in use by {_described(note)} (its file system has no locks): give another "
+                f"--log_dir, or, if that process has ended, remove {note}"
+            ) from None
+        self.note = note
+        warn(f"warning: the file system of {self.folder} has no locks: {note} marks the folder as in use")
+
+    def release(self):
+        """Let others write the folder."""
+        if self.fd is not None:
+            _HELD.discard(self.fd)
+            os.close(self.fd)
+        if self.note is not None:
+            self.note.unlink(missing_ok=True)
+        self.fd = self.note = None
+
+
+def _owner():
+    return json.dumps(dict(pid=os.getpid(), host=socket.gethostname(), since=time.strftime("%Y-%m-%d %H:%M:%S")))
+
+
+def _described(path):
+    """Who holds the lock, as text. The file can be incomplete while it is written."""
+    try:
+        owner = read_json(path)
+        return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

@@ -1,0 +1,168 @@
+"""Progress on the terminal: a bar with ETA; plain lines where there is no terminal."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+from utils.core.errors import printable
+from utils.core.job import is_main
+
+PLAIN_INTERVAL = 15.0  # seconds between lines without a terminal, at first
+CALM = 300.0  # after so many seconds they become rarer, to at most RAREST times as far apart: logs of days stay short
+RAREST = 20
+BAR = "{desc} {n_fmt}/{total_fmt} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
+
+
+def say(message):
+    """Print a line without breaking a bar; what the terminal's encoding lacks, and what would not be shown but
+    obeyed, is escaped (file names!). Of several processes the main one speaks for all."""
+    if not is_main():
+        return
+    encoding = sys.stdout.encoding or "utf-8"
+    tqdm.write(printable(message).encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
+    sys.stdout.flush()
+
+
+class Progress:
+    """A count towards a total. `update(n, **shown)`; use as a context manager.
+
+    lazy: nothing is shown before the first skip_to or update: perhaps there is nothing to do. Of several processes
+    the main one shows its own, which must count for all; workers: how many do as much as it does of what is under way.
+    """
+
+    def __init__(self, total, description, unit="it", initial=0, enabled=True, lazy=False, workers=1):
+        self.workers, self.total, self.description, self.unit = workers, total, description, unit
+        self.done, self.initial = initial, initial
+        self.start = self.last_line = time.monotonic()
+        self.plain = enabled and is_main() and not sys.stderr.isatty()
+        self.bar = self.last_shown = None
+        self.begun = 0.0  # units of work that is under way
+        self.wants_bar = enabled and is_main() and not self.plain
+        if not lazy:
+            self._show_bar()
+
+    def _show_bar(self):
+        if self.wants_bar and self.bar is None:
+            pace = "" if self.unit == "step" else ", {rate_fmt}"  # who trains shows images a second
+            self.bar = tqdm(total=self.total, desc=self.description, unit=self.unit, initial=self.initial,
+                            bar_format=BAR + pace + "{postfix}", dynamic_ncols=True, smoothing=0.05, mininterval=0.2,
+                            miniters=0)  # fmt: skip
+
+    def update(self, n=1, shown=None):
+        """Advance by n; shown: {name: value} to stand beside the count."""
+        self.done += n
+        self.begun = max(0.0, self.begun - n)
+        self._show(shown)
+
+    def has_begun(self, share):
+        """So much more of the units that are not done yet is under way."""
+        self.begun += share * self.workers
+        self._show(None)
+
+    def within(self, n):
+        """A function that iterates over a list, the steps of work on the next n, and shows what is done of it."""
+
+        def steps(items):
+            for i, item in enumerate(items):
+                self.begun = n * self.workers * i / len(items)
+                self._show(dict(step=f"{i + 1}/{len(items)}"))
+                yield item
+
+        return steps
+
+    def _show(self, shown):
+        self._show_bar()
+        if self.bar is not None:
+            if shown:
+                self.bar.set_postfix_str(_shown_text(shown), refresh=False)
+            self.bar.update(max(0, self.count() - self.bar.n))
+        elif self.plain:
+            self.last_shown = shown or self.last_shown
+            now = time.monotonic()
+            interval = PLAIN_INTERVAL * min(max(1.0, (now - self.start) / CALM), RAREST)
+            if now - self.last_line >= interval and self.done < self.total:
+                self.last_line = now
+                say(self.line())
+
+    def count(self):
+        """What is done, with the part of what is under way."""
+        return min(int(self.done + self.begun), max(self.total, self.done))
+
+    def skip_to(self, done):
+        """Count what was done before this run, and need not be done again."""
+        if done > self.done:
+            self.initial += done - self.done
+            self.done = done
+        self._show_bar()
+        if self.bar is not None:
+            self.bar.initial, self.bar.n = self.initial, self.done
+
+    def rate(self):
+        """Units a second since the start."""
+        return (self.done + self.begun - self.initial) / max(time.monotonic() - self.start, 1e-9)
+
+    def line(self):
+        shown, pace = _shown_text(self.last_shown or {}), ""
+        if rate := self.rate():  # else nobody knows
+            left = tqdm.format_interval((self.total - self.done - self.begun) / rate)
+            pace = f", {rate:.2f} {self.unit}/s, {left} left"
+        share = f"{100 * self.count() / max(self.total, 1):.0f}%"
+        return f"{self.description}: {self.count()}/{self.total} ({share}){pace} {shown}".rstrip()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if self.bar is not None:
+            self.bar.close()
+        elif self.plain and kind is None and time.monotonic() - self.start > PLAIN_INTERVAL:
+            say(self.line())
+
+
+class Forecast:
+    """Tells once, as soon as it is known, how long a run will take. total: its last step."""
+
+    STEPS, SECONDS = 20, 30.0  # measured over so many steps after the first, or so long
+    SHORT = 10.0  # seconds that nobody wants to be told of
+    LONG = 3650 * 86400.0  # beyond, clocks have no words
+
+    def __init__(self, total):
+        self.total, self.first, self.told = total, None, False
+
+    def text(self, step):
+        """Call it after each step: None, or once one line."""
+        now = time.monotonic()
+        if self.told or self.first is None:
+            self.first = self.first or (step, now)  # which is slower than the others
+            return None
+        steps, seconds = step - self.first[0], now - self.first[1]
+        if steps < self.STEPS and seconds < self.SECONDS:
+            return None
+        self.told = True
+        left = (self.total - step) * seconds / steps
+        if left < self.SHORT:
+            return None
+        end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left)) if left < self.LONG else "in decades"
+        return f"{span(seconds / steps)} a step: {span(left)} to step {self.total} ({end})"
+
+
+def span(seconds):
+    """Seconds in words: 0.21 s, 45 s, 12 min, 3.5 h, 4.1 days."""
+    for size, unit, most in ((1, "s", 90), (60, "min", 90), (3600, "h", 48)):
+        if seconds < most * size:
+            return f"{seconds / size:.2g} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.3g} days" if seconds < 1000 * 86400 else f"{seconds / 86400:.0f} days"
+
+
+def _shown_text(shown):
+    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+
+
+def track(iterable, description, total=None, unit="it", each=1):
+    """Iterate with a progress bar. each: what one of its items counts for."""
+    total = len(iterable) if total is None else total
+    with Progress(total * each, description, unit) as progress:
+        for item in iterable:
+            yield item
+            progress.update(each)

@@ -1,0 +1,49 @@
+"""SIGTERM, SIGINT, SIGUSR1: the first asks a run to stop after its step, the second ends it at once."""
+
+import contextlib
+import os
+import signal
+import time
+
+from utils.core import job
+
+# Seconds in which a launcher passes on what all processes of a job may have got already: that is one request.
+PASSING_ON = 3.0
+
+
+class StopRequest:
+    """Context manager. `number` is the signal that came, 0 while none did."""
+
+    SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
+
+    def __init__(self):
+        self.number = 0
+        self._since = 0.0
+        self._previous = {}
+
+    def __enter__(self):
+        for name in self.SIGNALS:
+            number = getattr(signal, name, None)
+            if number is not None:
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            # None: a handler that was not set from Python, and cannot be.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _handle(self, number, _frame):
+        now = time.monotonic()
+        if self.number:
+            if job.world_size() > 1 and now - self._since < PASSING_ON:
+                return
+            os._exit(128 + number)
+        self.number, self._since = number, now
+        with contextlib.suppress(OSError):  # the terminal may be gone; the step must not fail for it
+            if job.is_main():
+                os.write(2, b"\nstopping after this step; once more ends the run at once\n")
+
+    @property
+    def exit_code(self):
+        return 128 + self.number

@@ -1,0 +1,201 @@
+"""Sets of images: which of them train and validate, which cannot be decoded."""
+
+import hashlib
+import os
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from utils.core import distributed
+from utils.core.cache import versions
+from utils.core.errors import UserError
+from utils.core.files import hash_json
+from utils.data.decoding import decode
+from utils.data.sources import open_source
+
+MAX_BROKEN_SHARE = 0.05
+
+
+VALIDATION_SHARE = 0.05
+
+
+MAX_NAMED = 100  # broken images that are named one by one
+
+
+SKETCHED = 1000  # names that a sketch has in a digest of their own: manifests of earlier versions have no other
+
+
+SAMPLED = 64  # images whose contents are compared, where a cache is read
+
+
+class ImageSet(Dataset):
+    """Some images of a source, decoded to img_size; shared by all workers.
+
+    Broken images are marked in `broken` (shared memory) by whichever process meets them; in training
+    the next good image takes the place of a broken one, so that batches stay full.
+    """
+
+    def __init__(self, source, indices, img_size, n_channels=3):
+        self.source, self.indices = source, np.asarray(indices)
+        self.img_size, self.n_channels = img_size, n_channels
+        self.packed = None  # utils.data.packed.PackedImages, where there is a cache of decoded images
+        self.broken = torch.zeros(len(self.indices), dtype=torch.bool).share_memory_()
+        self._reported = set()
+        self._known_to_all = 0  # how many broken images every process of the job knows of
+
+    def __len__(self):
+        return len(self.indices)
+
+    def load(self, i):
+        """Image i, uint8 (C, H, W); None where it cannot be decoded."""
+        if self.packed is not None and (image := self.packed.read(i)) is not None:
+            return image
+        try:
+            return decode(self.source.read(self.indices[i]), self.img_size, self.n_channels)
+        except UserError:
+            raise  # the source itself cannot be read
+        except Exception:  # Pillow's readers raise nearly everything, and one bad file must not end a run
+            self.broken[i] = True
+            return None
+
+    def __getitem__(self, key):
+        """key (i, flip) -> (image, i) with a replacement for a broken image; key i -> (image or None, i)."""
+        if not isinstance(key, tuple):
+            return None if self.broken[key] else self.load(key), key
+        i, flip = key
+        for offset in range(self.most_broken() + 1):
+            j = (i + offset) % len(self)
+            image = None if self.broken[j] else self.load(j)
+            if image is not None:
+                return (image.flip(-1) if flip else image), j
+        raise UserError(self._too_many(i))
+
+    def most_broken(self):
+        """How many images may be broken."""
+        return int(MAX_BROKEN_SHARE * len(self))
+
+    def _too_many(self, i):
+        return (
+            f"{int(self.broken.sum())} of {len(self)} images cannot be decoded, "
+            f"{self.source.name(self.indices[i])!r} among them; more than 5% is more than an accident: "
+            "remove or repair them"
+        )
+
+    def check_broken(self, say):
+        """Name newly found broken images through `say`; UserError when there are more than 5%."""
+        count = np.count_nonzero(self.broken.numpy())  # at every step: 0.2 ms for 3 million, torch's sum 4 ms
+        if count == len(self._reported):
+            return
+        found = self.broken.nonzero().squeeze(1).tolist()
+        for i in found:
+            if i not in self._reported and len(self._reported) < MAX_NAMED:
+                say(f"skipped: {self.source.name(self.indices[i])!r} cannot be decoded")
+            self._reported.add(i)
+        if count > self.most_broken():
+            raise UserError(self._too_many(found[0]))
+
+    def share_broken(self):
+        """Tell the other processes of the job which images are broken. Called by all of them."""
+        if distributed.any_rank(int(np.count_nonzero(self.broken.numpy()) != self._known_to_all)):
+            self.broken.copy_(distributed.all_reduce_sum(self.broken.int()) > 0)
+            self._known_to_all = np.count_nonzero(self.broken.numpy())
+
+    def check_all_broken(self, say):
+        """check_broken, after what the processes have met together. Called by all of them."""
+        self.share_broken()
+        self.check_broken(say)
+
+    def left_out(self, positions):
+        """Which images of a range are broken: int64 (n,)."""
+        return positions.start + self.broken[positions.start : positions.stop].nonzero().flatten()
+
+    def leave_out(self, left_out, missing, path, say):
+        """Name the images that a cache was made without, and mark them as broken. Called by all processes.
+
+        left_out: int64 (n,), in the main process; None in the others, and for a cache of an earlier version, which
+        does not say which of them are the `missing` ones.
+        """
+        if left_out is not None:
+            self.broken[left_out] = True
+        elif missing:
+            say(f"note: {path} was made without {missing} of {len(self)} images, which could not be read or decoded; "
+                "remove it to try again")  # fmt: skip
+        self.check_all_broken(say)
+
+    def identity(self):
+        """What these images are, for the keys of caches."""
+        return dict(
+            source=self.source.identity(), indices=hashlib.sha256(self.indices.astype("<i8").tobytes()).hexdigest(),
+            img_size=self.img_size, n_channels=self.n_channels, resize="short side, bilinear, centre crop",
+        )  # fmt: skip
+
+    def origin(self):
+        """What else is compared where a cache is read: see utils.core.cache.is_current."""
+        digest = hashlib.sha256()
+        for i in evenly_spaced(min(SAMPLED, len(self)), len(self)):
+            digest.update(hashlib.sha256(self.source.sample(self.indices[i])).digest())
+        return dict(contents=digest.hexdigest(), versions=versions("Pillow"))
+
+    def sketch(self):
+        """Enough to notice that a set is another one, wherever it is: how many, and digests of their names."""
+
+        def names(positions):
+            return (os.path.basename(self.source.name(self.indices[i])) for i in positions)
+
+        n = len(self)
+        known = dict(count=n, names=hash_json(list(names(evenly_spaced(min(SKETCHED, n), n)))))
+        if n > SKETCHED:
+            digest = hashlib.sha256()
+            for name in names(range(n)):
+                digest.update(f"{name!a}\n".encode())
+            known["all_names"] = digest.hexdigest()
+        return known
+
+    def evenly(self, n):
+        """n of these images, spread evenly over them."""
+        return ImageSet(self.source, self.indices[evenly_spaced(n, len(self))], self.img_size, self.n_channels)
+
+
+def evenly_spaced(count, n):
+    """`count` positions spread evenly over range(n), int64 (count,)."""
+    return np.linspace(0, n, count, endpoint=False).astype(np.int64)
+
+
+def split_sizes(n):
+    """How many of n images train and validate: the last 5% validate, at least one."""
+    n_val = max(round(n * VALIDATION_SHARE), 1)
+    return n - n_val, n_val
+
+
+def open_images(H, split):
+    """The ImageSet of H.dataset's split ('train' or 'val').
+
+    A set that brings validation images keeps to them. Otherwise the first 95% (sorted by path) train
+    and the last 5% validate, but that all train when --steps_per_eval is 0.
+    """
+    own_validation = open_source(H.data_entry, "val", H.unique_images)
+    if split == "val" and own_validation is not None:
+        source, chosen = own_validation, slice(None)
+    else:
+        source, chosen = open_source(H.data_entry, "train", H.unique_images), slice(None)
+        n_train = split_sizes(len(source))[0]
+        if split == "val":
+            chosen = slice(n_train, None)
+        elif own_validation is None and H.steps_per_eval:
+            chosen = slice(n_train)
+    distributed.must_agree(source.enumeration, f"the list of images ({H.data_entry['origin']})")
+    indices = np.arange(len(source))[chosen]
+    if len(indices) == 0:
+        raise UserError(
+            f"{H.data_entry['origin']}: {len(source)} image(s) leave none for '{split}' when some train and others "
+            "validate (--steps_per_eval): add images"
+        )
+    return ImageSet(source, indices, H.img_size, H.n_channels)
+
+
+def fixed_images(images, count):
+    """Up to `count` images spread evenly over the set, uint8 (n, C, H, W): the same ones whenever pictures are
+    drawn. Broken ones are replaced by the next."""
+    spread = evenly_spaced(min(count, len(images)), len(images))
+    return torch.stack([images[i, False][0] for i in spread.tolist()])

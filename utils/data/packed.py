@@ -1,0 +1,156 @@
+"""A packed cache of decoded images (--cache_images): what an epoch reads is then pixels, not files to decode.
+
+packed/<dataset>_<split>_<key>/part_<first image>.u8: images one after the other, uint8 (C, H, W), then the CRC-32 of
+each (0: the image is broken). The key is a hash of what the images are: their files, sizes, times, resizing;
+origin.json holds what is compared besides (see utils.core.cache). Each part is complete or absent, so that a killed run
+continues with the next; an image whose CRC is wrong is decoded instead.
+"""
+
+import shutil
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils.core import distributed
+from utils.core.cache import ABANDONED, is_current
+from utils.core.errors import DamagedFile, UserError
+from utils.core.files import atomic_write, hash_json, read_json, remove_temporaries, write_json
+from utils.core.progress import Progress
+from utils.data.batches import one_pass
+
+PACKED = Path("packed")
+PART_BYTES = 1 << 28
+BATCH = 64  # images decoded at a time
+
+
+class PackedImages:
+    """The packed images of an ImageSet, in the folder of its key; `read` gives those whose part is there."""
+
+    def __init__(self, images, folder):
+        self.folder = Path(folder)
+        self.count, self.shape = len(images), (images.n_channels, images.img_size, images.img_size)
+        self.bytes = int(np.prod(self.shape))
+        self.part = max(1, PART_BYTES // self.bytes)
+        self.crc = np.zeros(self.count, dtype="<u4")
+
+    def parts(self):
+        """The ranges of images that share a file."""
+        return [range(i, min(i + self.part, self.count)) for i in range(0, self.count, self.part)]
+
+    def path(self, part):
+        return self.folder / f"part_{part.start:08d}.u8"
+
+    def size(self, part):
+        """Bytes of a part's file."""
+        return len(part) * (self.bytes + self.crc.itemsize)
+
+    def renew(self, now, say):
+        """Remove the parts if they are of another origin than `now`, and store that. Called by the main process."""
+        path = self.folder / "origin.json"
+        parts = list(self.folder.glob("part_*.u8"))
+        try:
+            origin = read_json(path) if path.is_file() else None
+        except DamagedFile:
+            origin = "damaged"
+        if parts and is_current(origin, now, self.folder, say, "packed images"):
+            return
+        for part in parts:
+            part.unlink()
+        write_json(path, now)
+
+    def open(self, part):
+        """Read the CRCs of a part. Returns whether it is there."""
+        path = self.path(part)
+        if not path.is_file() or path.stat().st_size != self.size(part):
+            return False
+        with open(path, "rb") as f:
+            f.seek(len(part) * self.bytes)
+            self.crc[part.start : part.stop] = np.frombuffer(f.read(), dtype=self.crc.dtype)
+        return True
+
+    def write(self, part, batches):
+        """batches: (uint8 (B, C, H, W), numbers (B,)) of the images of a part that can be decoded, in order."""
+        crc, next_one = np.zeros(len(part), dtype=self.crc.dtype), part.start
+        with atomic_write(self.path(part)) as f:
+            for x, numbers in batches:
+                for image, i in zip(x, numbers.tolist(), strict=True):
+                    data = image.numpy().tobytes()
+                    f.write(bytes(self.bytes * (i - next_one)) + data)  # zeros for the broken ones between
+                    crc[i - part.start], next_one = zlib.crc32(data), i + 1
+            f.write(bytes(self.bytes * (part.stop - next_one)) + crc.tobytes())
+        self.crc[part.start : part.stop] = crc
+
+    def read(self, i):
+        """Image i, uint8 (C, H, W); None where it is not packed, or not what was written."""
+        if self.crc[i] == 0:
+            return None
+        first = i - i % self.part
+        try:
+            with open(self.path(range(first, first + 1)), "rb") as f:
+                f.seek((i - first) * self.bytes)
+                data = bytearray(f.read(self.bytes))
+        except OSError:
+            return None
+        if len(data) != self.bytes or zlib.crc32(data) != self.crc[i]:
+            return None
+        return torch.frombuffer(data, dtype=torch.uint8).view(self.shape)
+
+
+def pack(images, H, split, say):
+    """Let an ImageSet read from its packed cache, which is made as far as it is not there; of several processes each
+    makes some of the parts.
+
+    Raises UserError where the disk is too small; where it cannot be written to, the images stay unpacked, with a
+    warning.
+    """
+    key = hash_json(distributed.from_main(images.identity))
+    packed = PackedImages(images, PACKED / f"{H.dataset}_{split}_{key}")
+
+    def renewed():
+        try:
+            packed.renew(images.origin(), say)
+        except OSError as error:
+            say(_refused(packed, error))
+            return False
+        return True
+
+    if not distributed.from_main(renewed):
+        return
+    try:
+        _make(packed, images, H.num_workers, say)
+    except OSError as error:
+        say(_refused(packed, error))
+    images.check_all_broken(say)
+    for part in packed.parts():
+        packed.open(part)
+    images.packed = packed
+
+
+def _refused(packed, error):
+    return f"warning: the images cannot be packed into {packed.folder} ({error.strerror}): they are decoded each time"
+
+
+def _make(packed, images, num_workers, say):
+    processes = distributed.world_size()
+    own = packed.parts()[distributed.rank() :: processes]
+    missing = [part for part in own if not packed.open(part)]
+    if not missing:
+        say(f"images read from {packed.folder}")
+        return
+    packed.folder.mkdir(parents=True, exist_ok=True)
+    remove_temporaries(packed.folder, unused_for=ABANDONED)
+    needed, free = sum(map(packed.size, missing)), shutil.disk_usage(packed.folder).free
+    if needed > free:
+        raise UserError(
+            f"--cache_images needs {needed / 1e9:.1f} GB in {packed.folder}, and {free / 1e9:.1f} are free: free some "
+            "space (that folder may be a link to another disk), or leave the flag out"
+        )
+    with Progress(len(images), "packing images", "img") as progress:  # of several processes, as if all were as far
+        for done, part in enumerate(missing, start=len(own) - len(missing)):
+            progress.skip_to(len(images) * done // len(own))
+            packed.write(part, one_pass(images, BATCH, num_workers, positions=part))
+            images.check_broken(say)
+        progress.update(len(images) - progress.done)
+    say(f"images packed into {packed.folder}: {sum(map(packed.size, packed.parts())) / 1e9:.2f} GB")

@@ -1,0 +1,14 @@
+"""Images as bytes and as numbers: one rounding rule."""
+
+
+import torch
+
+
+def to_float(x):
+    """uint8 -> float32 in [0, 1]."""
+    return x.float() / 255
+
+
+def to_uint8(x):
+    """Floats in [0, 1] (clamped) -> uint8, rounding half up: the one rule by which images become bytes."""
+    return (x.float().clamp(0, 1) * 255 + 0.5).to(torch.uint8)

@@ -1,0 +1,316 @@
+"""Where encoded images come from: folders and LMDBs. Bytes, not pixels."""
+
+import bisect
+import errno
+import functools
+import hashlib
+import os
+import stat
+import time
+from array import array
+from pathlib import Path
+
+from utils.core.errors import UsageError, UserError
+from utils.core.files import hash_json
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+LARGEST_FILE = 1 << 30  # bytes of an encoded image
+END = 1 << 16  # bytes at either end of an image that a sample of its contents has
+LMDB_SLACK = 1 << 20  # bytes that a whole LMDB file may be shorter than its page count says
+
+# Errors of a disk, a network or this machine: they say nothing about the file that is read.
+PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EAGAIN, errno.ENOMEM, errno.ENFILE,
+           errno.EMFILE)  # fmt: skip
+PAUSES = (0.1, 1.0, 5.0)  # seconds between tries
+
+
+def is_passing(error):
+    """Whether an exception is an error of PASSING. (Those of LMDB hold the system's words alone.)"""
+    if isinstance(error, OSError):
+        return error.errno in PASSING
+    return type(error).__module__ == "lmdb" and str(error).endswith(tuple(map(os.strerror, PASSING)))
+
+
+def patiently(read, path):
+    """read(), again after a pause if it meets an error of PASSING. Raises UserError, naming the file, after the last
+    try: the run must stop, because to continue without this file would leave out a good image."""
+    for pause in (*PAUSES, None):
+        try:
+            return read()
+        except Exception as error:
+            if not is_passing(error):
+                raise
+            if pause is None:
+                path, reason = getattr(error, "filename", None) or path, getattr(error, "strerror", None) or error
+                raise UserError(
+                    f"{os.fsdecode(path)!r} cannot be read ({reason}; tried {len(PAUSES) + 1} times). The file may be "
+                    "good: check the disk or the network, then run the command again"
+                ) from None
+        time.sleep(pause)
+
+
+class Packed:
+    """A list of byte strings in two flat buffers.
+
+    Millions of Python objects would take three times the memory, and once in every worker: counting
+    references writes to the pages that a forked process shares with its parent.
+    """
+
+    def __init__(self, items):
+        self.data, self.ends = bytearray(), array("q", [0])
+        for item in items:
+            self.data += item
+            self.ends.append(len(self.data))
+
+    def __len__(self):
+        return len(self.ends) - 1
+
+    def __getitem__(self, i):
+        return bytes(self.data[self.ends[i] : self.ends[i + 1]])
+
+    def digest(self):
+        """A hex digest of all of them."""
+        digest = hashlib.sha256(self.data)
+        digest.update(self.ends)
+        return digest.hexdigest()
+
+
+class FolderImages:
+    """The image files under some folders, recursive, sorted by path. unique: of several paths or links to one file
+    the first counts."""
+
+    def __init__(self, folders, unique=False):
+        files = sorted({os.fsencode(f) for folder in folders for f in find_images(folder)})
+        self.files = Packed(first_of_each(files, real_file()) if unique else files)
+
+    def __len__(self):
+        return len(self.files)
+
+    def enumeration(self):
+        """What must be the same in all processes of a job: the names, in order."""
+        return self.files.digest()
+
+    def read(self, i):
+        return read_file(self.files[i])
+
+    def sample(self, i):
+        """The first and the last bytes of image i; b"" if it cannot be read."""
+        try:
+            return patiently(lambda: _read_file(self.files[i], ends_only=True), self.files[i])
+        except OSError:
+            return b""
+
+    def name(self, i):
+        return os.fsdecode(self.files[i])
+
+    def identity(self):
+        """What the images are, for the keys of caches: names, sizes and times of all files."""
+        digest = hashlib.sha256()
+        for i in range(len(self)):
+            status = stat_file(self.files[i])
+            digest.update(f"{self.name(i)!a} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()[:16]
+
+
+def first_of_each(paths, real=os.path.realpath):
+    """A list of the paths, without those that lead where an earlier one does. real: path -> where it leads."""
+    found = {}
+    for path in paths:
+        found.setdefault(real(path), path)
+    return list(found.values())
+
+
+def real_file():
+    """os.path.realpath for many files of a few folders, each of which is followed once."""
+    real_folder = functools.cache(os.path.realpath)
+
+    def real(path):
+        folder, name = os.path.split(path)
+        path = os.path.join(real_folder(folder), name)
+        return os.path.realpath(path) if os.path.islink(path) else path
+
+    return real
+
+
+def stat_file(path):
+    return patiently(lambda: os.stat(path), path)
+
+
+def read_file(path):
+    """The bytes of a file. OSError for what is none (a pipe would keep its reader waiting for ever) or is larger
+    than any image."""
+    return patiently(lambda: _read_file(path), path)
+
+
+def _read_file(path, ends_only=False):
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as f:
+        status = os.fstat(f.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a file", path)
+        if status.st_size > LARGEST_FILE:
+            raise OSError(errno.EFBIG, "too large for an image", path)
+        if not ends_only:
+            return f.read()
+        first = f.read(END)
+        f.seek(max(END, status.st_size - END))
+        return first + f.read(END)
+
+
+def find_images(folder):
+    """Paths of the images under a folder. Links to folders are followed, each real folder once."""
+    return patiently(lambda: list(_walk(folder)), folder)
+
+
+def _walk(folder):
+    seen = set()
+    for root, dirs, names in os.walk(folder, followlinks=True, onerror=_raise_passing):
+        dirs.sort()  # of two ways to one folder, the same one is taken everywhere
+        real = os.path.realpath(root)
+        if real in seen:
+            dirs.clear()  # a loop of links
+            continue
+        seen.add(real)
+        for name in names:
+            path = os.path.join(root, name)
+            # "._x.png" is what macOS leaves beside x.png on foreign disks: not an image.
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("._") and _is_file(path):
+                yield path
+
+
+def _raise_passing(error):
+    if is_passing(error):
+        raise error
+
+
+def _is_file(path):
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError as error:
+        _raise_passing(error)
+        return False
+
+
+class LmdbImages:
+    """The encoded images in LSUN's LMDBs, sorted by key."""
+
+    def __init__(self, paths):
+        self.paths = [str(p) for p in paths]
+        self.starts = []  # number of the first image of each LMDB
+        self.keys = Packed(self._list_keys())
+
+    def _list_keys(self):
+        import lmdb
+
+        count = 0
+        for path in self.paths:
+            self.starts.append(count)
+            try:
+                with open_lmdb(path).begin() as txn:
+                    for key in txn.cursor().iternext(values=False):
+                        yield key
+                        count += 1
+            except lmdb.Error as error:
+                raise UserError(f"{path}: not a readable LMDB ({error})") from None
+
+    def _place(self, i):
+        """(path, key) of image i."""
+        return self.paths[bisect.bisect_right(self.starts, i) - 1], self.keys[i]
+
+    def __len__(self):
+        return len(self.keys)
+
+    def enumeration(self):
+        """What must be the same in all processes of a job: the LMDBs and their keys, in order."""
+        return [self.paths, self.starts, self.keys.digest()]
+
+    def read(self, i):
+        path, key = self._place(i)
+
+        def get():
+            with open_lmdb(path).begin() as txn:
+                return txn.get(key)
+
+        return patiently(get, path)
+
+    def sample(self, i):
+        """The first and the last bytes of image i."""
+        content = self.read(i) or b""
+        return content[:END] + content[max(END, len(content) - END) :]
+
+    def name(self, i):
+        path, key = self._place(i)
+        return f"{path}:{key.decode(errors='replace')}"
+
+    def identity(self):
+        stats = [stat_file(os.path.join(p, "data.mdb")) for p in self.paths]
+        return hash_json([[p, s.st_size, s.st_mtime_ns] for p, s in zip(self.paths, stats, strict=True)])
+
+
+_OPEN_LMDBS = {}
+
+
+def open_lmdb(path):
+    """The environment of an LMDB, opened once in each process: a forked worker must not use its parent's."""
+    import lmdb
+
+    key = os.getpid(), path
+    if key not in _OPEN_LMDBS:
+        env = lmdb.open(path, readonly=True, create=False, lock=False, readahead=False, meminit=False)
+        # Reading past the end of the mapped file would kill the process without a word.
+        expected = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+        size = os.path.getsize(os.path.join(path, "data.mdb"))
+        if size + LMDB_SLACK < expected:
+            env.close()
+            raise UserError(f"{path}: data.mdb is truncated ({size} of {expected} bytes): copy or unpack it again")
+        _OPEN_LMDBS[key] = env
+    return _OPEN_LMDBS[key]
+
+
+def is_lmdb(path):
+    return os.path.isfile(os.path.join(path, "data.mdb"))
+
+
+def open_source(entry, split, unique=False):
+    """The images of a datasets.yaml entry for 'train', or its own validation images for 'val'. unique: a file or an
+    LMDB to which several paths or links lead counts once.
+
+    Returns None for 'val' where the set brings none. Raises UserError, naming what to edit, where
+    there is nothing to read.
+    """
+    paths = [os.path.expanduser(p) for p in entry["paths"]]
+    for path in paths:
+        if not os.path.isdir(path):
+            raise UserError(f"{entry['origin']}: the folder '{path}' does not exist: {_remedy(entry)}")
+    pattern = f"{entry.get('category', '*')}_{split}_lmdb"
+    try:
+        by_split = [q for p in paths for q in sorted(Path(p).glob(pattern)) if is_lmdb(q)]
+    except (ValueError, NotImplementedError, RecursionError):  # an absolute path, "a**", thousands of folders
+        raise UsageError(
+            f"{entry['origin']}: 'category' {entry['category'][:100]!r} must be what precedes '_{split}_lmdb' in the "
+            "name of a folder in 'paths'"
+        ) from None
+    if by_split:
+        return LmdbImages(first_of_each(by_split) if unique else by_split)
+    if split == "val":
+        return None
+    lmdbs = [p for p in paths if is_lmdb(p)]
+    if len(lmdbs) == len(paths):
+        source = LmdbImages(first_of_each(paths) if unique else paths)
+    elif lmdbs:
+        raise UserError(f"{entry['origin']}: 'paths' mixes LMDBs ({lmdbs[0]}) and other folders: give one kind")
+    elif "category" in entry:
+        raise UserError(f"{entry['origin']}: no '{pattern}' with a data.mdb in {', '.join(paths)}: {_remedy(entry)}")
+    else:
+        source = FolderImages(paths, unique)
+    if len(source) == 0:
+        kinds = " ".join(e[1:] for e in EXTENSIONS)
+        raise UserError(f"{entry['origin']}: no images ({kinds}) under {', '.join(paths)}: {_remedy(entry)}")
+    return source
+
+
+def _remedy(entry):
+    if entry["name"] == "custom":
+        return "give the folder of your images with --custom_dataset_path"
+    if entry["name"] == "demo":
+        return "draw the images with `make demo`, or edit 'paths' there"
+    return f"edit 'paths' of '{entry['name']}' in datasets.yaml"

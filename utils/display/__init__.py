@@ -1,0 +1,1 @@
+"""Dashboard, pictures, reports, commands to paste: imports utils.core."""

@@ -1,0 +1,98 @@
+"""Command lines that can be pasted: what comes after a run, and how it goes on."""
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from utils.core.checkpoint import LOGS
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = {name: f"{name}.py" for name in ("train_vqgan", "train_sampler")}
+SCRIPTS["calc_approximate_ELBO"] = "experiments/calc_approximate_ELBO.py"
+# What holds for this machine and this user, so that the next command has it too where it was given to this one.
+DASHBOARD = ("visdom_server", "visdom_port", "no_visdom")
+KEPT = ("device", "num_workers", "amp", "amp_dtype", *DASHBOARD)
+
+
+def python():
+    """How this Python is called here: by a name that the shell finds, else by its path."""
+    here = os.path.abspath(sys.executable)
+    for name in ("python", "python3"):
+        if os.path.abspath(shutil.which(name) or "") == here:
+            return name
+    return _from_here(here)
+
+
+def _from_here(path):
+    """A path as seen from the current folder if it is below that, else as it is."""
+    try:
+        relative = os.path.relpath(path)
+    except ValueError:  # on another drive
+        return str(path)
+    return str(path) if relative.startswith(os.pardir) else relative
+
+
+def command(script, **flags):
+    """A command line as text. script: as seen from the repository; flags that are None or False are left out."""
+    words = [python(), _from_here(ROOT / script)]
+    for name, value in flags.items():
+        if value is True:
+            words.append(f"--{name}")
+        elif value is not None and value is not False:
+            text = str(value)
+            words += [f"--{name}={text}"] if text.startswith("-") else [f"--{name}", text]
+    return shlex.join(words)
+
+
+def new_name(name):
+    """A --log_dir that is not there yet: the name, or with a number behind it."""
+    names = [name, *(f"{name}_{i}" for i in range(2, 1000))]
+    return next((n for n in names if not (LOGS / n).exists()), name)
+
+
+def _data(values):
+    return {k: values.get(k) for k in ("dataset", "custom_dataset_path")}
+
+
+def _given(H, *names):
+    return {k: getattr(H, k) for k in (*KEPT, *names) if k in H.explicit}
+
+
+def resume(script, values, **more):
+    """The command that continues a run, from its script's name and its hyperparameters {flag: value}; the rest is in
+    its config.json. None where the script is none of those that resume."""
+    if script not in SCRIPTS:
+        return None
+    models = () if script == "train_vqgan" else ("sampler", "ae_load_dir", "ae_load_step")
+    models += ("load_dir", "load_step") if script == "calc_approximate_ELBO" else ()
+    flags = {**_data(values), "log_dir": values.get("log_dir"), **{k: values.get(k) for k in models}, "resume": True}
+    return command(SCRIPTS[script], **flags, **more)
+
+
+def show_run(H):
+    """The command that makes a run's page."""
+    return command("experiments/show_run.py", log_dir=H.log_dir, no_visdom=H.no_visdom)
+
+
+def after_vqgan(H, step):
+    """Stage 2 on the codes of this stage 1."""
+    return command(
+        "train_sampler.py", sampler="absorbing", **_data(vars(H)), log_dir=new_name(f"{H.log_dir}_absorbing"),
+        ae_load_dir=H.log_dir, ae_load_step=step, **_given(H, "ema", "horizontal_flip", "steps_per_eval"),
+    )  # fmt: skip
+
+
+def after_sampler(H, step, n_images):
+    """(samples, FID) of this stage 2. n_images: about how many there are to compare with; the paper: 50000 samples."""
+    models = dict(
+        sampler=H.sampler, **_data(vars(H)), ae_load_dir=H.ae_load_dir, ae_load_step=H.ae_load_step,
+        load_dir=H.log_dir, load_step=step, **_given(H, "temp", "sample_steps", "sample_type"),
+    )  # fmt: skip
+    shows = getattr(H, "sample_type", None) != "mlm"
+    samples = command(
+        "experiments/get_samples.py", **models, log_dir=new_name(f"{H.log_dir}_samples"), n_sheets=1, show_steps=shows
+    )
+    n_samples = max(n for n in (1000, 10_000, 50_000) if n <= max(n_images, 1000))
+    return samples, command("experiments/calc_FID.py", **models, log_dir=f"{H.log_dir}_FID", n_samples=n_samples)

@@ -1,0 +1,184 @@
+"""Where the images of a sheet lie, and pictures made of parts of sheets: progress strips, labelled rows, GIFs.
+
+Pillow and numpy alone, so that what only looks at a run need not wait for torch.
+"""
+
+import io
+import itertools
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from utils.core.files import atomic_write
+from utils.display.records import pictures_by_step
+
+NOTE = "grid"  # the PNG text that says how a sheet is laid out
+CELLS = (64, 128)  # bounds of the side of an image in strips, in pixels
+INK, PAPER = (70, 70, 70), (255, 255, 255)
+MOST_ROWS, MOST_COLUMNS = 8, 8  # of a progress strip
+AMPLIFIED = 4  # times that differences are shown larger than they are
+SAYS_TRIPLES = f"original, reconstruction, difference x {AMPLIFIED}"
+MOST_STRIPS = 24  # a run has a few
+MOST_PIXELS = 1 << 26  # of a picture that is read
+DAMAGED = (ValueError, OSError, SyntaxError, RecursionError, Image.DecompressionBombError)  # what reading one raises
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`count` images of height x width in rows of `columns`, `padding` pixels between and around; after every `group`
+    of columns another `gap`. Images of one group belong together: original, reconstruction, difference."""
+
+    count: int
+    height: int
+    width: int
+    columns: int
+    padding: int = 2
+    group: int = 1
+    gap: int = 0
+
+    def place(self, i):
+        """(top, left) of image i."""
+        row, column = divmod(i, self.columns)
+        left = column * (self.width + self.padding) + self.padding + column // self.group * self.gap
+        return row * (self.height + self.padding) + self.padding, left
+
+    def size(self):
+        """(height, width) of the sheet."""
+        rows = -(-self.count // self.columns)
+        left = self.place(self.columns - 1)[1]
+        return rows * (self.height + self.padding) + self.padding, left + self.width + self.padding
+
+    def scaled(self, factor):
+        return Grid(self.count, self.height * factor, self.width * factor, self.columns, self.padding * factor,
+                    self.group, self.gap * factor)  # fmt: skip
+
+    def note(self):
+        """Itself as PngInfo, for the file that holds the sheet."""
+        info = PngImagePlugin.PngInfo()
+        info.add_text(NOTE, json.dumps(asdict(self)))
+        return info
+
+    @classmethod
+    def of(cls, image):
+        """The grid that a Pillow image says it has. Raises ValueError where that does not fit."""
+        values = json.loads(image.info[NOTE])
+        names = {f.name for f in fields(cls)}
+        if not isinstance(values, dict) or set(values) != names:
+            raise ValueError("no grid")
+        if any(type(v) is not int or not 0 <= v < 1 << 20 for v in values.values()):
+            raise ValueError("the grid has no sizes")
+        grid = cls(**values)
+        least = min(grid.count, grid.height, grid.width, grid.columns, grid.group)
+        if least < 1 or grid.group > MOST_COLUMNS or grid.size() != image.size[::-1]:
+            raise ValueError("the grid is another picture's")
+        return grid
+
+
+def read_cells(path, most=MOST_COLUMNS):
+    """The images of a saved sheet as its first groups: a list of lists of Pillow images, empty where no grid is noted.
+
+    Raises one of DAMAGED for what is not what was written.
+    """
+    with Image.open(path, formats=("PNG",)) as image:
+        if NOTE not in image.info:
+            return []
+        if image.size[0] * image.size[1] > MOST_PIXELS:
+            raise ValueError("too many pixels")
+        grid = Grid.of(image)
+        image = image.convert("RGB")
+    cells = []
+    for i in range(min(grid.count, most * grid.group)):
+        top, left = grid.place(i)
+        cells.append(image.crop((left, top, left + grid.width, top + grid.height)))
+    return [cells[i : i + grid.group] for i in range(0, len(cells), grid.group)]
+
+
+def fitted(image):
+    """A Pillow image within CELLS: small ones enlarged by whole factors, large ones reduced."""
+    least, most = CELLS
+    longest = max(image.size)
+    if longest > most:
+        return image.resize([max(1, round(n * most / longest)) for n in image.size], Image.LANCZOS)
+    factor = max(1, least // longest)
+    return image.resize([n * factor for n in image.size], Image.NEAREST)
+
+
+def labelled(rows, row_labels=(), column_labels=(), padding=4):
+    """Rows of Pillow images of one size -> one picture, with a word before each row and above each column."""
+    width, height = rows[0][0].size
+    font = ImageFont.load_default(max(11, height // 6))
+    left = max((int(font.getlength(text)) for text in row_labels), default=-2 * padding) + 2 * padding + padding
+    top = font.size + 2 * padding if column_labels else padding
+    n_columns = max(map(len, rows))
+    size = left + n_columns * (width + padding), top + len(rows) * (height + padding)
+    picture = Image.new("RGB", size, PAPER)
+    pen = ImageDraw.Draw(picture)
+    for i, row in enumerate(rows):
+        y = top + i * (height + padding)
+        if row_labels:
+            pen.text((left - 2 * padding, y + height / 2), row_labels[i], INK, font, anchor="rm")
+        for j, image in enumerate(row):
+            picture.paste(image, (left + j * (width + padding), y))
+    for j, text in enumerate(column_labels):
+        pen.text((left + j * (width + padding) + width / 2, padding), text, INK, font, anchor="mt")
+    return picture
+
+
+def write_picture(path, picture, **options):
+    """A Pillow image -> a file of the format that its name says, complete or absent. options: Pillow's."""
+    buffer = io.BytesIO()  # GIFs are written back and forth
+    picture.save(buffer, format=os.path.splitext(path)[1][1:].upper(), **options)
+    with atomic_write(path) as f:
+        f.write(buffer.getvalue())
+
+
+def write_gif(path, frames, milliseconds=350, hold=2000):
+    """Pillow images -> an animation that repeats; the last one stays for longer."""
+    first, *others = [frame.quantize(256, dither=Image.Dither.NONE) for frame in frames]
+    durations = [milliseconds] * len(others) + [hold]
+    write_picture(path, first, save_all=True, append_images=others, duration=durations, loop=0)
+
+
+def progress_strip(pictures, say):
+    """The pictures of one name, [(step, path), ...] by rising step, as one: a row a step, the same images in each.
+
+    At most MOST_ROWS of them, closer together early, where more changes. Of comparisons the originals come first, then
+    only reconstructions. None where there are fewer than two steps; say: called with what cannot be read.
+    """
+    found = []
+    for i in np.unique(np.geomspace(1, len(pictures), MOST_ROWS).round().astype(int) - 1):
+        step, path = pictures[i]
+        try:
+            found.append((step, read_cells(path)))
+        except DAMAGED as error:
+            say(f"note: {path} is left out of the strip: {' '.join(str(error).split())[:120]}")
+    found = [(step, groups) for step, groups in found if groups]
+    if not found:
+        return None
+    newest = found[-1][1]
+    found = [(step, groups) for step, groups in found if _shape(groups) == _shape(newest)]
+    if len(found) < 2:
+        return None
+    labels = [f"step {step}" for step, _ in found]
+    rows = [[group[min(1, len(group) - 1)] for group in groups] for _, groups in found]
+    if len(newest[0]) > 1:
+        labels, rows = ["original", *labels], [[group[0] for group in newest], *rows]
+    return labelled([[fitted(image) for image in row] for row in rows], labels)
+
+
+def _shape(groups):
+    return len(groups), len(groups[0]), groups[0][0].size
+
+
+def write_strips(folder, say):
+    """Write <name>_progress.png for the series of pictures in a folder, the first MOST_STRIPS; returns the paths."""
+    paths = []
+    for name, pictures in itertools.islice(pictures_by_step(folder).items(), MOST_STRIPS):
+        strip = progress_strip(pictures, say) if len(pictures) > 1 else None
+        if strip is not None:
+            paths.append(os.path.join(folder, f"{name}_progress.png"))
+            write_picture(paths[-1], strip)
+    return paths

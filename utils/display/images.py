@@ -1,0 +1,58 @@
+"""From tensors to pictures: one rounding rule, sheets, PNG files."""
+
+import math
+
+import torch
+from PIL import Image
+
+from utils.display.grids import AMPLIFIED, Grid, write_picture
+
+
+def sheet_grid(images, n_columns=None, padding=2, group=1, gap=0):
+    """The Grid of sheet(images, ...)."""
+    N, _, H, W = images.shape
+    return Grid(N, H, W, min(n_columns or math.ceil(math.sqrt(N)), N), padding, group, gap)
+
+
+def sheet(images, n_columns=None, padding=2, group=1, gap=0, background=255):
+    """uint8 (N, C, H, W) -> one picture uint8 (C, h, w): rows of n_columns, white between and around.
+
+    group, gap: see utils.display.grids.Grid."""
+    grid = sheet_grid(images, n_columns, padding, group, gap)
+    picture = torch.full((images.shape[1], *grid.size()), background, dtype=torch.uint8)
+    for i, image in enumerate(images.cpu()):
+        top, left = grid.place(i)
+        picture[:, top : top + grid.height, left : left + grid.width] = image
+    return picture
+
+
+def triples(left, right):
+    """Originals and reconstructions, uint8 (N, C, H, W) each -> (3N, C, H, W): original, reconstruction, and their
+    difference |left - right|, AMPLIFIED (black where there is none)."""
+    left, right = left.cpu(), right.cpu()
+    difference = (left.int() - right.int()).abs().mul(AMPLIFIED).clamp(max=255).to(torch.uint8)
+    return torch.stack((left, right, difference), dim=1).flatten(0, 1)
+
+
+TRIPLES = dict(n_columns=12, group=3, gap=6)  # how a sheet of them is laid out
+
+
+def enlarge(image, min_side):
+    """uint8 (C, H, W), each pixel repeated by the least whole factor that makes both sides min_side or more."""
+    factor = max(1, math.ceil(min_side / min(image.shape[1:])))
+    return image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+
+
+def to_pillow(image):
+    """uint8 (C, H, W) -> a Pillow image."""
+    array = image.cpu().permute(1, 2, 0).numpy()
+    return Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
+
+
+def save_png(path, image, min_side=1, grid=None):
+    """uint8 (C, H, W) -> a PNG file, complete or absent; small pictures enlarged by whole factors.
+
+    grid: of the sheet that the image is, noted in the file."""
+    enlarged = enlarge(image.cpu(), min_side)
+    note = grid and grid.scaled(enlarged.shape[1] // image.shape[1]).note()
+    write_picture(path, to_pillow(enlarged), pnginfo=note)

@@ -1,0 +1,1 @@
+"""Features, statistics, distances, neighbours: imports utils.core."""

@@ -1,0 +1,102 @@
+"""Features in files that a user names, and a header that says what made them.
+
+A torch file holds {'features': (N, D) float32, 'header': JSON text}. A .npy file holds two arrays one after the other:
+the features, which numpy.load reads, and the header's JSON text as bytes. So a copy keeps its header, and no second
+file can go stale. The header names the hash of the features: after a change of either the file is damaged. Files of
+other programs have no header.
+"""
+
+import io
+import itertools
+import json
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from utils.core.errors import DamagedFile, UserError
+from utils.core.files import atomic_write, hash_json, hash_tensors, load_tensors, save_tensors, sha256_file
+from utils.evaluation.features import is_plain, tensor_of_npy
+
+LARGEST_HEADER = 1 << 16  # characters
+
+
+@dataclass
+class FeatureFile:
+    """features (N, D) float32; sha256: of the file; made_by: JSON values by name, None if the file has no header."""
+
+    features: torch.Tensor
+    sha256: str
+    made_by: dict | None
+
+
+def read(path):
+    """A .npy file, or a torch file of a tensor -> FeatureFile. Raises UserError if it holds no features, DamagedFile
+    if they are not those that its header was written with."""
+    if str(path).endswith(".npy"):
+        features, text = tensor_of_npy(path), _text_after_array(path)
+    else:
+        value = load_tensors(path)
+        ours = isinstance(value, dict) and isinstance(value.get("header"), str)
+        features, text = (value.get("features"), value["header"]) if ours else (value, None)
+    if not is_plain(features) or features.ndim != 2 or not features.is_floating_point():
+        raise UserError(f"{path} holds no features of shape (N, D)")
+    made_by = None
+    if text is not None:
+        try:
+            header = json.loads(text[:LARGEST_HEADER])
+            if header.pop("digest") != hash_json(header) or header["features"] != hash_tensors(dict(x=features)):
+                raise ValueError
+            made_by = dict(header["made_by"])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise DamagedFile(f"{path} is damaged: not the features that were written, or not their header") from None
+    return FeatureFile(features.float(), sha256_file(path), made_by)
+
+
+def write(path, features, made_by):
+    """Features (N, D) float32 and what made them (JSON values by name) -> a .npy file, or a torch file by any other
+    name; complete or absent. Returns the file's hash, as `read` does."""
+    header = dict(made_by=made_by, features=hash_tensors(dict(x=features)))
+    text = json.dumps(dict(header, digest=hash_json(header)))
+    if str(path).endswith(".npy"):
+        with atomic_write(path) as f:
+            for array in (features.numpy(), np.frombuffer(text.encode(), np.uint8)):
+                np.lib.format.write_array(f, array)
+            return f.sha256.hexdigest()
+    return save_tensors(path, dict(features=features, header=text))["sha256"]
+
+
+def _text_after_array(path):
+    """What follows the array of a .npy file, if it is an array of bytes: text. None if it is anything else."""
+    with open(path, "rb") as f:
+        shape, _, dtype = _array_header(f)
+        f.seek(int(np.prod(shape)) * dtype.itemsize, os.SEEK_CUR)
+        rest = io.BytesIO(f.read(LARGEST_HEADER))
+    try:
+        is_bytes = _array_header(rest)[2] == np.uint8
+    except Exception:  # as utils.core.files.load_npy
+        return None
+    return rest.read().decode("utf-8", "replace") if is_bytes else None
+
+
+def _array_header(file):
+    """(shape, whether in Fortran's order, dtype) of the array that begins here in a file."""
+    first = np.lib.format.read_magic(file) == (1, 0)
+    return (np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0)(file)
+
+
+def differences(found, wanted):
+    """In what a header differs from the one that is wanted, as text (the first three); '' if in nothing. Names that
+    only `found` has do not count."""
+    found, wanted = json.loads(json.dumps([found, wanted]))
+    return ", ".join(itertools.islice(_differences(found, wanted), 3))
+
+
+def _differences(found, wanted):
+    for name, value in wanted.items():
+        other = found.get(name)
+        if isinstance(value, dict):
+            yield from (f"{name}: {more}" for more in _differences(other if isinstance(other, dict) else {}, value))
+        elif other != value:
+            yield f"{name} {str(other)[:12]} (here {str(value)[:12]})"

@@ -1,0 +1,202 @@
+"""Inception features of images, their statistics, and a cache of both.
+
+Features are those of torch-fidelity's 'inception-v3-compat' (the weights of the original FID, converted).
+Whatever made a set of features is in the name of the file that keeps them: the images, their size and
+resizing, the weights of the extractor, or the models, seed and temperature that made the samples.
+"""
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+
+from utils.core import cache, distributed
+from utils.core.errors import DamagedFile, UserError
+from utils.core.files import hash_json, load_npy, load_tensors, sha256_file
+
+FEATURES = Path("features")
+FORMAT = 1  # part of the header
+EXTRACTOR = "inception-v3-compat"
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+
+
+def inception_place():
+    """Where torch-fidelity keeps the Inception weights."""
+    return os.path.join(torch.hub.get_dir(), "checkpoints", INCEPTION_FILE)
+
+
+class Inception:
+    """The feature extractor. Raises UserError where its weights are missing or do not fit.
+
+    weights_path: the file (default: torch-fidelity's own place).
+    """
+
+    def __init__(self, weights_path, device):
+        path = weights_path or inception_place()
+        if not weights_path and not os.path.isfile(path):
+            raise UserError(
+                f"the Inception weights are missing: put torch-fidelity's {INCEPTION_FILE} at {inception_place()}, "
+                "or name the file with --feature_weights PATH"
+            )
+        load_tensors(path)  # torch-fidelity would run code that a file brings; this refuses such a file
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # takes seconds
+
+        try:
+            self.net = FeatureExtractorInceptionV3(
+                EXTRACTOR, ["2048", "logits_unbiased"], feature_extractor_weights_path=path
+            ).to(device)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            detail = " ".join(str(error).split())[:200]
+            raise UserError(f"{path} does not hold torch-fidelity's Inception weights: {detail}") from None
+        self.device = device
+        self.identity = dict(extractor=EXTRACTOR, weights=sha256_file(path))
+
+    @torch.no_grad()
+    def __call__(self, x):
+        """uint8 (B, 3 or 1, H, W) -> features (B, 2048) and logits (B, 1008), float32 on the CPU."""
+        x = x.to(self.device).expand(-1, 3, -1, -1)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            features, logits = self.net(x)
+        return features.cpu(), logits.cpu()
+
+
+@dataclass
+class FeatureSet:
+    """Features of N images: their mean (2048,) and covariance (2048, 2048) in float64; where they were
+    asked for, the features themselves (n, 2048) and logits (n, 1008). left_out: the positions in their set of images
+    that could not be decoded, int64 (m,)."""
+
+    count: int
+    mu: torch.Tensor
+    sigma: torch.Tensor
+    features: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    left_out: torch.Tensor | None = None
+
+    def statistics(self):
+        """As torch-fidelity's FID wants them."""
+        return dict(mu=self.mu.numpy(), sigma=self.sigma.numpy())
+
+
+def collect(pairs, what, keep=False, logits=False):
+    """The FeatureSet of images whose features and logits are given in batches, ((b, 2048), (b, 1008)) each.
+
+    The statistics are summed up as the images come, in float64: of millions of images nothing but
+    these need be kept. keep, logits: keep the features (8 KiB an image), the logits (4 KiB) too.
+    what: their name in the error where there are fewer than 2 (UserError). Of several processes the main one has
+    all pairs and the result, the others None.
+    """
+    count, kept, kept_logits = 0, [], []
+    first = second = 0.0
+    for features, classes in pairs:
+        f = features.double()
+        first, second, count = first + f.sum(0), second + f.T @ f, count + len(f)
+        if keep:
+            kept.append(features)
+        if logits:
+            kept_logits.append(classes)
+    if not distributed.is_main():
+        return None
+    if count < 2:
+        raise UserError(f"{what}: {count} image(s): statistics need two or more")
+    mu = first / count
+    sigma = (second - count * torch.outer(mu, mu)) / (count - 1)
+    return FeatureSet(
+        count, mu, sigma, torch.cat(kept) if keep else None, torch.cat(kept_logits) if logits else None
+    )
+
+
+def cache_path(header):
+    """features/<kind>_<key>.pt; the key is a hash of the whole header."""
+    return FEATURES / f"{header['kind']}_{hash_json(dict(header, format=FORMAT))}.pt"
+
+
+def origin(images=None):
+    """What features depend on besides their header: see utils.core.cache.is_current. images: an ImageSet, or None for
+    features of samples."""
+    own = cache.versions("torch-fidelity")
+    if images is None:
+        return dict(versions=own)
+    found = images.origin()
+    return dict(found, versions={**found["versions"], **own})
+
+
+def store(header, found, say):
+    """Store the FeatureSet of samples under `header` (JSON values: all that it depends on), if the disk takes it."""
+    header = dict(header, format=FORMAT)
+    cache.store(cache_path(header), header, _tensors(found), say, f"{header['kind']} features", origin())
+
+
+def cached(header, compute, say, images=None):
+    """The FeatureSet of this header from features/, or from compute(), which is then stored there. Of several
+    processes the main one has it, the others None. images: the ImageSet that is read (default: samples, as many as
+    the header's `n`); those that were left out are named."""
+    path = cache_path(header)
+    n, most_missing = (header["n"], 0) if images is None else (len(images), images.most_broken())
+
+    def check(found):
+        if not _fits(found, header, n, most_missing):
+            raise DamagedFile(f"{path} holds no features of {n} images")
+
+    found = cache.cached(
+        path, dict(header, format=FORMAT), lambda: _tensors(compute()), say, f"{header['kind']} features",
+        lambda: origin(images), check, renew=True,
+    )  # fmt: skip
+    found = found and FeatureSet(**{**found, "count": int(found["count"])})
+    if images is not None:
+        images.leave_out(found and found.left_out, n - found.count if found else 0, path, say)
+    return found
+
+
+def _fits(found, header, n, most_missing):
+    """Whether tensors that were read are the FeatureSet of a header, of n images except at most `most_missing`."""
+    wanted = {"count", "mu", "sigma"}
+    wanted |= {"features", "logits"} if header["kind"] == "samples" else {"features"} if header["keep"] else set()
+    if not wanted <= set(found) <= {field.name for field in fields(FeatureSet)}:
+        return False
+    count, mu, sigma = found["count"], found["mu"], found["sigma"]
+    if count.dtype != torch.int64 or count.ndim or not 2 <= count <= n or count < n - most_missing:
+        return False
+    fits = mu.dtype == sigma.dtype == torch.float64 and mu.ndim == 1 and sigma.shape == (len(mu), len(mu))
+    for name in wanted & {"features", "logits"}:
+        rows = found[name]
+        fits = fits and rows.is_floating_point() and rows.ndim == 2 and len(rows) == count
+        fits = fits and (name == "logits" or rows.shape[1] == len(mu))
+    return fits and ("left_out" not in found or cache.fits_range(found["left_out"], n - int(count), range(n)))
+
+
+def _tensors(s):
+    if s is None:
+        return None
+    values = {**vars(s), "count": torch.tensor(s.count)}
+    return {k: v for k, v in values.items() if v is not None}
+
+
+def tensor_of_npy(path):
+    """The array of a .npy file as a tensor. Raises UserError where there is none that a tensor could hold."""
+    array = load_npy(path)
+    try:
+        return torch.from_numpy(array)
+    except (TypeError, ValueError):  # an archive of arrays, text, bytes in another order
+        raise UserError(f"{path} holds no array of numbers as this machine writes them") from None
+
+
+def is_plain(value):
+    """Whether a file held a tensor of numbers one after the other: not sparse, quantized, or without its values."""
+    return torch.is_tensor(value) and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
+
+
+def regroup(batches, size):
+    """Batches of any lengths -> batches of `size` (the last may be smaller), rows in the same order."""
+    waiting = []
+    n = 0
+    for x in batches:
+        waiting.append(x)
+        n += len(x)
+        while n >= size:
+            rows = torch.cat(waiting)
+            yield rows[:size]
+            waiting, n = [rows[size:]], n - size
+    if n:
+        yield torch.cat(waiting)

@@ -1,0 +1,149 @@
+"""The nearest of many images by LPIPS (Zhang et al. 2018), each image embedded once and none kept.
+
+LPIPS is a squared Euclidean distance between weighted features of unit length over the channels:
+
+    d(x, y) = sum_l mean_hw sum_c w_lc (f_lchw(x) - f_lchw(y))^2
+
+so that the distances of all queries to a batch of images are |a|^2 + |b|^2 - 2ab, one matrix product. That
+loses digits where images are near, hence two passes: the first picks a few more candidates than are wanted,
+the second calls LPIPS itself on these.
+"""
+
+import math
+from contextlib import contextmanager
+
+import torch
+
+from utils.core import distributed
+
+MIN_SIDE = 31  # pixels: AlexNet up to its last ReLU takes no less (conv 11 / 4, two pools 3 / 2)
+SPARE = 10  # candidates beyond the k wanted: the first pass may misplace images whose distances differ by 1e-6
+PIECE = 1 << 14  # features in one matrix product
+
+
+@contextmanager
+def exact():
+    """No gradients, and convolutions in float32: by default a GPU may round their inputs to TF32, three digits."""
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+def lpips_input(x):
+    """Floats in [0, 1], (B, 3 or 1, H, W) -> what LPIPS was made for: (B, 3, H', W') in [-1, 1].
+
+    Grey is repeated. Images below MIN_SIDE pixels, which the network cannot take, have each pixel repeated by the
+    least whole factor that makes both sides large enough.
+    """
+    factor = math.ceil(MIN_SIDE / min(x.shape[2:]))
+    if factor > 1:
+        x = x.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    return 2 * x.expand(-1, 3, -1, -1) - 1
+
+
+@exact()
+def lpips_features(model, x):
+    """Images, floats in [0, 1] (B, 3 or 1, H, W) -> features a (B, D) float32 and signs s (D,), 1 or -1.
+
+    LPIPS(x, y) = sum_i s_i (a_i(x) - a_i(y))^2. model: lpips.LPIPS. The heads' weights are folded in; those that
+    were published are not negative, so that all signs are 1. With AlexNet at 256 x 256 pixels D is 640,128.
+    """
+    import lpips
+
+    features, signs = [], []
+    for out, head in zip(model.net(model.scaling_layer(lpips_input(x))), model.lins, strict=True):
+        weight = head.model[-1].weight / out[0, 0].numel()  # (1, C, 1, 1)
+        features.append((lpips.normalize_tensor(out) * weight.abs().sqrt()).flatten(1))
+        signs.append(torch.where(weight < 0, -1.0, 1.0).expand_as(out[:1]).flatten())
+    return torch.cat(features, 1), torch.cat(signs)
+
+
+@exact()
+def lpips_of_pairs(model, query, images):
+    """LPIPS of one image (C, H, W) with each of N, (N, C, H, W) in [0, 1] -> N floats.
+
+    A pair a call: a batch of another size is rounded otherwise in the eighth digit, and images that are equal would
+    not come out as equally near.
+    """
+    query = lpips_input(query[None])
+    return [model(query, lpips_input(image[None])).item() for image in images]
+
+
+class QueryDistances:
+    """LPIPS of Q queries with any number of images, by matrix products: to within 1e-6 (measured at 256 x 256).
+
+    queries: floats in [0, 1], (Q, C, H, W). Their features stay in the model's memory: 2.5 MB a query of 256 x 256
+    pixels, and as much for each image of a batch; some hundreds of queries fit on any GPU.
+    """
+
+    def __init__(self, model, queries, progress=None):
+        self.model = model
+        parts = [lpips_features(model, x) for x in (progress or iter)(queries.split(1))]
+        self.features, self.signs = torch.cat([features for features, _ in parts]), parts[0][1]
+        self.squares = (self.features.square() * self.signs).sum(1)
+        self.features *= self.signs
+
+    def __call__(self, x):
+        """Images (B, C, H, W) like the queries -> distances (Q, B)."""
+        b, _ = lpips_features(self.model, x)
+        # In pieces: one float32 sum of 640,000 products in a row is wrong in the fifth digit.
+        products = sum(p @ q.T for p, q in zip(self.features.split(PIECE, 1), b.split(PIECE, 1), strict=True))
+        return self.squares[:, None] + (b.square() * self.signs).sum(1) - 2 * products
+
+
+class NearestK:
+    """The k + SPARE nearest images of each query among all that came by (in whichever process, after `merge`);
+    nothing else is kept.
+
+    `distances` and `indices` (Q, up to k + SPARE) by (distance, index), on the CPU.
+    """
+
+    def __init__(self, n_queries, k):
+        self.size = k + SPARE
+        self.distances = torch.empty(n_queries, 0)
+        self.indices = torch.empty(n_queries, 0, dtype=torch.int64)
+
+    def update(self, distances, indices):
+        """distances (Q, B) to images of these numbers (B,), no number twice in the life of this object."""
+        self._take(distances.cpu(), indices.expand(len(distances), -1))
+
+    def _take(self, distances, indices):
+        """Both (Q, B) on the CPU."""
+        distances, indices = torch.cat((self.distances, distances), 1), torch.cat((self.indices, indices), 1)
+        by_index = indices.argsort(1)  # a stable sort then keeps this order among equals
+        distances, indices = distances.gather(1, by_index), indices.gather(1, by_index)
+        self.distances, order = distances.sort(dim=1, stable=True)
+        self.distances = self.distances[:, : self.size]
+        self.indices = indices.gather(1, order[:, : self.size])
+
+
+    def merge(self):
+        """Take in what the other processes of the job have found. Called by all of them."""
+        own, *others = distributed.from_all((self.distances, self.indices))
+        self.distances, self.indices = own
+        for distances, indices in others:
+            self._take(distances, indices)
+
+
+def find_candidates(model, queries, batches, k, progress=None):
+    """First pass: numbers (Q, k + SPARE, or fewer where there are fewer images) int64 of the images nearest to
+    each query, up to rounding.
+
+    queries: floats in [0, 1], (Q, C, H, W). batches: iterable of (images (B, C, H, W), numbers (B,)), every image
+    once, in one of the job's processes. progress: called with the list of queries, returns an iterable of them. Of
+    more than SPARE images that tie with the k-th to 1e-6, any may stand for the others.
+    """
+    found, distances = NearestK(len(queries), k), QueryDistances(model, queries, progress)
+    for x, numbers in batches:
+        found.update(distances(x), numbers)
+    found.merge()
+    return found.indices
+
+
+def nearest_of(model, query, candidates, load, k):
+    """Second pass: the k candidates nearest to a query (C, H, W), a list of (distance, number), nearest first.
+
+    candidates: numbers; load(number): that image, (C, H, W). The distances are those of LPIPS called pair by pair;
+    equally near images are in the order of their numbers.
+    """
+    values = lpips_of_pairs(model, query, map(load, candidates))
+    return sorted(zip(values, candidates, strict=True))[:k]

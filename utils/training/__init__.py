@@ -1,0 +1,1 @@
+"""Runs, averages, mixed precision, compilation, meters: imports all other folders of utils."""

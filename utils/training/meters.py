@@ -1,0 +1,75 @@
+"""Means that stay on the device until somebody looks."""
+
+import torch
+
+from utils.core import distributed
+
+
+class Meters:
+    """Sums and counts of named scalars; reading them is the only synchronisation with the device."""
+
+    def __init__(self, device):
+        self.device = torch.device(device)
+        # Over a long validation, float32 sums lose digits; Apple's GPUs have nothing wider.
+        self.dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        self.sums = {}
+
+    def add(self, values, count=1):
+        """values: {name: number or () tensor}, each weighted with count."""
+        for name, value in values.items():
+            if torch.is_tensor(value):
+                value = value.detach().to(self.device, self.dtype)
+            else:  # a copy from the host would wait for all that the device has yet to do
+                value = torch.full((), value, dtype=self.dtype, device=self.device)
+            pair = torch.stack((value * count, torch.full_like(value, count)))
+            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+
+    def pop_means(self):
+        """{name: mean over the steps and processes since the last call}; starts again from nothing."""
+        means = {name: total / count for name, (total, count) in self._totals().items()}
+        self.sums = {}
+        return means
+
+    def _totals(self):
+        """{name: (sum, count)} of all processes: of some there may be nothing, where there was little to do."""
+        table = torch.stack(list(self.sums.values())).cpu().tolist() if self.sums else []
+        totals = {}
+        for own in distributed.from_all(dict(zip(self.sums, table, strict=True))):
+            for name, pair in own.items():
+                totals[name] = [a + b for a, b in zip(totals.get(name, (0.0, 0.0)), pair, strict=True)]
+        return totals
+
+    def state_dict(self):
+        """As one process would have them, so that any number of processes can go on. Called by all of them."""
+        totals = {name: torch.tensor(pair, dtype=self.dtype) for name, pair in self._totals().items()}
+        return {name: pair / distributed.world_size() for name, pair in totals.items()}
+
+    def load_state_dict(self, state):
+        self.sums = {name: pair.to(self.device, self.dtype) for name, pair in state.items()}
+
+
+class CodeUsage:
+    """How often each code was used since the last reset: counts (K,) on the device."""
+
+    def __init__(self, codebook_size, device):
+        self.counts = torch.zeros(codebook_size, dtype=torch.int64, device=device)
+
+    def add(self, ids):
+        """ids: any shape, values in [0, K). (torch.bincount would wait for the device: it looks for the largest.)"""
+        ids = ids.flatten().long()
+        self.counts.scatter_add_(0, ids, torch.ones_like(ids))
+
+    def pop_counts(self):
+        """Counts (K,) int64 on the CPU, summed over the processes; starts again from zero."""
+        counts = distributed.all_reduce_sum(self.counts.clone()).cpu()
+        self.counts.zero_()
+        return counts
+
+    def state_dict(self):
+        """The counts of all processes. Called by all of them."""
+        return dict(counts=distributed.all_reduce_sum(self.counts.clone()).cpu())
+
+    def load_state_dict(self, state):
+        self.counts.copy_(state["counts"])
+        if not distributed.is_main():  # counted once
+            self.counts.zero_()
