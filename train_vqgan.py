@@ -66,9 +66,9 @@ def generator_step(vqgan, optimiser, precision, H, x, step, rng, parts=1):
             g_loss = -vqgan.disc(diff_augment(recon, rng) if H.diff_aug else recon).float().mean()
         (g_gradient,) = torch.autograd.grad(precision.scale(g_loss), recon)
         last_layer = vqgan.ae.generator.last_layer
-        at_last_layer = torch.stack([
-            torch.autograd.grad(x_hat, last_layer, g, retain_graph=True)[0] for g in (gradient, g_gradient)
-        ])  # fmt: skip
+        at_last_layer = torch.stack(
+            [torch.autograd.grad(x_hat, last_layer, g, retain_graph=True)[0] for g in (gradient, g_gradient)]
+        )
         d_weight = adaptive_weight(
             *precision.unscaled(distributed.all_reduce_mean(at_last_layer)), maximum=H.disc_weight_max
         )

@@ -11,8 +11,19 @@ from hparams.config import opt
 from hparams.own import parse_own
 from hparams.sources import run_folder
 
-JOBS = ("vqgan_step", "vqgan_step_early", "sampler_step", "sampling", "sampling_1000", "autoregressive", "likelihood",
-        "neighbours", "larger_images", "prdc", "images")  # fmt: skip
+JOBS = (
+    "vqgan_step",
+    "vqgan_step_early",
+    "sampler_step",
+    "sampling",
+    "sampling_1000",
+    "autoregressive",
+    "likelihood",
+    "neighbours",
+    "larger_images",
+    "prdc",
+    "images",
+)
 
 
 @dataclass
@@ -20,13 +31,19 @@ class BenchmarkConfig:
     """benchmark"""
 
     jobs: list[str] = opt(list(JOBS), "what to time", choices=JOBS)
-    size: str = opt("auto", "of the models: paper (256 x 256 pixels, 24 layers) or small; auto: paper on CUDA",
-                    choices=["auto", "paper", "small"])  # fmt: skip
+    size: str = opt(
+        "auto",
+        "of the models: paper (256 x 256 pixels, 24 layers) or small; auto: paper on CUDA",
+        choices=["auto", "paper", "small"],
+    )
     costs: bool = opt(False, "instead: how the fast forms' time and memory grow with latents, batch, layers, steps")
     seconds: float = opt(20.0, "time for each job; each form runs twice at least", above=0.0)
     device: str = opt("auto", "where to compute", choices=["auto", "cpu", "cuda", "mps"])
-    compile: str = opt("auto", "torch.compile in the fast forms of the steps and of sampling; auto: on CUDA",
-                       choices=["auto", "on", "off"])  # fmt: skip
+    compile: str = opt(
+        "auto",
+        "torch.compile in the fast forms of the steps and of sampling; auto: on CUDA",
+        choices=["auto", "on", "off"],
+    )
     float32: bool = opt(False, "the fast forms in float32, too")
     threads: int = opt(None, "threads of a CPU (default: PyTorch's choice)", min=1, max=1024)
     log_dir: str = opt("benchmark", "folder under logs/ for benchmark.json", metavar="NAME")
@@ -44,8 +61,9 @@ example:
 
 def parse(argv=None):
     """The command line -> BenchmarkConfig."""
-    return parse_own(BenchmarkConfig, "Time each job beside its plain form.", EPILOG, argv,
-                     lambda config: run_folder(config.log_dir))  # fmt: skip
+    return parse_own(
+        BenchmarkConfig, "Time each job beside its plain form.", EPILOG, argv, lambda config: run_folder(config.log_dir)
+    )
 
 
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
@@ -149,12 +167,15 @@ def measure(job, bench, peak):
     seconds = {form: statistics.median(row["times"]) for form, row in rows.items()}
     ratios = [p / f for f, p in zip(rows["fast"]["times"], rows["plain"]["times"], strict=True)]
     return dict(
-        job=job.name, unit=job.unit, ratio=statistics.median(ratios), rounds=len(ratios),
+        job=job.name,
+        unit=job.unit,
+        ratio=statistics.median(ratios),
+        rounds=len(ratios),
         **{f"{form}_per_second": job.items / seconds[form] for form in rows},
         **{f"{form}_mib": rows[form]["mib"] for form in rows},
         gflops_per_item=flops and flops / job.items / 1e9,
         share_of_peak=flops and flops / seconds["fast"] / peak,
-    )  # fmt: skip
+    )
 
 
 def growing(bench):
@@ -185,8 +206,10 @@ def measure_costs(bench):
             first = first or (seconds, flops)
             row = dict(what=title, value=str(value), seconds=seconds, mib=mib, gflops=flops / 1e9)
             rows.append(row)
-            say(f"| {title} | {value} | {seconds:.3g} | x {seconds / first[0]:.2f} | x {flops / first[1]:.2f} "
-                f"| {in_mib(mib)} |")  # fmt: skip
+            say(
+                f"| {title} | {value} | {seconds:.3g} | x {seconds / first[0]:.2f} | x {flops / first[1]:.2f} "
+                f"| {in_mib(mib)} |"
+            )
     return rows
 
 
@@ -214,10 +237,17 @@ def main(config):
     warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
     bench = Bench(config.device, config.size, config.float32, config.compile)
     peak = peak_flops(bench.device, bench.precision.dtype)
-    about = dict(device=describe_device(bench.device), size=bench.size_name, torch=torch.__version__,
-                 precision=bench.precision.describe(), peak_tflops=peak / 1e12)  # fmt: skip
-    say(f"{about['device']}; {about['size']} models; fast forms in {about['precision']}, plain ones in float32; "
-        f"a matrix product reaches {about['peak_tflops']:.3g} TFLOP/s; medians of rounds in turns")  # fmt: skip
+    about = dict(
+        device=describe_device(bench.device),
+        size=bench.size_name,
+        torch=torch.__version__,
+        precision=bench.precision.describe(),
+        peak_tflops=peak / 1e12,
+    )
+    say(
+        f"{about['device']}; {about['size']} models; fast forms in {about['precision']}, plain ones in float32; "
+        f"a matrix product reaches {about['peak_tflops']:.3g} TFLOP/s; medians of rounds in turns"
+    )
     if config.costs:
         write_json(LOGS / config.log_dir / "costs.json", dict(about, costs=measure_costs(bench)))
         return

@@ -16,9 +16,12 @@ class FIDConfig:
     """FID"""
 
     n_samples: int = opt(None, "samples to compare with the training images; the paper: 50000", required=True, min=2)
-    latents_path: str = opt(None, "file of codes to decode instead of sampling: a tensor (N, codes), or a cache "
-                            "under latents/", metavar="PATH",
-                            replaces=(*OF_SAMPLING, "seed"))  # fmt: skip
+    latents_path: str = opt(
+        None,
+        "file of codes to decode instead of sampling: a tensor (N, codes), or a cache under latents/",
+        metavar="PATH",
+        replaces=(*OF_SAMPLING, "seed"),
+    )
     kid: bool = opt(False, "the kernel inception distance (Binkowski et al. 2018) too")
     isc: bool = opt(False, "the inception score (Salimans et al. 2016) too, of 10 parts of the samples")
     save_images: bool = opt(False, "write the samples that were measured to logs/<log_dir>/samples, one PNG each")
@@ -35,9 +38,12 @@ Features of the training images are cached under features/, and so are those of 
 with --kid, or calc_PRDC.py for the same samples, does not sample again.
 """
 COMMAND_LINE = dict(
-    family="sampler", description="FID of samples against the training images.", epilog=EXAMPLES,
-    extra=(FIDConfig, FeaturesConfig, ModelsConfig), reads=OF_SAMPLING,
-)  # fmt: skip
+    family="sampler",
+    description="FID of samples against the training images.",
+    epilog=EXAMPLES,
+    extra=(FIDConfig, FeaturesConfig, ModelsConfig),
+    reads=OF_SAMPLING,
+)
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     H = get_hparams(**COMMAND_LINE)
 
@@ -96,9 +102,10 @@ def main(H):
         real = image_features(H, extractor, images, keep=H.kid and few)
         ids = []
         fake = samples.features(
-            extractor, on_ids=(lambda batch: ids.append(batch.cpu())) if H.save_latents else None,
+            extractor,
+            on_ids=(lambda batch: ids.append(batch.cpu())) if H.save_latents else None,
             on_images=saving_images(new_folder(report.folder / "samples")) if H.save_images else None,
-        )  # fmt: skip
+        )
         for_kid = image_features(H, extractor, images.evenly(KID_REAL), keep=True) if H.kid and not few else real
         if not distributed.is_main():
             return
@@ -111,8 +118,9 @@ def main(H):
             values.update(compute_isc(fake.logits))
         report.values(
             f"{fake.count} samples against {real.count} training images of '{H.dataset}'",
-            dict(values, samples=fake.count, training_images=real.count), features=extractor.identity,
-        )  # fmt: skip
+            dict(values, samples=fake.count, training_images=real.count),
+            features=extractor.identity,
+        )
 
 
 if __name__ == "__main__":

@@ -15,14 +15,19 @@ from hparams.config import OF_SAMPLING, opt
 class PRDCConfig:
     """precision, recall, density, coverage"""
 
-    n_samples: int = opt(None, "samples, and training images (spread evenly over the set), to compare", required=True,
-                         min=2)  # fmt: skip
+    n_samples: int = opt(
+        None, "samples, and training images (spread evenly over the set), to compare", required=True, min=2
+    )
     nearest_k: int = opt(3, "neighbours that make an image's neighbourhood", min=1)
-    real_feats: str = opt(None, "file of the training images' features (N, 2048), .npy or .pt: read where it is, "
-                          "written where it is not", metavar="PATH")  # fmt: skip
+    real_feats: str = opt(
+        None,
+        "file of the training images' features (N, 2048), .npy or .pt: read where it is, written where it is not",
+        metavar="PATH",
+    )
     fake_feats: str = opt(None, "the same of the samples", metavar="PATH")
-    fake_images_path: str = opt(None, "folder of images to measure instead of samples", metavar="DIR",
-                                replaces=(*OF_SAMPLING, "seed"))  # fmt: skip
+    fake_images_path: str = opt(
+        None, "folder of images to measure instead of samples", metavar="DIR", replaces=(*OF_SAMPLING, "seed")
+    )
 
 
 EXAMPLES = """examples:
@@ -35,9 +40,12 @@ Features are cached under features/: samples that calc_FID.py measured (the same
 are not drawn again.
 """
 COMMAND_LINE = dict(
-    family="sampler", description="Precision, recall, density and coverage of samples.", epilog=EXAMPLES,
-    extra=(PRDCConfig, FeaturesConfig, ModelsConfig), reads=OF_SAMPLING,
-)  # fmt: skip
+    family="sampler",
+    description="Precision, recall, density and coverage of samples.",
+    epilog=EXAMPLES,
+    extra=(PRDCConfig, FeaturesConfig, ModelsConfig),
+    reads=OF_SAMPLING,
+)
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     H = get_hparams(**COMMAND_LINE)
 
@@ -215,9 +223,10 @@ def main(H):
             features=extractor.identity if extractor else None,
             feature_files={
                 option: dict(path=getattr(H, option), sha256=file.sha256, made_by=file.made_by)
-                for option, file in files.items() if getattr(H, option)
+                for option, file in files.items()
+                if getattr(H, option)
             },
-        )  # fmt: skip
+        )
 
 
 if __name__ == "__main__":

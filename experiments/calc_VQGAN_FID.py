@@ -30,6 +30,8 @@ EXAMPLES = """examples:
 
 Both sides of the FID are the same images: as they are, and reconstructed.
 """
+
+
 def choose_vqgan(H):
     """--load_dir, --load_step are another way to say --ae_load_dir, --ae_load_step."""
     if H.ae_load_dir is None and H.load_step:
@@ -39,9 +41,13 @@ def choose_vqgan(H):
 
 
 COMMAND_LINE = dict(
-    family="vqgan", description="FID, L1, PSNR and LPIPS of a VQGAN's reconstructions.", epilog=EXAMPLES,
-    extra=(ReconstructionConfig, FeaturesConfig), reads=("perceptual_weights",), settle=choose_vqgan,
-)  # fmt: skip
+    family="vqgan",
+    description="FID, L1, PSNR and LPIPS of a VQGAN's reconstructions.",
+    epilog=EXAMPLES,
+    extra=(ReconstructionConfig, FeaturesConfig),
+    reads=("perceptual_weights",),
+    settle=choose_vqgan,
+)
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     H = get_hparams(**COMMAND_LINE)
 
@@ -157,15 +163,15 @@ def main(H):
         reconstruct.codes.share()
         if not distributed.is_main():
             return
-        values = dict(
-            rfid=compute_fid(real, fake), **errors, **usage, codebook_size=H.codebook_size, images=fake.count
-        )
+        values = dict(rfid=compute_fid(real, fake), **errors, **usage, codebook_size=H.codebook_size, images=fake.count)
         path = report.picture("reconstructions", picture, SAYS_TRIPLES)
         report.picture("codebook", reconstruct.codes.sheet(), reconstruct.codes.caption(), 512)
         report.values(
-            f"reconstructions of {fake.count} images ('{H.split}') of '{H.dataset}'; {path}", values,
-            features=extractor.identity, bits_per_code=math.log2(H.codebook_size),
-        )  # fmt: skip
+            f"reconstructions of {fake.count} images ('{H.split}') of '{H.dataset}'; {path}",
+            values,
+            features=extractor.identity,
+            bits_per_code=math.log2(H.codebook_size),
+        )
 
 
 def dry_run(H):

@@ -24,9 +24,13 @@ class ELBOConfig:
     """likelihood"""
 
     elbo_images: int = opt(None, "validation images, spread evenly over the set (default: all)", min=1)
-    elbo_passes: int = opt(0, "network passes an image for the prior's bound, stratified: far less noise a pass; "
-                           "0: the original's estimator, one pass for each of --total_steps", min=0,
-                           needs=("sampler", "absorbing"))  # fmt: skip
+    elbo_passes: int = opt(
+        0,
+        "network passes an image for the prior's bound, stratified: far less noise a pass; "
+        "0: the original's estimator, one pass for each of --total_steps",
+        min=0,
+        needs=("sampler", "absorbing"),
+    )
     n_bits: int = opt(5, "bits a subpixel to count: 5 as the original, 8 for the usual images", min=1, max=16)
 
 
@@ -51,11 +55,22 @@ def settle(H):
 
 
 COMMAND_LINE = dict(
-    family="sampler", description="A bound on the likelihood of validation images.", epilog=EXAMPLES,
+    family="sampler",
+    description="A bound on the likelihood of validation images.",
+    epilog=EXAMPLES,
     extra=(ELBOConfig, ModelsConfig),
-    reads=("resume", "train_steps", "lr", "steps_per_log", "steps_per_checkpoint", "keep_checkpoints",
-           "horizontal_flip", "visdom_compare"), settle=settle,
-)  # fmt: skip
+    reads=(
+        "resume",
+        "train_steps",
+        "lr",
+        "steps_per_log",
+        "steps_per_checkpoint",
+        "keep_checkpoints",
+        "horizontal_flip",
+        "visdom_compare",
+    ),
+    settle=settle,
+)
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     H = get_hparams(**COMMAND_LINE)
 
@@ -161,8 +176,10 @@ def warn_if_seen(H, run):
         return
     trained = read_json(path).get("hparams", {})
     if same_images(trained, H.to_dict()) and not trained.get("steps_per_eval"):
-        run.say(f"note: {LOGS / H.load_dir} was trained without validation, on all images: those that are "
-                "evaluated here were among them")  # fmt: skip
+        run.say(
+            f"note: {LOGS / H.load_dir} was trained without validation, on all images: those that are "
+            "evaluated here were among them"
+        )
 
 
 def main(H):
@@ -191,8 +208,11 @@ def main(H):
             val_images.check_all_broken(run.say)
             report.values(
                 f"{len(evaluation.nats_z)} validation images of '{H.dataset}', logsigma fitted for {step} steps, "
-                f"{H.n_bits}-bit images", figures, step=step, images=len(evaluation.nats_z),
-            )  # fmt: skip
+                f"{H.n_bits}-bit images",
+                figures,
+                step=step,
+                images=len(evaluation.nats_z),
+            )
             return figures
 
         for step, (x, _) in run.steps(lambda start: training_batches(images, H, start)):

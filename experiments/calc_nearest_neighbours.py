@@ -18,11 +18,17 @@ class NeighboursConfig:
     n_samples: int = opt(16, "samples to find neighbours of", min=1)
     n_neighbours: int = opt(10, "training images to find for each of them", min=1)
     query_batch: int = opt(400, "queries to look for at once, each of which takes 2.5 MB at 256 x 256 pixels", min=1)
-    query_images: list[str] = opt(None, "pictures, or folders of them, to find neighbours of instead of samples: no "
-                                  "sampler is needed", metavar="PATH",
-                                  replaces=("n_samples", *OF_SAMPLING, "seed"))  # fmt: skip
-    alexnet_weights: str = opt(None, "file with the AlexNet weights for LPIPS (default: torchvision's place, "
-                               "$TORCH_HOME/hub/checkpoints)", metavar="PATH")  # fmt: skip
+    query_images: list[str] = opt(
+        None,
+        "pictures, or folders of them, to find neighbours of instead of samples: no sampler is needed",
+        metavar="PATH",
+        replaces=("n_samples", *OF_SAMPLING, "seed"),
+    )
+    alexnet_weights: str = opt(
+        None,
+        "file with the AlexNet weights for LPIPS (default: torchvision's place, $TORCH_HOME/hub/checkpoints)",
+        metavar="PATH",
+    )
 
 
 EXAMPLES = """examples:
@@ -36,9 +42,12 @@ of the gap, its neighbours, nearest first (of more than 50 queries the first 50)
 --batch_size at a time, once for every --query_batch queries.
 """
 COMMAND_LINE = dict(
-    family="sampler", description="The training images nearest to each sample.", epilog=EXAMPLES,
-    extra=(NeighboursConfig, ModelsConfig), reads=OF_SAMPLING,
-)  # fmt: skip
+    family="sampler",
+    description="The training images nearest to each sample.",
+    epilog=EXAMPLES,
+    extra=(NeighboursConfig, ModelsConfig),
+    reads=OF_SAMPLING,
+)
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     H = get_hparams(**COMMAND_LINE)
 
@@ -124,8 +133,13 @@ def search(H, lpips, images, queries, device):
     def measure():
         own = list(zip(queries, candidates, strict=True))[distributed.rank() :: world]
         for query, near in track(own, "measuring the nearest", unit="query", each=world):
-            yield nearest_of(lpips, to_float(query.to(device)), near,
-                             lambda i: to_float(read_again(images, i).to(device)), H.n_neighbours)  # fmt: skip
+            yield nearest_of(
+                lpips,
+                to_float(query.to(device)),
+                near,
+                lambda i: to_float(read_again(images, i).to(device)),
+                H.n_neighbours,
+            )
 
     return list(distributed.in_order(measure()))
 
@@ -163,19 +177,27 @@ def main(H):
         if not distributed.is_main():
             return
         found = [
-            dict(query=name, neighbours=[
-                dict(index=i, name=images.source.name(images.indices[i]), distance=distance) for distance, i in row
-            ]) for name, row in zip(names, rows, strict=True)
-        ]  # fmt: skip
+            dict(
+                query=name,
+                neighbours=[
+                    dict(index=i, name=images.source.name(images.indices[i]), distance=distance) for distance, i in row
+                ],
+            )
+            for name, row in zip(names, rows, strict=True)
+        ]
         write_json(report.folder / "nearest_neighbours.json", found)
         path = report.picture("nearest_neighbours", draw_rows(queries[:MAX_ROWS], rows[:MAX_ROWS], images), min_side=1)
         nearest = [row[0][0] for row in rows]
         report.values(
             f"LPIPS to the nearest training image of '{H.dataset}' ({path})",
-            dict(median=statistics.median(nearest), minimum=min(nearest), queries=len(rows),
-                 training_images=len(images) - int(images.broken.sum())),
+            dict(
+                median=statistics.median(nearest),
+                minimum=min(nearest),
+                queries=len(rows),
+                training_images=len(images) - int(images.broken.sum()),
+            ),
             lpips=hash_tensors(lpips.state_dict()),
-        )  # fmt: skip
+        )
 
 
 if __name__ == "__main__":

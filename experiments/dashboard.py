@@ -27,8 +27,12 @@ class DashboardConfig:
 
     port: int = opt(8097, "port to listen on", min=1, max=65535)
     address: str = opt("127.0.0.1", "address to listen on; 0.0.0.0: every interface of this machine")
-    allow_host: list[str] = opt(None, "host names by which browsers may open the page, in addition to localhost and "
-                                "this machine's own names", metavar="NAME", repeatable=True)  # fmt: skip
+    allow_host: list[str] = opt(
+        None,
+        "host names by which browsers may open the page, in addition to localhost and this machine's own names",
+        metavar="NAME",
+        repeatable=True,
+    )
     env_path: str = opt("logs/.dashboard", "folder for what the page's 'save' button keeps", metavar="DIR")
 
 
@@ -82,8 +86,10 @@ def listen(config):
             s.settimeout(1)
             taken = s.connect_ex(("127.0.0.1", config.port)) == 0
         hint = "is a dashboard running already? Else take" if taken else "take another --address, or"
-        raise UserError(f"cannot listen on {config.address}, port {config.port}: "
-                        f"{getattr(error, 'strerror', None) or error} ({hint} another --port)") from None  # fmt: skip
+        raise UserError(
+            f"cannot listen on {config.address}, port {config.port}: "
+            f"{getattr(error, 'strerror', None) or error} ({hint} another --port)"
+        ) from None
 
 
 def is_local(config):
@@ -108,12 +114,16 @@ def why_refused(request, names):
     """
     name = request.host_name.strip("[]").rstrip(".")  # lower case, no port: port forwarding changes it
     if name not in names and not _is_ip(name):
-        return (f"'{name}' is not a name of this dashboard's machine: open the page as localhost or by an IP address, "
-                f"or start the dashboard with --allow_host {name}")  # fmt: skip
+        return (
+            f"'{name}' is not a name of this dashboard's machine: open the page as localhost or by an IP address, "
+            f"or start the dashboard with --allow_host {name}"
+        )
     origin = request.headers.get("Origin")
     if origin is not None and origin.partition("://")[2].lower() != request.host.lower():
-        return (f"web pages of {origin} may not use the dashboard at {request.host} "
-                "(a proxy must pass on the Host header unchanged)")  # fmt: skip
+        return (
+            f"web pages of {origin} may not use the dashboard at {request.host} "
+            "(a proxy must pass on the Host header unchanged)"
+        )
     return None
 
 
@@ -170,8 +180,11 @@ def make_app(config, login):
     application = guarded(visdom_app.Application, own_names(config))
     app = application(port=config.port, env_path=f"{folder}/", user_credential=credential)
     app.user_settings["user_css"] += STYLE
-    pane = window(dict(win="welcome", data=[dict(type="text", content=WELCOME)],
-                       opts=dict(title="welcome", width=500, height=180)))  # fmt: skip
+    pane = window(
+        dict(
+            win="welcome", data=[dict(type="text", content=WELCOME)], opts=dict(title="welcome", width=500, height=180)
+        )
+    )
     try:
         empty = not app.state["main"]["jsons"]
     except (ValueError, KeyError, TypeError):
@@ -205,8 +218,11 @@ def main(config, login):
     server = HTTPServer(make_app(config, login), max_buffer_size=1024**3)
     server.add_sockets(sockets)
     if not (is_local(config) or login):
-        print(f"warning: whoever reaches {config.address} can see and change the dashboard; "
-              "VISDOM_USERNAME and VISDOM_PASSWORD ask for a login", flush=True)  # fmt: skip
+        print(
+            f"warning: whoever reaches {config.address} can see and change the dashboard; "
+            "VISDOM_USERNAME and VISDOM_PASSWORD ask for a login",
+            flush=True,
+        )
     host = "localhost" if is_local(config) or config.address in ("0.0.0.0", "::") else config.address
     print(f"the dashboard is at http://{host}:{config.port} (Ctrl-C ends it)", flush=True)
     loop = IOLoop.current()

@@ -58,17 +58,19 @@ def final(log_dir, name):
 
 
 def summary(seconds):
-    images = {name: sorted((ROOT / "logs" / name / "images").glob(pattern), key=os.path.getmtime)
-              for name, pattern in ((STAGE_1, "reconstructions_[0-9]*.png"), (SAMPLES, "samples_*.png"))}  # fmt: skip
+    images = {
+        name: sorted((ROOT / "logs" / name / "images").glob(pattern), key=os.path.getmtime)
+        for name, pattern in ((STAGE_1, "reconstructions_[0-9]*.png"), (SAMPLES, "samples_*.png"))
+    }
     print(f"""
-The demo is complete{f' ({seconds / 60:.1f} minutes)' if seconds > 60 else ''}. Look at:
+The demo is complete{f" ({seconds / 60:.1f} minutes)" if seconds > 60 else ""}. Look at:
   originals, reconstructions, errors {images[STAGE_1][-1].relative_to(ROOT)}
   samples                            {images[SAMPLES][-1].relative_to(ROOT)}
   samples as they come about         logs/{SAMPLES}/images/denoising_0.gif
   curves and all else, as a page     logs/{STAGE_1}/report.html and logs/{STAGE_2}/report.html
-Stage 1: mean absolute error {final(STAGE_1, 'l1'):.4f}, {final(STAGE_1, 'codes_used')} codes in use, \
-perplexity {final(STAGE_1, 'perplexity'):.1f}
-Stage 2: loss {final(STAGE_2, 'loss'):.4f}, validation bound {final(STAGE_2, 'val_bits'):.3f} bits per code
+Stage 1: mean absolute error {final(STAGE_1, "l1"):.4f}, {final(STAGE_1, "codes_used")} codes in use, \
+perplexity {final(STAGE_1, "perplexity"):.1f}
+Stage 2: loss {final(STAGE_2, "loss"):.4f}, validation bound {final(STAGE_2, "val_bits"):.3f} bits per code
 
 Next:
   more samples      .venv/bin/python experiments/get_samples.py {shlex.join(map(str, model_flags()))} \
@@ -83,26 +85,65 @@ The emoji are OpenMoji's (openmoji.org), CC BY-SA 4.0; so are pictures made of t
 
 
 def stage_2_flags():
-    return ["--sampler", "absorbing", "--dataset", "demo", "--log_dir", STAGE_2, "--ae_load_dir", STAGE_1,
-            "--ae_load_step", VQGAN_STEPS]  # fmt: skip
+    return [
+        "--sampler",
+        "absorbing",
+        "--dataset",
+        "demo",
+        "--log_dir",
+        STAGE_2,
+        "--ae_load_dir",
+        STAGE_1,
+        "--ae_load_step",
+        VQGAN_STEPS,
+    ]
 
 
 def model_flags():
-    return ["--sampler", "absorbing", "--dataset", "demo", "--ae_load_dir", STAGE_1, "--ae_load_step", VQGAN_STEPS,
-            "--load_dir", STAGE_2, "--load_step", SAMPLER_STEPS]  # fmt: skip
+    return [
+        "--sampler",
+        "absorbing",
+        "--dataset",
+        "demo",
+        "--ae_load_dir",
+        STAGE_1,
+        "--ae_load_step",
+        VQGAN_STEPS,
+        "--load_dir",
+        STAGE_2,
+        "--load_step",
+        SAMPLER_STEPS,
+    ]
 
 
 def main():
     start = time.monotonic()
     call("experiments/draw_openmoji.py")
     if not finished(STAGE_1, VQGAN_STEPS):
-        call("train_vqgan.py", "--dataset", "demo", "--log_dir", STAGE_1, "--train_steps", VQGAN_STEPS,
-             "--resume", *dashboard_flags())  # fmt: skip
+        call(
+            "train_vqgan.py",
+            "--dataset",
+            "demo",
+            "--log_dir",
+            STAGE_1,
+            "--train_steps",
+            VQGAN_STEPS,
+            "--resume",
+            *dashboard_flags(),
+        )
     if not finished(STAGE_2, SAMPLER_STEPS):
         call("train_sampler.py", *stage_2_flags(), "--train_steps", SAMPLER_STEPS, "--resume", *dashboard_flags())
     if not list((ROOT / "logs" / SAMPLES / "images").glob("samples_*.png")):
-        call("experiments/get_samples.py", *model_flags(), "--log_dir", SAMPLES, "--n_sheets", 1,
-             "--show_steps", *dashboard_flags())  # fmt: skip
+        call(
+            "experiments/get_samples.py",
+            *model_flags(),
+            "--log_dir",
+            SAMPLES,
+            "--n_sheets",
+            1,
+            "--show_steps",
+            *dashboard_flags(),
+        )
     for log_dir in (STAGE_1, STAGE_2):
         call("experiments/show_run.py", "--log_dir", log_dir, "--no_visdom")
     summary(time.monotonic() - start)

@@ -19,8 +19,9 @@ class BigConfig:
     """larger images"""
 
     shape: list[int] = opt(None, "height and width of the canvas in latents", required=True, min=1)
-    order: str = opt("raster", "in what order cells are filled (random: each sample in its own)",
-                     choices=["raster", "random"])  # fmt: skip
+    order: str = opt(
+        "raster", "in what order cells are filled (random: each sample in its own)", choices=["raster", "random"]
+    )
     cells_per_step: int = opt(1, "cells of a sample that are revealed together", min=1)
     crop: bool = opt(False, "generate a smaller canvas at the size of training, and cut out the picture's middle")
     n_samples: int = opt(4, "pictures to draw", min=1)
@@ -49,9 +50,13 @@ def settle(H):
 
 
 COMMAND_LINE = dict(
-    family="sampler", description="Draw images larger than those of training.", epilog=EXAMPLES,
-    extra=(BigConfig, ModelsConfig), reads=("temp",), settle=settle,
-)  # fmt: skip
+    family="sampler",
+    description="Draw images larger than those of training.",
+    epilog=EXAMPLES,
+    extra=(BigConfig, ModelsConfig),
+    reads=("temp",),
+    settle=settle,
+)
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     H = get_hparams(**COMMAND_LINE)
 
@@ -79,8 +84,9 @@ def canvases(H, models):
         what = f"canvases {numbers[0]} to {numbers[0] + of_all - 1}"  # the main process has the first of each turn
         progress = partial(track, description=what, unit="step")
         with models.precision.autocast():
-            yield sample_canvas(models.sampler.model, u, window, H.temp, H.window_batch, progress, order,
-                                H.cells_per_step)  # fmt: skip
+            yield sample_canvas(
+                models.sampler.model, u, window, H.temp, H.window_batch, progress, order, H.cells_per_step
+            )
 
 
 @torch.no_grad()
@@ -110,10 +116,16 @@ def main(H):
                 report.picture(f"big_{H.shape[0]}x{H.shape[1]}_{number}", picture)
                 number += 1
         passes, windows = distributed.all_reduce_sum(torch.tensor([len(windows), sum(windows)])).tolist()
-        report.values("larger images", {
-            "shape": f"{H.shape[0]} x {H.shape[1]}", "pictures": H.n_samples, "seconds": time.monotonic() - start,
-            "network passes": passes, "windows": windows,
-        })  # fmt: skip
+        report.values(
+            "larger images",
+            {
+                "shape": f"{H.shape[0]} x {H.shape[1]}",
+                "pictures": H.n_samples,
+                "seconds": time.monotonic() - start,
+                "network passes": passes,
+                "windows": windows,
+            },
+        )
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ class SampleConfig:
 
     n_sheets: int = opt(100, "sheets of 25 samples", min=1)
     n_samples: int = opt(None, "draw this many single images instead of sheets", min=1, replaces=("n_sheets",))
-    first_sample: int = opt(0, "number of the first sample: a sample is a function of --seed and its number, "
-                            "whatever --batch_size", min=0)  # fmt: skip
+    first_sample: int = opt(
+        0, "number of the first sample: a sample is a function of --seed and its number, whatever --batch_size", min=0
+    )
     show_steps: bool = opt(False, "the first sheet's samples as they come about, in 8 frames: a strip and a GIF")
     save_latents: bool = opt(False, "write the codes to logs/<log_dir>/latents.pt, for calc_FID.py --latents_path")
 
@@ -43,9 +44,13 @@ def settle(H):
 
 
 COMMAND_LINE = dict(
-    family="sampler", description="Draw samples.", epilog=EXAMPLES, extra=(SampleConfig, ModelsConfig),
-    reads=(*OF_SAMPLING, "save_individually"), settle=settle,
-)  # fmt: skip
+    family="sampler",
+    description="Draw samples.",
+    epilog=EXAMPLES,
+    extra=(SampleConfig, ModelsConfig),
+    reads=(*OF_SAMPLING, "save_individually"),
+    settle=settle,
+)
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     H = get_hparams(**COMMAND_LINE)
 
@@ -93,8 +98,9 @@ def main(H):
         if H.save_latents and distributed.is_main():
             write_latents(report.folder / "latents.pt", torch.cat(ids), models.autoencoder)
         seconds = time.monotonic() - start
-        report.values(f"samples in {report.folder / 'images'}",
-                      dict(samples=n, first_sample=H.first_sample, seconds=seconds))  # fmt: skip
+        report.values(
+            f"samples in {report.folder / 'images'}", dict(samples=n, first_sample=H.first_sample, seconds=seconds)
+        )
 
 
 if __name__ == "__main__":

@@ -16,8 +16,11 @@ from hparams.sources import run_folder
 class ScalingConfig:
     """scaling"""
 
-    size: str = opt("auto", "of the models: paper (256 x 256 pixels, 24 layers) or small; auto: paper on CUDA",
-                    choices=["auto", "paper", "small"])  # fmt: skip
+    size: str = opt(
+        "auto",
+        "of the models: paper (256 x 256 pixels, 24 layers) or small; auto: paper on CUDA",
+        choices=["auto", "paper", "small"],
+    )
     seconds: float = opt(10.0, "time for each figure; three rounds at least", above=0.0)
     device: str = opt("auto", "where to compute", choices=["auto", "cpu", "cuda"])
     threads: int = opt(None, "threads of each process on a CPU (default: torchrun's choice, 1)", min=1, max=1024)
@@ -35,8 +38,13 @@ example:
 
 def parse(argv=None):
     """The command line -> ScalingConfig."""
-    return parse_own(ScalingConfig, "Throughput of several processes beside one's.", EPILOG, argv,
-                     lambda config: run_folder(config.log_dir))  # fmt: skip
+    return parse_own(
+        ScalingConfig,
+        "Throughput of several processes beside one's.",
+        EPILOG,
+        argv,
+        lambda config: run_folder(config.log_dir),
+    )
 
 
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
@@ -135,8 +143,13 @@ def main(config):
     torch.set_num_threads(config.threads or torch.get_num_threads())
     warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
     bench = Bench(config.device, config.size)
-    about = dict(device=describe_device(bench.device), size=bench.size_name, torch=torch.__version__,
-                 precision=bench.precision.describe(), processes=world)  # fmt: skip
+    about = dict(
+        device=describe_device(bench.device),
+        size=bench.size_name,
+        torch=torch.__version__,
+        precision=bench.precision.describe(),
+        processes=world,
+    )
     say(f"{world} processes, each on {about['device']}; {about['size']} models in {about['precision']}")
     say(f"| job | one process | {world}, each its batch | efficiency | {world}, its batch divided | efficiency |")
     say("|---|---|---|---|---|---|")

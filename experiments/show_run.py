@@ -63,10 +63,13 @@ def show_on_dashboard(run, config):
     plots = [f"curves-{name}" for name in run.traces() if name != "loss"]
     batch = run.hparams.get("batch_size")
     board = Dashboard(
-        config.visdom_server, config.visdom_port, config.log_dir, warn=complaints.append,
+        config.visdom_server,
+        config.visdom_port,
+        config.log_dir,
+        warn=complaints.append,
         plan=["progress", "curves-loss", "properties", *plots] if plots else ["results", "properties"],
         images_per_step=batch if type(batch) is int and batch > 0 else None,
-    )  # fmt: skip
+    )
     if run.rows:
         total = run.hparams.get("train_steps")
         total = total if type(total) is int and total > 0 else run.step()

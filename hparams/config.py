@@ -35,15 +35,20 @@ class RunConfig:
     dataset: str = opt(None, "data set: an entry of datasets.yaml, or 'custom'", required=True)
     custom_dataset_path: str = opt(None, "folder of images (or LMDB) for --dataset custom", metavar="DIR")
     log_dir: str = opt("test", "the run's folder under logs/", metavar="NAME")
-    load_dir: str = opt("test", "folder under logs/ to load a model from (see --load_step)", metavar="NAME",
-                        needs=("load_step", True))  # fmt: skip
+    load_dir: str = opt(
+        "test", "folder under logs/ to load a model from (see --load_step)", metavar="NAME", needs=("load_step", True)
+    )
     load_step: int = opt(0, "start from the weights of this step of --load_dir; 0: start afresh", min=0)
     load_optim: bool = opt(False, "with --load_step, load the optimisers' state too", needs=("load_step", True))
     resume: bool = opt(False, "continue --log_dir from its newest complete checkpoint, exactly where it was")
     seed: int = opt(0, "seed of everything random", min=0, max=2**63 - 1)
     device: str = opt("auto", "where to compute", choices=["auto", "cpu", "cuda", "mps"])
-    num_workers: int = opt(None, "processes that decode images, for each of torchrun's (default: all together one a "
-                           "core, at most 8)", min=0, max=1024)  # fmt: skip
+    num_workers: int = opt(
+        None,
+        "processes that decode images, for each of torchrun's (default: all together one a core, at most 8)",
+        min=0,
+        max=1024,
+    )
     cache_images: bool = opt(False, "keep the decoded, resized images in files under packed/, and train from those")
     dry_run: bool = opt(False, "print the resolved configuration and the model's size and cost, then stop")
 
@@ -53,21 +58,38 @@ class TrainConfig:
     """training"""
 
     train_steps: int = opt(100_000_000, "train up to and including this step", min=1)
-    batch_size: int = opt(None, "images (or code sequences) a step, of all processes together (default: 3 for the "
-                          "VQGAN, 20 for samplers)",
-                          min=1, max=1_000_000)  # fmt: skip
-    accumulate_steps: int = opt(1, "parts in which a process takes its share of a batch through memory, one after the "
-                                "other; the result is the whole batch's", min=1, max=1_000_000)  # fmt: skip
-    lr: float = opt(None, "learning rate (default: base_lr x batch_size for the VQGAN; samplers 2e-4, ffhq 1e-4)",
-                    above=0.0)  # fmt: skip
+    batch_size: int = opt(
+        None,
+        "images (or code sequences) a step, of all processes together (default: 3 for the VQGAN, 20 for samplers)",
+        min=1,
+        max=1_000_000,
+    )
+    accumulate_steps: int = opt(
+        1,
+        "parts in which a process takes its share of a batch through memory, one after the "
+        "other; the result is the whole batch's",
+        min=1,
+        max=1_000_000,
+    )
+    lr: float = opt(
+        None, "learning rate (default: base_lr x batch_size for the VQGAN; samplers 2e-4, ffhq 1e-4)", above=0.0
+    )
     amp: bool = opt(False, "mixed precision")
-    amp_dtype: str = opt("auto", "number format of --amp; auto: bf16 where the device has it, else fp16",
-                         choices=["auto", "bf16", "fp16"], needs=("amp", True))  # fmt: skip
-    compile: str = opt("auto", "torch.compile for the large networks; auto: on CUDA, where there is much to compute",
-                       choices=["auto", "on", "off"])  # fmt: skip
+    amp_dtype: str = opt(
+        "auto",
+        "number format of --amp; auto: bf16 where the device has it, else fp16",
+        choices=["auto", "bf16", "fp16"],
+        needs=("amp", True),
+    )
+    compile: str = opt(
+        "auto",
+        "torch.compile for the large networks; auto: on CUDA, where there is much to compute",
+        choices=["auto", "on", "off"],
+    )
     ema: bool = opt(False, "keep an exponential moving average of the weights (and prefer it when loading)")
-    ema_beta: float = opt(0.995, "decay of the moving average at each of its updates", min=0.0, max=1.0,
-                          needs=("ema", True))  # fmt: skip
+    ema_beta: float = opt(
+        0.995, "decay of the moving average at each of its updates", min=0.0, max=1.0, needs=("ema", True)
+    )
     steps_per_update_ema: int = opt(10, "steps between updates of the moving average", min=1, needs=("ema", True))
 
 
@@ -76,18 +98,19 @@ class OutputConfig:
     """logging, pictures, checkpoints, dashboard (steps between; 0: never)"""
 
     steps_per_log: int = opt(10, "steps between lines of stats.jsonl", min=1)
-    steps_per_eval: int = opt(0, "steps between validations; 0: no validation, a folder trains on all images",
-                              min=0)  # fmt: skip
+    steps_per_eval: int = opt(0, "steps between validations; 0: no validation, a folder trains on all images", min=0)
     steps_per_display_output: int = opt(5000, "steps between pictures on the dashboard", min=0)
     steps_per_save_output: int = opt(5000, "steps between pictures saved under logs/<log_dir>/images", min=0)
     steps_per_checkpoint: int = opt(25_000, "steps between checkpoints (one is written at the end, always)", min=0)
-    keep_checkpoints: int = opt(0, "checkpoints of this run to keep, the newest whole ones (1 counts as 2); 0: all",
-                                min=0)  # fmt: skip
+    keep_checkpoints: int = opt(
+        0, "checkpoints of this run to keep, the newest whole ones (1 counts as 2); 0: all", min=0
+    )
     save_individually: bool = opt(False, "save pictures one by one rather than as one sheet")
     visdom_port: int = opt(8097, "port of the visdom server", min=1, max=65535)
     visdom_server: str = opt(None, "address of the visdom server (default: this machine)", metavar="URL")
-    visdom_compare: list[str] = opt(None, "runs under logs/ whose curves are to stand in the same plots",
-                                    metavar="LOG_DIR")  # fmt: skip
+    visdom_compare: list[str] = opt(
+        None, "runs under logs/ whose curves are to stand in the same plots", metavar="LOG_DIR"
+    )
     no_visdom: bool = opt(False, "do not talk to a visdom server", replaces=("visdom_compare",))
 
 
@@ -98,28 +121,36 @@ class VQGANConfig:
     img_size: int = opt(256, "side of the square training images in pixels", min=4, max=8192)
     n_channels: int = opt(3, "image channels: 3 (colour) or 1 (grey)", choices=[1, 3])
     nf: int = opt(128, "width of the first level; a multiple of 32", min=32, max=16_384)
-    ch_mult: list[int] = opt([1, 1, 2, 2, 4], "width of each level as a multiple of nf; the image is halved "
-                             "between levels", min=1, max=1024)  # fmt: skip
+    ch_mult: list[int] = opt(
+        [1, 1, 2, 2, 4], "width of each level as a multiple of nf; the image is halved between levels", min=1, max=1024
+    )
     res_blocks: int = opt(2, "residual blocks a level", min=1, max=100)
     attn_resolutions: list[int] = opt(None, "resolutions with attention (default: the latents' side)", min=1)
-    latent_shape: list[int] = opt(None, "1, height and width of the codes (default: from img_size and ch_mult)",
-                                  min=1)  # fmt: skip
+    latent_shape: list[int] = opt(None, "1, height and width of the codes (default: from img_size and ch_mult)", min=1)
     emb_dim: int = opt(256, "length of a codebook vector", min=1, max=65_536)
     codebook_size: int = opt(1024, "number of codes", min=1, max=32767)
     quantizer: str = opt("nearest", "how latents become codes", choices=registered("quantizers"))
-    codebook_init: str = opt("uniform", "start of the codebook; kmeans: train without quantizing up to "
-                             "codebook_init_step, then put the codes where the latents are (nearest only)",
-                             choices=["uniform", "kmeans"])  # fmt: skip
-    codebook_restart_steps: int = opt(0, "steps between moves of unused codes onto present latents; 0: never "
-                                      "(nearest only)", min=0)  # fmt: skip
+    codebook_init: str = opt(
+        "uniform",
+        "start of the codebook; kmeans: train without quantizing up to "
+        "codebook_init_step, then put the codes where the latents are (nearest only)",
+        choices=["uniform", "kmeans"],
+    )
+    codebook_restart_steps: int = opt(
+        0, "steps between moves of unused codes onto present latents; 0: never (nearest only)", min=0
+    )
     codebook_init_step: int = opt(500, "step of --codebook_init kmeans", min=1, needs=("codebook_init", "kmeans"))
     beta: float = opt(0.25, "weight of the codebook term (nearest)", min=0.0)
     gumbel_kl_weight: float = opt(1e-8, "weight of the KL to uniform (gumbel)", min=0.0, needs=("quantizer", "gumbel"))
     gumbel_straight_through: bool = opt(False, "one-hot codes in training too (gumbel)", needs=("quantizer", "gumbel"))
     base_lr: float = opt(4.5e-6, "learning rate an image of the batch, unless --lr", above=0.0)
     perceptual_weight: float = opt(1.0, "weight of LPIPS; 0: no VGG weights needed", min=0.0)
-    perceptual_weights: str = opt(None, "file with the VGG16 weights for LPIPS (default: torchvision's place)",
-                                  metavar="PATH", needs=("perceptual_weight", True))  # fmt: skip
+    perceptual_weights: str = opt(
+        None,
+        "file with the VGG16 weights for LPIPS (default: torchvision's place)",
+        metavar="PATH",
+        needs=("perceptual_weight", True),
+    )
     ndf: int = opt(64, "width of the discriminator's first layer", min=1, max=16_384)
     disc_layers: int = opt(3, "layers of the discriminator", min=1, max=30)
     disc_start_step: int = opt(30_001, "step at which the discriminator joins", min=0)
@@ -148,16 +179,31 @@ class SamplerConfig:
     embd_pdrop: float = opt(0.0, "dropout of the embeddings", min=0.0, max=0.999)
     attn_pdrop: float = opt(0.0, "dropout of the attention weights", min=0.0, max=0.999)
     resid_pdrop: float = opt(0.0, "dropout of the residual branches", min=0.0, max=0.999)
-    loss_type: str = opt("reweighted_elbo", "training loss (absorbing)", choices=["reweighted_elbo", "elbo", "mlm"],
-                         needs=("sampler", "absorbing"))  # fmt: skip
-    mask_schedule: str = opt("random", "mask each code with probability t/T, or exactly round(tL/T) codes (absorbing)",
-                             choices=["random", "fixed"], needs=("sampler", "absorbing"))  # fmt: skip
-    total_steps: int = opt(256, "T, time steps of the diffusion in training (absorbing)", min=1, max=1_000_000,
-                           needs=("sampler", "absorbing"))  # fmt: skip
-    sample_steps: int = opt(256, "S, time steps when sampling (absorbing)", min=1, max=1_000_000,
-                            needs=("sampler", "absorbing"))  # fmt: skip
-    sample_type: str = opt("diffusion", "how to sample (absorbing)", choices=["diffusion", "mlm"],
-                           needs=("sampler", "absorbing"))  # fmt: skip
+    loss_type: str = opt(
+        "reweighted_elbo",
+        "training loss (absorbing)",
+        choices=["reweighted_elbo", "elbo", "mlm"],
+        needs=("sampler", "absorbing"),
+    )
+    mask_schedule: str = opt(
+        "random",
+        "mask each code with probability t/T, or exactly round(tL/T) codes (absorbing)",
+        choices=["random", "fixed"],
+        needs=("sampler", "absorbing"),
+    )
+    total_steps: int = opt(
+        256,
+        "T, time steps of the diffusion in training (absorbing)",
+        min=1,
+        max=1_000_000,
+        needs=("sampler", "absorbing"),
+    )
+    sample_steps: int = opt(
+        256, "S, time steps when sampling (absorbing)", min=1, max=1_000_000, needs=("sampler", "absorbing")
+    )
+    sample_type: str = opt(
+        "diffusion", "how to sample (absorbing)", choices=["diffusion", "mlm"], needs=("sampler", "absorbing")
+    )
     temp: float = opt(1.0, "temperature of the codes' distribution when sampling", min=1e-37)
     warmup_iters: int = opt(10_000, "steps over which the learning rate rises linearly to lr (ffhq: 30000)", min=0)
     greedy_epochs: int = opt(None, "accepted for old command lines, without effect", min=0)
@@ -169,9 +215,12 @@ class SamplerConfig:
 class RecordedConfig:
     """Settings without a flag. A run records them, so that a run of an earlier version continues as it began."""
 
-    codes_precision: str = opt("float32", "number format in which stage 2 encodes the images; amp: that of --amp_dtype",
-                               choices=["float32", "amp"],
-                               older=lambda saved: "amp" if saved.get("amp") else "float32")  # fmt: skip
+    codes_precision: str = opt(
+        "float32",
+        "number format in which stage 2 encodes the images; amp: that of --amp_dtype",
+        choices=["float32", "amp"],
+        older=lambda saved: "amp" if saved.get("amp") else "float32",
+    )
     unique_images: bool = opt(True, "a file that several paths or links lead to is one image", older=False)
 
 
@@ -180,41 +229,104 @@ WITHOUT_EFFECT = ("greedy_epochs", "greedy", "sample_block_size")
 # Flags that not every script reads, by what they are for. (--ema is not among them: averaged weights are preferred
 # with it or without.)
 OF_VQGAN_TRAINING = (
-    "beta", "gumbel_kl_weight", "gumbel_straight_through", "base_lr", "codebook_init", "codebook_init_step",
-    "codebook_restart_steps", "perceptual_weight", "perceptual_weights", "ndf", "disc_layers", "disc_start_step",
-    "disc_weight_max", "diff_aug", "cache_images",
-)  # fmt: skip
+    "beta",
+    "gumbel_kl_weight",
+    "gumbel_straight_through",
+    "base_lr",
+    "codebook_init",
+    "codebook_init_step",
+    "codebook_restart_steps",
+    "perceptual_weight",
+    "perceptual_weights",
+    "ndf",
+    "disc_layers",
+    "disc_start_step",
+    "disc_weight_max",
+    "diff_aug",
+    "cache_images",
+)
 OF_SAMPLING = ("temp", "sample_steps", "sample_type", "mask_schedule")
 OF_TRAINING = (
-    *OF_VQGAN_TRAINING, "load_optim", "resume", "train_steps", "accumulate_steps", "lr", "ema_beta",
-    "steps_per_update_ema", "steps_per_log", "steps_per_display_output", "steps_per_save_output",
-    "steps_per_checkpoint", "keep_checkpoints", "save_individually", "visdom_compare", "horizontal_flip", "embd_pdrop",
-    "attn_pdrop", "resid_pdrop", "loss_type", "warmup_iters",
-)  # fmt: skip
+    *OF_VQGAN_TRAINING,
+    "load_optim",
+    "resume",
+    "train_steps",
+    "accumulate_steps",
+    "lr",
+    "ema_beta",
+    "steps_per_update_ema",
+    "steps_per_log",
+    "steps_per_display_output",
+    "steps_per_save_output",
+    "steps_per_checkpoint",
+    "keep_checkpoints",
+    "save_individually",
+    "visdom_compare",
+    "horizontal_flip",
+    "embd_pdrop",
+    "attn_pdrop",
+    "resid_pdrop",
+    "loss_type",
+    "warmup_iters",
+)
 
 # What --help shows beside the required flags and a script's own, by kind of script; --help_all shows all.
 COMMON = ("custom_dataset_path", "log_dir", "seed", "device", "dry_run", "batch_size", "amp", "no_visdom")
 _COMMON_IN_TRAINING = (
-    *COMMON, "resume", "load_dir", "load_step", "train_steps", "lr", "ema", "steps_per_eval", "steps_per_save_output",
-    "steps_per_checkpoint", "keep_checkpoints",
-)  # fmt: skip
+    *COMMON,
+    "resume",
+    "load_dir",
+    "load_step",
+    "train_steps",
+    "lr",
+    "ema",
+    "steps_per_eval",
+    "steps_per_save_output",
+    "steps_per_checkpoint",
+    "keep_checkpoints",
+)
 SHOWN_FIRST = dict(
-    vqgan=(*_COMMON_IN_TRAINING, "img_size", "ch_mult", "codebook_size", "codebook_init", "codebook_restart_steps",
-           "perceptual_weight", "perceptual_weights", "disc_start_step", "diff_aug", "horizontal_flip"),
+    vqgan=(
+        *_COMMON_IN_TRAINING,
+        "img_size",
+        "ch_mult",
+        "codebook_size",
+        "codebook_init",
+        "codebook_restart_steps",
+        "perceptual_weight",
+        "perceptual_weights",
+        "disc_start_step",
+        "diff_aug",
+        "horizontal_flip",
+    ),
     sampler=(*_COMMON_IN_TRAINING, "bert_n_emb", "bert_n_layers", "sample_steps", "temp", "warmup_iters"),
     measures=(*COMMON, "load_dir", "load_step", *OF_SAMPLING),
-)  # fmt: skip
+)
 
 # What a checkpoint's tensors depend on: a command line may not contradict a loaded model in these.
 AUTOENCODER_KEYS = (
-    "img_size", "n_channels", "nf", "ch_mult", "res_blocks", "attn_resolutions", "latent_shape", "emb_dim",
-    "codebook_size", "quantizer",
-)  # fmt: skip
+    "img_size",
+    "n_channels",
+    "nf",
+    "ch_mult",
+    "res_blocks",
+    "attn_resolutions",
+    "latent_shape",
+    "emb_dim",
+    "codebook_size",
+    "quantizer",
+)
 VQGAN_KEYS = (*AUTOENCODER_KEYS, "ndf", "disc_layers")
 SAMPLER_KEYS = (
-    "sampler", "bert_n_emb", "bert_n_head", "bert_n_layers", "block_size", "codebook_size", "latent_shape",
+    "sampler",
+    "bert_n_emb",
+    "bert_n_head",
+    "bert_n_layers",
+    "block_size",
+    "codebook_size",
+    "latent_shape",
     "total_steps",
-)  # fmt: skip
+)
 # What else of a loaded sampler's configuration holds unless the command line says otherwise.
 SAMPLER_DEFAULTS = ("mask_schedule",)
 

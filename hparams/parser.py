@@ -17,14 +17,37 @@ LEAST_GROUP = 3  # flags that have a heading of their own in the short help
 DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2212"  # as editors and web pages make them of "--"
 # What other programs call it.
 OTHER_NAMES = dict(
-    learning_rate=["lr"], steps=["train_steps"], iterations=["train_steps"], max_steps=["train_steps"],
-    epochs=["train_steps"], bs=["batch_size"], gpu=["device"], cuda=["device"], workers=["num_workers"],
-    data=["custom_dataset_path", "dataset"], data_dir=["custom_dataset_path"], data_path=["custom_dataset_path"],
-    output_dir=["log_dir"], out=["log_dir"], name=["log_dir"], checkpoint=["load_step"], ckpt=["load_step"],
-    resolution=["img_size"], image_size=["img_size"], size=["img_size"], fp16=["amp"], bf16=["amp"],
-    temperature=["temp"], n=["n_samples"], num_samples=["n_samples"], samples=["n_samples", "n_sheets"],
-    codes=["codebook_size"], layers=["bert_n_layers"], heads=["bert_n_head"], verbose=["steps_per_log"],
-)  # fmt: skip
+    learning_rate=["lr"],
+    steps=["train_steps"],
+    iterations=["train_steps"],
+    max_steps=["train_steps"],
+    epochs=["train_steps"],
+    bs=["batch_size"],
+    gpu=["device"],
+    cuda=["device"],
+    workers=["num_workers"],
+    data=["custom_dataset_path", "dataset"],
+    data_dir=["custom_dataset_path"],
+    data_path=["custom_dataset_path"],
+    output_dir=["log_dir"],
+    out=["log_dir"],
+    name=["log_dir"],
+    checkpoint=["load_step"],
+    ckpt=["load_step"],
+    resolution=["img_size"],
+    image_size=["img_size"],
+    size=["img_size"],
+    fp16=["amp"],
+    bf16=["amp"],
+    temperature=["temp"],
+    n=["n_samples"],
+    num_samples=["n_samples"],
+    samples=["n_samples", "n_sheets"],
+    codes=["codebook_size"],
+    layers=["bert_n_layers"],
+    heads=["bert_n_head"],
+    verbose=["steps_per_log"],
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -166,9 +189,13 @@ def _new_parser(flags, description, epilog, formatter):
     required = " ".join(f"--{f.name} {_metavar(f)}" for f in flags if f.meta.get("required"))
     parser = Parser(
         usage=f"%(prog)s {required} [flags]",  # argparse would list all of them, on 50 lines
-        description=description, epilog=epilog, allow_abbrev=False, argument_default=argparse.SUPPRESS,
-        formatter_class=formatter, add_help=False,
-    )  # fmt: skip
+        description=description,
+        epilog=epilog,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=formatter,
+        add_help=False,
+    )
     groups = {}
     for flag in flags:
         name = "required" if flag.meta.get("required") else flag.group

@@ -135,8 +135,10 @@ def notes(H, flags, idle=()):
             if flag.name in other.meta.get("replaces", ()):
                 yield f"--{flag.name} has no effect beside --{other.name}"
         if flag.name == "base_lr" and H.lr != H.base_lr * H.batch_size:
-            yield (f"--base_lr has no effect: --lr is {H.lr:g}, from the command line, the data set's defaults or the "
-                   "run that is resumed")  # fmt: skip
+            yield (
+                f"--base_lr has no effect: --lr is {H.lr:g}, from the command line, the data set's defaults or the "
+                "run that is resumed"
+            )
         other, wanted = flag.meta.get("needs", (None, None))
         if other and other not in idle and not (getattr(H, other) if wanted is True else getattr(H, other) == wanted):
             yield f"--{flag.name} has no effect without --{other}" + ("" if wanted is True else f" {wanted}")
@@ -146,8 +148,16 @@ def notes(H, flags, idle=()):
 
 # With --resume everything that the run saved holds, except where things are and what is asked now. The dashboard's
 # address is among the latter: a folder from someone else must not decide where a login is sent.
-_NEVER_RESUMED = ("resume", "dry_run", "log_dir", "custom_dataset_path", "visdom_compare", "visdom_server",
-                  "visdom_port", "no_visdom")  # fmt: skip
+_NEVER_RESUMED = (
+    "resume",
+    "dry_run",
+    "log_dir",
+    "custom_dataset_path",
+    "visdom_compare",
+    "visdom_server",
+    "visdom_port",
+    "no_visdom",
+)
 _ORIGIN = ("load_dir", "load_step", "load_optim")
 _ARCHITECTURE = tuple(dict.fromkeys(config.VQGAN_KEYS + config.SAMPLER_KEYS))
 
@@ -239,8 +249,7 @@ def _refuse_contradictions(given, saved, source, keys):
     for key in keys:
         if key in given and key in saved and given[key] != saved[key]:
             raise UsageError(
-                f"--{key} {shown(given[key])} contradicts {source}, "
-                f"which was trained with --{key} {shown(saved[key])}"
+                f"--{key} {shown(given[key])} contradicts {source}, which was trained with --{key} {shown(saved[key])}"
             )
 
 

@@ -206,9 +206,7 @@ def saved_config(name, flags, step=None):
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f" ({error})" if isinstance(error, UsageError) else ""
-        raise UsageError(
-            f"{path} is damaged{reason}: restore it, or remove it and give the model's flags"
-        ) from None
+        raise UsageError(f"{path} is damaged{reason}: restore it, or remove it and give the model's flags") from None
 
 
 def _of_manifest(folder, steps):

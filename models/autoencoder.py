@@ -54,9 +54,7 @@ class Generator(nn.Module):
                 resolution *= 2
         blocks += [group_norm(width), conv3x3(width, n_channels)]
         self.blocks = nn.ModuleList(blocks)
-        self.logsigma = nn.Sequential(
-            conv3x3(width, width), nn.ReLU(), nn.Conv2d(width, n_channels, kernel_size=1)
-        )
+        self.logsigma = nn.Sequential(conv3x3(width, width), nn.ReLU(), nn.Conv2d(width, n_channels, kernel_size=1))
 
     @property
     def last_layer(self):
@@ -82,8 +80,13 @@ class VQAutoEncoder(nn.Module):
     def __init__(self, H):
         super().__init__()
         shape = dict(
-            n_channels=H.n_channels, nf=H.nf, emb_dim=H.emb_dim, ch_mult=H.ch_mult,
-            res_blocks=H.res_blocks, img_size=H.img_size, attn_resolutions=H.attn_resolutions,
+            n_channels=H.n_channels,
+            nf=H.nf,
+            emb_dim=H.emb_dim,
+            ch_mult=H.ch_mult,
+            res_blocks=H.res_blocks,
+            img_size=H.img_size,
+            attn_resolutions=H.attn_resolutions,
         )
         self.encoder = Encoder(**shape)
         self.quantize = build_quantizer(H)

@@ -111,5 +111,3 @@ def run_blocks(blocks, x):
     for block in blocks:
         x = block(x)
     return x
-
-

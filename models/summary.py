@@ -42,24 +42,28 @@ def _describe_stage_1(H, name, model, ae, more_flops):
     encode = count_flops(ae.encoder, image)
     decode = count_flops(ae.generator, z)
     codes = " x ".join(map(str, H.latent_shape[1:]))
-    return "\n".join([
-        f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters; "
-        f"{H.img_size} x {H.img_size} pixels -> {codes} codes of {H.codebook_size}",
-        *parameter_lines(model),
-        f"  forward, GFLOPs an image: encoder {encode / 1e9:.3g}, generator {decode / 1e9:.3g}{more_flops}",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters; "
+            f"{H.img_size} x {H.img_size} pixels -> {codes} codes of {H.codebook_size}",
+            *parameter_lines(model),
+            f"  forward, GFLOPs an image: encoder {encode / 1e9:.3g}, generator {decode / 1e9:.3g}{more_flops}",
+        ]
+    )
 
 
 def describe_sampler(H, sampler):
     """Summary of stage 2 as text. sampler: models.samplers.Sampler on the meta device."""
     net = next(iter(sampler.children()))
     flops = count_flops(net, ((1, H.block_size), torch.int64))
-    return "\n".join([
-        f"{H.sampler}: {sum(p.numel() for p in sampler.parameters()):,} parameters; {H.block_size} codes of "
-        f"{H.codebook_size}",
-        *parameter_lines(sampler),
-        f"  one network pass, GFLOPs an image: {flops / 1e9:.3g}",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"{H.sampler}: {sum(p.numel() for p in sampler.parameters()):,} parameters; {H.block_size} codes of "
+            f"{H.codebook_size}",
+            *parameter_lines(sampler),
+            f"  one network pass, GFLOPs an image: {flops / 1e9:.3g}",
+        ]
+    )
 
 
 def print_dry_run(H, description):

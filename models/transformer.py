@@ -139,8 +139,19 @@ class Transformer(nn.Module):
     The diffusion's time step is not an input: the number of masked tokens tells it.
     """
 
-    def __init__(self, vocab_size, n_classes, block_size, n_emb, n_head, n_layers,
-                 causal=False, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0):  # fmt: skip
+    def __init__(
+        self,
+        vocab_size,
+        n_classes,
+        block_size,
+        n_emb,
+        n_head,
+        n_layers,
+        causal=False,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        resid_pdrop=0.0,
+    ):
         super().__init__()
         self.block_size = block_size
         self.causal = causal

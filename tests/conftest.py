@@ -45,9 +45,7 @@ class Golden:
 
     def state(self, prefix="state/"):
         keys = [k for k in self.arrays.files if k.startswith(prefix)]
-        return {
-            k.removeprefix(prefix): self[k].float() if self[k].dtype == torch.float16 else self[k] for k in keys
-        }
+        return {k.removeprefix(prefix): self[k].float() if self[k].dtype == torch.float16 else self[k] for k in keys}
 
 
 @pytest.fixture

@@ -147,9 +147,10 @@ def sample_canvas(sampler, u, window, temp):
             views = torch.stack([ids[top : top + h, left : left + w].flatten() for top, left in corners])
             probs = sampler._denoise_fn(views).softmax(-1)
             covering = [
-                probs[n, (row - top) * w + col - left] for n, (top, left) in enumerate(corners)
+                probs[n, (row - top) * w + col - left]
+                for n, (top, left) in enumerate(corners)
                 if top <= row < top + h and left <= col < left + w
-            ]  # fmt: skip
+            ]
             sharpened = torch.stack(covering).mean(0) ** (1 / temp)
             ids[row, col] = invert_cdf(sharpened, u[row, col])
     return ids

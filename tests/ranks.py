@@ -18,8 +18,13 @@ def together(size, work, folder, codes=None):
 
     codes: their exit codes (default: all 0).
     """
-    env = dict(WORLD_SIZE=size, LOCAL_WORLD_SIZE=size, MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port(),
-               TORCHELASTIC_ERROR_FILE=Path(folder, "attempt", "0", "error.json"))  # fmt: skip
+    env = dict(
+        WORLD_SIZE=size,
+        LOCAL_WORLD_SIZE=size,
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=free_port(),
+        TORCHELASTIC_ERROR_FILE=Path(folder, "attempt", "0", "error.json"),
+    )
     Path(folder, "attempt").mkdir(exist_ok=True)
     Path(folder, "attempt", "told").unlink(missing_ok=True)
     pids = []
@@ -50,8 +55,19 @@ def wait(pid, deadline):
 def torchrun(size, script, flags, cwd, *options):
     """A job of PyTorch's launcher, in a session of its own; its output goes to torchrun.txt in cwd."""
     env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", size, "--master_port", free_port(),
-             *options, ROOT / script, *flags]  # fmt: skip
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        size,
+        "--master_port",
+        free_port(),
+        *options,
+        ROOT / script,
+        *flags,
+    ]
     with open(Path(cwd) / "torchrun.txt", "w") as out:
-        return subprocess.Popen([str(w) for w in words], cwd=cwd, env=env, stdout=out, stderr=out,
-                                start_new_session=True)  # fmt: skip
+        return subprocess.Popen(
+            [str(w) for w in words], cwd=cwd, env=env, stdout=out, stderr=out, start_new_session=True
+        )

@@ -13,13 +13,35 @@ from hparams import get_hparams
 
 
 def vqgan_flags(images, log_dir, more=""):
-    return [*TINY_VQGAN, "--dataset", "custom", "--custom_dataset_path", str(images), "--log_dir", log_dir,
-            *words(more)]  # fmt: skip
+    return [
+        *TINY_VQGAN,
+        "--dataset",
+        "custom",
+        "--custom_dataset_path",
+        str(images),
+        "--log_dir",
+        log_dir,
+        *words(more),
+    ]
 
 
 def sampler_flags(images, log_dir, ae, step, more="", sampler="absorbing"):
-    return [*TINY_SAMPLER, "--sampler", sampler, "--dataset", "custom", "--custom_dataset_path", str(images),
-            "--log_dir", log_dir, "--ae_load_dir", ae, "--ae_load_step", str(step), *words(more)]  # fmt: skip
+    return [
+        *TINY_SAMPLER,
+        "--sampler",
+        sampler,
+        "--dataset",
+        "custom",
+        "--custom_dataset_path",
+        str(images),
+        "--log_dir",
+        log_dir,
+        "--ae_load_dir",
+        ae,
+        "--ae_load_step",
+        str(step),
+        *words(more),
+    ]
 
 
 def train_stage_1(*args):

@@ -19,9 +19,13 @@ from train_sampler import sampler_step
 from utils.training.amp import Precision
 
 SAMPLER_DEFAULTS = dict(
-    embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0, loss_type="reweighted_elbo", mask_schedule="random",
+    embd_pdrop=0.0,
+    attn_pdrop=0.0,
+    resid_pdrop=0.0,
+    loss_type="reweighted_elbo",
+    mask_schedule="random",
     sample_type="diffusion",
-)  # fmt: skip
+)
 FLOAT32 = Precision(False, "auto", torch.device("cpu"))
 
 

@@ -1,6 +1,5 @@
 """Images to codes, from the cache or computed, and back."""
 
-
 import torch
 
 from utils.core import distributed
@@ -24,9 +23,15 @@ def cached_codes(H, images, split, autoencoder, device, say, flip=False):
     """
     precision = Precision(H.codes_precision == "amp", H.amp_dtype, device)
     header = dict(
-        format=codes.FORMAT, dataset=H.dataset, split=split, flip=flip, autoencoder=autoencoder.hash,
-        latent_shape=H.latent_shape, images=distributed.from_main(images.identity), precision=precision.describe(),
-    )  # fmt: skip
+        format=codes.FORMAT,
+        dataset=H.dataset,
+        split=split,
+        flip=flip,
+        autoencoder=autoencoder.hash,
+        latent_shape=H.latent_shape,
+        images=distributed.from_main(images.identity),
+        precision=precision.describe(),
+    )
 
     what = f"encoding {split} images" + (" (mirrored)" if flip else "")
     progress = Progress(len(images), what, "img", lazy=True)

@@ -16,7 +16,9 @@ class ModelsConfig:
 class FeaturesConfig:
     """features"""
 
-    feature_weights: str = opt(None, "file with the Inception weights (default: where torch-fidelity puts it, "
-                               "$TORCH_HOME/hub/checkpoints)", metavar="PATH")  # fmt: skip
-    feature_batch: int = opt(64, "images in one pass of the Inception network (of samples at most "
-                             "--batch_size)", min=1)  # fmt: skip
+    feature_weights: str = opt(
+        None,
+        "file with the Inception weights (default: where torch-fidelity puts it, $TORCH_HOME/hub/checkpoints)",
+        metavar="PATH",
+    )
+    feature_batch: int = opt(64, "images in one pass of the Inception network (of samples at most --batch_size)", min=1)

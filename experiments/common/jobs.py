@@ -34,16 +34,25 @@ from utils.training.ema import EMA
 # Of each size: flags of the two stages, and how much of each job.
 SIZES = {
     "paper": dict(
-        vqgan="--batch_size 4", sampler="--batch_size 20", samples=64, canvas=(32, 16), images=200, queries=16,
+        vqgan="--batch_size 4",
+        sampler="--batch_size 20",
+        samples=64,
+        canvas=(32, 16),
+        images=200,
+        queries=16,
         features=(10_000, 2048),
     ),
     "small": dict(  # few codes, so that the head weighs as little as in the paper's model
         vqgan="--img_size 64 --ch_mult 1 1 2 --nf 32 --emb_dim 64 --ndf 32 --batch_size 4",
         sampler="--img_size 64 --ch_mult 1 1 2 --codebook_size 128 --bert_n_emb 256 --bert_n_head 4 --bert_n_layers 2 "
-                "--batch_size 20",
-        samples=8, canvas=(32, 16), images=40, queries=16, features=(4000, 2048),
+        "--batch_size 20",
+        samples=8,
+        canvas=(32, 16),
+        images=40,
+        queries=16,
+        features=(4000, 2048),
     ),
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -117,8 +126,9 @@ class Bench:
             average.update()
 
         name = "VQGAN step" if H.disc_start_step < step else "VQGAN step before the discriminator"
-        return Job(name, run_fast, lambda: plain.vqgan_step(other, slow, other_average, H, x, step, rng),
-                   H.batch_size, "img")  # fmt: skip
+        return Job(
+            name, run_fast, lambda: plain.vqgan_step(other, slow, other_average, H, x, step, rng), H.batch_size, "img"
+        )
 
     def vqgan_step_early(self):
         """Before the discriminator joins."""
@@ -139,8 +149,13 @@ class Bench:
             train_sampler.sampler_step(model, fast, self.precision, ids, rng)
             average.update()
 
-        return Job("sampler step", run_fast, lambda: plain.sampler_step(other, slow, other_average, H, ids, rng),
-                   H.batch_size, "sequence")  # fmt: skip
+        return Job(
+            "sampler step",
+            run_fast,
+            lambda: plain.sampler_step(other, slow, other_average, H, ids, rng),
+            H.batch_size,
+            "sequence",
+        )
 
     def sampling(self, steps=256, more=""):
         """Samples of the absorbing diffusion in S = 256 steps."""
@@ -150,8 +165,13 @@ class Bench:
         compilation.compile_model(model, self.compile, self.device)
         n = self.size["samples"] if steps <= 256 else self.size["samples"] // 2
         u = sample_uniforms(0, range(n), model.draws_per_sample(), self.device)
-        return Job(f"sampling, S = {steps}", lambda: self.in_amp(model.sample, u),
-                   lambda: plain.sample_diffusion(other, u), n, "sample")  # fmt: skip
+        return Job(
+            f"sampling, S = {steps}",
+            lambda: self.in_amp(model.sample, u),
+            lambda: plain.sample_diffusion(other, u),
+            n,
+            "sample",
+        )
 
     def sampling_1000(self):
         """In S = 1000 steps."""
@@ -167,8 +187,14 @@ class Bench:
         model = self.sampler(H)
         n = 2 * self.size["samples"]
         u = sample_uniforms(0, range(n), model.draws_per_sample(), self.device)
-        return Job("autoregressive sampling", lambda: self.in_amp(model.sample, u),
-                   lambda: plain.sample_autoregressive(model, u), n, "sample", flops=False)  # fmt: skip
+        return Job(
+            "autoregressive sampling",
+            lambda: self.in_amp(model.sample, u),
+            lambda: plain.sample_autoregressive(model, u),
+            n,
+            "sample",
+            flops=False,
+        )
 
     def likelihood(self):
         """The prior's bound: T passes, or an eighth as many, stratified."""
@@ -176,9 +202,13 @@ class Bench:
         model = self.sampler(H)
         ids = self.random_ids(H, self.size["samples"])
         passes = H.total_steps // 8
-        return Job(f"likelihood, {passes} passes for {H.total_steps}",
-                   lambda: self.in_amp(lambda: model.nll(ids, StepRandom("b", device=self.device), passes)),
-                   lambda: plain.nll(model, ids, StepRandom("b", device=self.device)), len(ids), "image")  # fmt: skip
+        return Job(
+            f"likelihood, {passes} passes for {H.total_steps}",
+            lambda: self.in_amp(lambda: model.nll(ids, StepRandom("b", device=self.device), passes)),
+            lambda: plain.nll(model, ids, StepRandom("b", device=self.device)),
+            len(ids),
+            "image",
+        )
 
     def neighbours(self):
         """The 10 nearest images by LPIPS (AlexNet, random weights)."""
@@ -196,9 +226,14 @@ class Bench:
 
         # The second pass, LPIPS itself for 20 candidates a query however many images there are, would weigh here as it
         # never does among thousands.
-        return Job(f"neighbours of {len(queries)} among {len(images)} images, first pass", fast,
-                   lambda: plain.lpips_distances(model, queries, images), len(queries) * len(images), "pair",
-                   flops=False)  # fmt: skip
+        return Job(
+            f"neighbours of {len(queries)} among {len(images)} images, first pass",
+            fast,
+            lambda: plain.lpips_distances(model, queries, images),
+            len(queries) * len(images),
+            "pair",
+            flops=False,
+        )
 
     def larger_images(self):
         """A canvas in raster order."""
@@ -208,8 +243,14 @@ class Bench:
         shape, window = self.size["canvas"], H.latent_shape[1:]
         u = torch.rand(1, *shape, device=self.device)
         name = f"a canvas of {shape[0]} x {shape[1]} codes"
-        return Job(name, lambda: self.in_amp(sample_canvas, model, u, window),
-                   lambda: plain.sample_canvas(model, u[0], window, 0.8), 1, "canvas", flops=False)  # fmt: skip
+        return Job(
+            name,
+            lambda: self.in_amp(sample_canvas, model, u, window),
+            lambda: plain.sample_canvas(model, u[0], window, 0.8),
+            1,
+            "canvas",
+            flops=False,
+        )
 
     def prdc(self):
         """Precision, recall, density, coverage; the plain form is the prdc package."""
@@ -237,8 +278,14 @@ class Bench:
         decoded, packed = (ImageSet(source, range(n), 256) for _ in range(2))
         packed.packed = PackedImages(packed, folder)
         packed.packed.write(range(n), one_pass(packed, n, 0))
-        return Job("256 x 256 images for one worker, packed (plain: JPEG)", lambda: [packed.load(i) for i in range(n)],
-                   lambda: [decoded.load(i) for i in range(n)], n, "img", flops=False)  # fmt: skip
+        return Job(
+            "256 x 256 images for one worker, packed (plain: JPEG)",
+            lambda: [packed.load(i) for i in range(n)],
+            lambda: [decoded.load(i) for i in range(n)],
+            n,
+            "img",
+            flops=False,
+        )
 
 
 def timed(function, device):

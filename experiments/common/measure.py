@@ -75,9 +75,11 @@ class Samples:
         """For the keys of caches: all that the samples depend on."""
         H, models = self.H, self.models
         common = dict(
-            autoencoder=models.autoencoder.hash, precision=models.precision.describe(), device=models.device.type,
+            autoencoder=models.autoencoder.hash,
+            precision=models.precision.describe(),
+            device=models.device.type,
             n=self.n,
-        )  # fmt: skip
+        )
         if self.ids is not None:
             return dict(common, latents=hash_tensors(dict(ids=self.ids)))
         how = ("seed", "temp", "sample_steps", "sample_type", "mask_schedule", "bert_n_head")

@@ -33,8 +33,11 @@ def decode_canvas(ae, ids, mask_id, latent_shape, precision):
     mask = (ids == mask_id).reshape(-1, 1, h, w)
     codes = torch.arange(mask_id, device=ids.device)
     with precision.autocast():
-        z = torch.where(mask, ae.quantize.embed_ids(codes).mean(0)[:, None, None],
-                        ae.embed(ids.masked_fill(ids == mask_id, 0), h, w))  # fmt: skip
+        z = torch.where(
+            mask,
+            ae.quantize.embed_ids(codes).mean(0)[:, None, None],
+            ae.embed(ids.masked_fill(ids == mask_id, 0), h, w),
+        )
         x = ae.generator(z.contiguous()).float()
     cell = x.shape[-1] // w
     return to_uint8(torch.where(mask.repeat_interleave(cell, 2).repeat_interleave(cell, 3), GREY, x))
@@ -51,8 +54,9 @@ def show_denoising(report, H, models, ids, first):
 
     def decode(canvas):
         parts = canvas.split(H.batch_size)
-        return torch.cat([decode_canvas(ae, p, sampler.mask_id, H.latent_shape[1:], models.precision).cpu()
-                          for p in parts])  # fmt: skip
+        return torch.cat(
+            [decode_canvas(ae, p, sampler.mask_id, H.latent_shape[1:], models.precision).cpu() for p in parts]
+        )
 
     frames = [decode(canvas) for canvas in states]
     rows = [[fitted(to_pillow(frame[i])) for frame in frames] for i in range(min(SHOWN, len(ids)))]

@@ -35,9 +35,13 @@ class Report:
             self.folder.mkdir(parents=True, exist_ok=True)
             check_appendable(self.folder / "metrics.jsonl")  # before the work, not after it
         self.dashboard = dashboard or Dashboard(
-            H.visdom_server, H.visdom_port, H.log_dir, enabled=self.is_main and not H.no_visdom, warn=say,
+            H.visdom_server,
+            H.visdom_port,
+            H.log_dir,
+            enabled=self.is_main and not H.no_visdom,
+            warn=say,
             plan=("results", "properties"),
-        )  # fmt: skip
+        )
         self.dashboard.properties(dict(sorted(H.to_dict().items(), key=lambda item: item[0] not in H.explicit)))
 
     def __enter__(self):
@@ -67,11 +71,16 @@ class Report:
         width = max(map(len, shown))
         say("\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in shown.items())]))
         row = dict(
-            metric=self.H.script, time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            metric=self.H.script,
+            time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             values={k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()},
-            **about, checkpoints=self.checkpoints, args=self.H.to_dict(), device=device_name(self.device),
-            torch=torch.__version__, versions=versions("Pillow", "torch-fidelity"),
-        )  # fmt: skip
+            **about,
+            checkpoints=self.checkpoints,
+            args=self.H.to_dict(),
+            device=device_name(self.device),
+            torch=torch.__version__,
+            versions=versions("Pillow", "torch-fidelity"),
+        )
         self.append(row)
         self.dashboard.properties({"": title, **shown}, "results")
 

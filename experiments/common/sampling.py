@@ -1,7 +1,5 @@
 """Samples of codes, each a function of the seed and its number."""
 
-
-
 from utils.core import distributed
 from utils.core.progress import Progress
 from utils.core.seed import sample_uniforms

@@ -14,10 +14,9 @@ from utils.core.files import hash_tensors, load_tensors
 
 # Of each network of LPIPS: its name, torchvision's file of its weights, and what helps where that is missing.
 LPIPS_NETS = {
-    "vgg": ("VGG16", "vgg16-397923af.pth",
-            "name the file with --perceptual_weights PATH"),
+    "vgg": ("VGG16", "vgg16-397923af.pth", "name the file with --perceptual_weights PATH"),
     "alex": ("AlexNet", "alexnet-owt-7be5be79.pth", "name the file with --alexnet_weights PATH"),
-}  # fmt: skip
+}
 
 
 @dataclass

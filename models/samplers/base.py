@@ -50,9 +50,17 @@ class Sampler(nn.Module):
     @staticmethod
     def build_transformer(H, vocab_size, causal):
         return Transformer(
-            vocab_size, H.codebook_size, H.block_size, H.bert_n_emb, H.bert_n_head, H.bert_n_layers, causal,
-            H.embd_pdrop, H.attn_pdrop, H.resid_pdrop,
-        )  # fmt: skip
+            vocab_size,
+            H.codebook_size,
+            H.block_size,
+            H.bert_n_emb,
+            H.bert_n_head,
+            H.bert_n_layers,
+            causal,
+            H.embd_pdrop,
+            H.attn_pdrop,
+            H.resid_pdrop,
+        )
 
     def parts_to_compile(self):
         """The blocks of the Transformers: all of the same shapes, so that compiling one compiles all."""

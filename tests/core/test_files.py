@@ -424,12 +424,22 @@ def test_a_damaged_manifest_is_found_out(store):
 
 HOSTILE = {
     "step": [True, "30", 30.0, None],
-    "files": [7, "x", [["saved_models/vqgan_30.th", 1]], {"saved_models/vqgan_30.th": 3},
-              {"saved_models/vqgan_30.th": dict(bytes="9", sha256="x")}, {"saved_models/vqgan_30.th": dict(bytes=9)}],
-    "stats_bytes": ["9", -1, True, 1.5, None, [9]], "stats_sha256": [9, None], "run": [7], "script": [{}],
-    "hparams": [7, "x", []], "images": [7, "x", {}, dict(count="9", names="x"), dict(count=9)],
+    "files": [
+        7,
+        "x",
+        [["saved_models/vqgan_30.th", 1]],
+        {"saved_models/vqgan_30.th": 3},
+        {"saved_models/vqgan_30.th": dict(bytes="9", sha256="x")},
+        {"saved_models/vqgan_30.th": dict(bytes=9)},
+    ],
+    "stats_bytes": ["9", -1, True, 1.5, None, [9]],
+    "stats_sha256": [9, None],
+    "run": [7],
+    "script": [{}],
+    "hparams": [7, "x", []],
+    "images": [7, "x", {}, dict(count="9", names="x"), dict(count=9)],
     "autoencoder": ["x", 7, {}, dict(hash=7, path="x"), dict(hash="x")],
-}  # fmt: skip
+}
 
 
 def rewrite(path, digest=True, **values):

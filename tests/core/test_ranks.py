@@ -36,11 +36,15 @@ LAST = 20
 # Two channels a group (--nf 64): of one channel a group norm takes any bias away again, whose gradient is then
 # rounding noise, which Adam makes steps of. An adaptive weight below its maximum; a rate at which rounding does not
 # grow to other codes.
-STAGE_1 = (f"--train_steps {LAST} --batch_size 6 --img_size 8 --ch_mult 1 1 --nf 64 --lr 5e-5 --disc_start_step 4 "
-           "--disc_weight_max 1e4 --diff_aug --horizontal_flip --ema --steps_per_update_ema 2 --steps_per_log 5 "
-           "--steps_per_eval 10 --steps_per_checkpoint 0")  # fmt: skip
-STAGE_2 = (f"--train_steps {LAST} --batch_size 6 --lr 1e-4 --ema --steps_per_update_ema 2 --steps_per_log 5 "
-           "--steps_per_eval 10 --steps_per_checkpoint 0 --horizontal_flip")  # fmt: skip
+STAGE_1 = (
+    f"--train_steps {LAST} --batch_size 6 --img_size 8 --ch_mult 1 1 --nf 64 --lr 5e-5 --disc_start_step 4 "
+    "--disc_weight_max 1e4 --diff_aug --horizontal_flip --ema --steps_per_update_ema 2 --steps_per_log 5 "
+    "--steps_per_eval 10 --steps_per_checkpoint 0"
+)
+STAGE_2 = (
+    f"--train_steps {LAST} --batch_size 6 --lr 1e-4 --ema --steps_per_update_ema 2 --steps_per_log 5 "
+    "--steps_per_eval 10 --steps_per_checkpoint 0 --horizontal_flip"
+)
 # Softmax does not see what is added to all keys: the gradient is exactly zero but for rounding, likewise.
 WITHOUT_GRADIENT = re.compile(r"\.(k|key)\.bias$")
 
@@ -90,11 +94,15 @@ def assert_equal_runs(one, other, start=None):
 # ---------------------------------------------------------------------- training
 
 
-@pytest.mark.parametrize("more,jobs", [
-    ("", [(2, 1), (3, 1), (1, 3)]),
-    ("--quantizer gumbel", [(2, 3)]),
-    ("--codebook_init kmeans --codebook_init_step 3 --codebook_restart_steps 4", [(2, 1)]),
-], ids=["nearest", "gumbel", "kmeans and restarts"])  # fmt: skip
+@pytest.mark.parametrize(
+    "more,jobs",
+    [
+        ("", [(2, 1), (3, 1), (1, 3)]),
+        ("--quantizer gumbel", [(2, 3)]),
+        ("--codebook_init kmeans --codebook_init_step 3 --codebook_restart_steps 4", [(2, 1)]),
+    ],
+    ids=["nearest", "gumbel", "kmeans and restarts"],
+)
 def test_stage_1_equals_one_process(here, shapes, more, jobs):
     """jobs: numbers of (processes, parts of --accumulate_steps)."""
     together(1, lambda: train_stage_1(shapes, "one", f"{STAGE_1} {more}"), here)
@@ -114,8 +122,9 @@ def test_stage_2_equals_one_process(here, shapes, trained, sampler):
     Path("logs/ae").symlink_to(trained / "logs" / "ae")
 
     def train(processes, name, more=""):
-        text = together(processes, lambda: train_stage_2(shapes, name, "ae", 4, f"{STAGE_2} {more}", sampler=sampler),
-                        here)[0]  # fmt: skip
+        text = together(
+            processes, lambda: train_stage_2(shapes, name, "ae", 4, f"{STAGE_2} {more}", sampler=sampler), here
+        )[0]
         shutil.rmtree("latents")
         return text
 
@@ -205,11 +214,13 @@ EXPERIMENTS = {
     "FID": (calc_FID, "--n_samples 13 --kid --isc --save_images --save_latents --batch_size 3 --feature_batch 8"),
     "PRDC": (calc_PRDC, "--n_samples 25 --batch_size 4 --real_feats real.npy --fake_feats fake.npy"),
     "reconstructions": (calc_VQGAN_FID, "--save_images --feature_batch 7"),
-    "likelihood": (calc_approximate_ELBO, "--train_steps 4 --steps_per_eval 2 --batch_size 2 --lr 1e-4 "
-                   "--elbo_passes 4 --steps_per_log 1"),
+    "likelihood": (
+        calc_approximate_ELBO,
+        "--train_steps 4 --steps_per_eval 2 --batch_size 2 --lr 1e-4 --elbo_passes 4 --steps_per_log 1",
+    ),
     "neighbours": (calc_nearest_neighbours, "--n_samples 5 --n_neighbours 3 --query_batch 3 --batch_size 4"),
     "larger images": (generate_big_samples, "--shape 6 5 --n_samples 3 --batch_size 1"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -229,10 +229,13 @@ def test_each_optimiser_is_counted():
 @pytest.mark.parametrize(
     ("enabled", "amp_dtype", "dtype"),
     [
-        (True, "bf16", torch.bfloat16), (True, "auto", torch.bfloat16), (True, "fp16", torch.float16),
-        (False, "bf16", torch.float32), (False, "auto", torch.float32),
+        (True, "bf16", torch.bfloat16),
+        (True, "auto", torch.bfloat16),
+        (True, "fp16", torch.float16),
+        (False, "bf16", torch.float32),
+        (False, "auto", torch.float32),
     ],
-)  # fmt: skip
+)
 def test_autocast_types(enabled, amp_dtype, dtype):
     precision = Precision(enabled, amp_dtype, torch.device("cpu"))
     with precision.autocast():
@@ -277,8 +280,10 @@ def test_sheets():
     assert sheet(x[:1]).shape == (3, 8, 8) and sheet(x[:, :1], 5, padding=0).shape == (1, 4, 20)
     both = sheet(triples(x, x + 10), 6, padding=0, group=3, gap=4)
     assert both[0, ::4, ::4].tolist() == [
-        [0, 10, 40, 255, 1, 11, 40], [2, 12, 40, 255, 3, 13, 40], [4, 14, 40, 255, 255, 255, 255],
-    ]  # fmt: skip
+        [0, 10, 40, 255, 1, 11, 40],
+        [2, 12, 40, 255, 3, 13, 40],
+        [4, 14, 40, 255, 255, 255, 255],
+    ]
     assert triples(x[:1] + 100, x[:1])[2].unique().tolist() == [255]  # four times 100, as much as there is room for
 
 
@@ -353,7 +358,10 @@ def test_progress_without_a_terminal(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.rpartition(" ")[2] for line in lines] == ["1/2", "2/2", "2/2", "2/2"]
     assert [line.split(",")[0] for line in lines] == [  # the count goes on within a batch, as the time left does
-        "sampling: 0/8 (0%) step 1/2", "sampling: 2/8 (25%)", "sampling: 4/8 (50%)", "sampling: 4/8 (50%)",
-    ]  # fmt: skip
+        "sampling: 0/8 (0%) step 1/2",
+        "sampling: 2/8 (25%)",
+        "sampling: 4/8 (50%)",
+        "sampling: 4/8 (50%)",
+    ]
     assert list(progress.track([1, 2], "two")) == [1, 2]
     assert "silent" not in capsys.readouterr().out

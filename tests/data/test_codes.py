@@ -50,8 +50,9 @@ NONE = torch.empty(0, dtype=torch.int64)
 
 
 def header(**given):
-    values = dict(dataset="faces", split="train", flip=False, autoencoder="a" * 64, images=dict(count=4),
-                  latent_shape=[1, 1, 3])  # fmt: skip
+    values = dict(
+        dataset="faces", split="train", flip=False, autoencoder="a" * 64, images=dict(count=4), latent_shape=[1, 1, 3]
+    )
     return dict(values, **given)
 
 
@@ -136,12 +137,22 @@ GOOD = dict(format=cache.FORMAT, header=header(), tensors=dict(ids=IDS), sha256=
 @pytest.mark.parametrize(
     "value",
     [
-        [1], {}, dict(ids=IDS), dict(GOOD, tensors=dict(ids="x")), dict(GOOD, tensors=[IDS]), dict(GOOD, sha256="y"),
-        dict(GOOD, tensors=dict(ids=IDS + 1)), dict(GOOD, tensors=dict(ids=IDS[0])), dict(GOOD, tensors=dict(i=IDS)),
-        dict(GOOD, header=torch.zeros(2)), dict(GOOD, format=cache.FORMAT + 1), dict(GOOD, header=header(flip=True)),
-        dict(GOOD, tensors=[], sha256=hash_tensors({})), *(dict(GOOD, origin=x) for x in (1, {}, [], dict(versions=1))),
+        [1],
+        {},
+        dict(ids=IDS),
+        dict(GOOD, tensors=dict(ids="x")),
+        dict(GOOD, tensors=[IDS]),
+        dict(GOOD, sha256="y"),
+        dict(GOOD, tensors=dict(ids=IDS + 1)),
+        dict(GOOD, tensors=dict(ids=IDS[0])),
+        dict(GOOD, tensors=dict(i=IDS)),
+        dict(GOOD, header=torch.zeros(2)),
+        dict(GOOD, format=cache.FORMAT + 1),
+        dict(GOOD, header=header(flip=True)),
+        dict(GOOD, tensors=[], sha256=hash_tensors({})),
+        *(dict(GOOD, origin=x) for x in (1, {}, [], dict(versions=1))),
     ],
-)  # fmt: skip
+)
 def test_files_that_are_no_codes(four, value):
     save_tensors(codes.cache_path(header()), value)
     assert Compute(four).cached() == 1
@@ -154,14 +165,27 @@ def numbers(*values):
 @pytest.mark.parametrize(
     "tensors",
     [
-        {}, dict(codes=IDS), dict(ids=IDS.float()), dict(ids=IDS > 3), dict(ids=IDS[:1]), dict(ids=IDS[:0]),
-        dict(ids=IDS.repeat(2, 1)), dict(ids=IDS.view(4, 3, 1)), dict(ids=IDS.view(3, 4)), dict(ids=IDS - 1),
-        dict(ids=IDS + 1), dict(ids=IDS[:3], left_out=NONE), dict(ids=IDS, left_out=numbers(1)),
-        dict(ids=IDS[:3], left_out=numbers(4)), dict(ids=IDS[:3], left_out=numbers(-1)),
-        dict(ids=IDS[:3], left_out=numbers(1).int()), dict(ids=IDS[:2], left_out=numbers(1, 1)),
-        dict(ids=IDS[:3], left_out=numbers(1).view(1, 1)), dict(ids=IDS[:1], left_out=numbers(1, 2, 3)),
+        {},
+        dict(codes=IDS),
+        dict(ids=IDS.float()),
+        dict(ids=IDS > 3),
+        dict(ids=IDS[:1]),
+        dict(ids=IDS[:0]),
+        dict(ids=IDS.repeat(2, 1)),
+        dict(ids=IDS.view(4, 3, 1)),
+        dict(ids=IDS.view(3, 4)),
+        dict(ids=IDS - 1),
+        dict(ids=IDS + 1),
+        dict(ids=IDS[:3], left_out=NONE),
+        dict(ids=IDS, left_out=numbers(1)),
+        dict(ids=IDS[:3], left_out=numbers(4)),
+        dict(ids=IDS[:3], left_out=numbers(-1)),
+        dict(ids=IDS[:3], left_out=numbers(1).int()),
+        dict(ids=IDS[:2], left_out=numbers(1, 1)),
+        dict(ids=IDS[:3], left_out=numbers(1).view(1, 1)),
+        dict(ids=IDS[:1], left_out=numbers(1, 2, 3)),
     ],
-)  # fmt: skip
+)
 def test_contents_that_cannot_be_the_codes_of_these_images(four, monkeypatch, tensors):
     """Though header and hash fit. Of four images two may be missing here."""
     monkeypatch.setattr(ImageSet, "most_broken", lambda _: 2)
@@ -196,9 +220,15 @@ def test_codes_that_were_encoded_before_a_kill_are_not_lost(four, latents, monke
     assert compute.cached() == 1
 
 
-@pytest.mark.parametrize(("tensors", "calls"), [
-    (dict(ids=IDS[:2]), 1), (dict(ids=IDS[:1]), 2), (dict(ids=IDS[:1], left_out=numbers(2)), 2), (dict(ids=IDS), 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("tensors", "calls"),
+    [
+        (dict(ids=IDS[:2]), 1),
+        (dict(ids=IDS[:1]), 2),
+        (dict(ids=IDS[:1], left_out=numbers(2)), 2),
+        (dict(ids=IDS), 2),
+    ],
+)
 def test_parts_of_an_earlier_version_and_parts_that_do_not_fit(four, monkeypatch, tensors, calls):
     monkeypatch.setattr(codes, "PART", 2)
     path = codes.cache_path(header())
@@ -276,8 +306,18 @@ class Caches:
     """Caches of an ImageSet's codes, features and pixels, computed or read as the scripts do; `said`: the messages."""
 
     def __init__(self, capsys=None, **given):
-        values = dict(dataset="custom", latent_shape=[1, 2, 2], block_size=4, img_size=8, num_workers=0, batch_size=4,
-                      codebook_size=256, feature_batch=3, codes_precision="float32", amp_dtype="bf16")  # fmt: skip
+        values = dict(
+            dataset="custom",
+            latent_shape=[1, 2, 2],
+            block_size=4,
+            img_size=8,
+            num_workers=0,
+            batch_size=4,
+            codebook_size=256,
+            feature_batch=3,
+            codes_precision="float32",
+            amp_dtype="bf16",
+        )
         self.H, self.said, self.capsys = SimpleNamespace(**{**values, **given}), [], capsys
 
     def codes(self, images, split="train", flip=False, precision="float32"):
@@ -360,11 +400,14 @@ def test_keys_of_caches(place):
     caches.packed(images)
     names = [f"{p.parent.name}/{p.name}" for p in sorted(place.glob("*/*")) if p.parent.name != "images"]
     assert names == [
-        "features/fake_d0d62b66e877c083.pt", "features/real_061d81ece90d8dbd.pt",
-        "latents/custom_train_0e1f0999f16f1620.pt", "latents/custom_train_c0f664fbab6d0f73.pt",
-        "latents/custom_train_ce4d6178edd4635e_flipped.pt", "latents/custom_val_894a820e9b13a248.pt",
+        "features/fake_d0d62b66e877c083.pt",
+        "features/real_061d81ece90d8dbd.pt",
+        "latents/custom_train_0e1f0999f16f1620.pt",
+        "latents/custom_train_c0f664fbab6d0f73.pt",
+        "latents/custom_train_ce4d6178edd4635e_flipped.pt",
+        "latents/custom_val_894a820e9b13a248.pt",
         "packed/custom_train_fe3d27668c1660fa",
-    ]  # fmt: skip
+    ]
     Path("x_lmdb").mkdir()
     Path("x_lmdb/data.mdb").write_bytes(bytes(8192))
     os.utime("x_lmdb/data.mdb", ns=(10**18,) * 2)
@@ -566,9 +609,11 @@ def test_packed_images_of_an_earlier_version(place):
     caches.packed(images)
     (origin,) = place.glob("packed/*/origin.json")
     for content, expected, words in (
-        (None, 0, "is of an earlier version"), (b"{", 1, "is damaged; the packed images are computed again"),
-        (b"[]", 1, "is damaged"), (b'{"contents": 1}', 1, "other contents"),
-    ):  # fmt: skip
+        (None, 0, "is of an earlier version"),
+        (b"{", 1, "is damaged; the packed images are computed again"),
+        (b"[]", 1, "is damaged"),
+        (b'{"contents": 1}', 1, "other contents"),
+    ):
         origin.unlink() if content is None else origin.write_bytes(content)
         caches.pop_said()
         _, made = caches.packed(stamped_folder(place / "images", (1, 2, 3)))

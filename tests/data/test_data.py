@@ -78,9 +78,16 @@ def entry(*paths, **more):
 
 def configuration(folder=None, **given):
     values = dict(
-        data_entry=entry(folder), img_size=SIZE, n_channels=3, steps_per_eval=0, batch_size=4, seed=0, num_workers=0,
-        horizontal_flip=False, unique_images=True,
-    )  # fmt: skip
+        data_entry=entry(folder),
+        img_size=SIZE,
+        n_channels=3,
+        steps_per_eval=0,
+        batch_size=4,
+        seed=0,
+        num_workers=0,
+        horizontal_flip=False,
+        unique_images=True,
+    )
     return SimpleNamespace(**{**values, **given})
 
 
@@ -167,8 +174,14 @@ def test_a_sketch_has_all_names(tmp_path, monkeypatch):
 
     def warned(known):
         said = []
-        run = SimpleNamespace(manifest=dict(images=known), say=said.append, folder="x", step=1, about={},
-                              H=SimpleNamespace(dataset="mine"))  # fmt: skip
+        run = SimpleNamespace(
+            manifest=dict(images=known),
+            say=said.append,
+            folder="x",
+            step=1,
+            about={},
+            H=SimpleNamespace(dataset="mine"),
+        )
         Run.trains_on(run, images)
         assert run.about["images"] == now
         return said
@@ -676,8 +689,9 @@ def test_a_read_that_fails_for_a_moment_is_repeated(tmp_path, monkeypatch, pause
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("batches", [lambda images, H: one_pass(images, 8, H.num_workers),
-                                     lambda images, H: training_batches(images, H, 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    "batches", [lambda images, H: one_pass(images, 8, H.num_workers), lambda images, H: training_batches(images, H, 1)]
+)
 def test_a_read_that_keeps_failing_stops_the_run(tmp_path, monkeypatch, pauses, workers, batches):
     images = folder_set(tmp_path, 40)
     monkeypatch.setattr(files, "_read_file", FailingReads(files._read_file, "07.png", errno.EIO))

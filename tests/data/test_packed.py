@@ -128,8 +128,11 @@ def test_training_learns_the_same(shapes, workplace):
 
 def test_a_killed_run_goes_on_packing(tmp_path):
     folder = draw_shapes(tmp_path / "pictures", 3000, size=64)
-    process = start("train_vqgan.py", vqgan_flags(folder, "x", "--train_steps 1 --cache_images --img_size 256 "
-                                                  "--ch_mult 1 1 1 1 1 1 1"), tmp_path)  # fmt: skip
+    process = start(
+        "train_vqgan.py",
+        vqgan_flags(folder, "x", "--train_steps 1 --cache_images --img_size 256 --ch_mult 1 1 1 1 1 1 1"),
+        tmp_path,
+    )
     first = None
     while first is None and process.poll() is None:
         time.sleep(0.02)

@@ -45,8 +45,13 @@ from utils.display.panes import UNITS
 
 pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore:The 'warn' method:DeprecationWarning")]
 NAMES = f"MAP *.example 127.0.0.1, MAP {socket.gethostname()} 127.0.0.1"  # replaces DNS in the browser
-FLAGS = [*words("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-                "--disable-component-update --disable-sync"), f"--host-resolver-rules={NAMES}"]  # fmt: skip
+FLAGS = [
+    *words(
+        "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync"
+    ),
+    f"--host-resolver-rules={NAMES}",
+]
 PANES = """() => [...document.querySelectorAll('.window')].map(pane => {
   const text = selector => pane.querySelector(selector)?.textContent
   const all = selector => [...pane.querySelectorAll(selector)].map(e => e.textContent)
@@ -77,8 +82,13 @@ class Server:
         self.port, self.folder = free_port(), folder
         command = [sys.executable, str(ROOT / "experiments/dashboard.py"), "--port", str(self.port), *words(flags)]
         self.process = subprocess.Popen(
-            command, cwd=folder, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+            command,
+            cwd=folder,
+            env={**os.environ, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         self.said = []
         for line in self.process.stdout:
             self.said.append(line)
@@ -186,8 +196,10 @@ def runs(board, shapes, tmp_path_factory):
     return SimpleNamespace(folder=folder, results=results)
 
 
-STAGE_1 = ("loss l1 perceptual nll_loss codebook_loss g_loss d_loss d_weight perplexity codes_used mean_distance lr "
-           "images_per_second").split()  # fmt: skip
+STAGE_1 = (
+    "loss l1 perceptual nll_loss codebook_loss g_loss d_loss d_weight perplexity codes_used mean_distance lr "
+    "images_per_second"
+).split()
 VALIDATED = ("l1", "perceptual", "nll_loss", "codebook_loss")
 
 
@@ -230,10 +242,18 @@ def test_the_page_of_a_sampler_beside_an_earlier_one(visit, runs):
     assert np.array_equal(pixels(shown["samples, step 24"].picture), saved)
 
 
-@pytest.mark.parametrize(("name", "pictures"), [
-    ("get_samples", 1), ("calc_FID", 0), ("calc_PRDC", 0), ("calc_VQGAN_FID", 2), ("calc_approximate_ELBO", 0),
-    ("calc_nearest_neighbours", 1), ("generate_big_samples", 4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "pictures"),
+    [
+        ("get_samples", 1),
+        ("calc_FID", 0),
+        ("calc_PRDC", 0),
+        ("calc_VQGAN_FID", 2),
+        ("calc_approximate_ELBO", 0),
+        ("calc_nearest_neighbours", 1),
+        ("generate_big_samples", 4),
+    ],
+)
 def test_the_page_of_an_experiment(visit, runs, name, pictures):
     page = visit(name.replace("_", "-"))
     page.wait_for_function("[...document.querySelectorAll('.content-text')].some(e => e.innerText.includes('log_dir'))")
@@ -251,17 +271,27 @@ def test_the_page_of_an_experiment(visit, runs, name, pictures):
 
 def trace(page, title, name):
     """The points of a curve as plotly has them."""
-    return page.evaluate("""([title, name]) => {
+    return page.evaluate(
+        """([title, name]) => {
         const plots = [...document.querySelectorAll('.js-plotly-plot')]
         const plot = plots.find(p => p.querySelector('.gtitle')?.textContent == title)
         const {x, y, visible} = plot._fullData.find(t => t.name == name)
-        return {x, y, visible}}""", [title, name])  # fmt: skip
+        return {x, y, visible}}""",
+        [title, name],
+    )
 
 
 @pytest.fixture
 def live(board, request):
-    dashboard = Dashboard("127.0.0.1", board.port, request.node.name, warn=pytest.fail, interval=0.1, images_per_step=8,
-                          plan=["progress", "curves-loss"])  # fmt: skip
+    dashboard = Dashboard(
+        "127.0.0.1",
+        board.port,
+        request.node.name,
+        warn=pytest.fail,
+        interval=0.1,
+        images_per_step=8,
+        plan=["progress", "curves-loss"],
+    )
     yield dashboard
     dashboard.close()
 
@@ -407,8 +437,11 @@ def test_the_page_by_every_name_and_address(browser, tmp_path):
 def test_a_second_server_on_the_port_is_refused(board, tmp_path):
     start = time.monotonic()
     done = subprocess.run(
-        [sys.executable, str(ROOT / "experiments/dashboard.py"), "--port", str(board.port)], cwd=tmp_path,
-        capture_output=True, text=True, timeout=30,
-    )  # fmt: skip
+        [sys.executable, str(ROOT / "experiments/dashboard.py"), "--port", str(board.port)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
     assert done.returncode == 1 and time.monotonic() - start < 15
     assert done.stderr.count("\n") == 1 and "is a dashboard running already?" in done.stderr

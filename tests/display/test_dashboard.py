@@ -119,8 +119,10 @@ class FakeVisdom:
                 for (name, shown), trace in zip(windows[message["win"]], message["data"], strict=True):
                     assert name == trace["name"]
                     shown += points(trace)
-        return {win.removeprefix("curves-"): {k: v for k, v in traces if derived or put_in(k)}
-                for win, traces in windows.items()}  # fmt: skip
+        return {
+            win.removeprefix("curves-"): {k: v for k, v in traces if derived or put_in(k)}
+            for win, traces in windows.items()
+        }
 
 
 @pytest.fixture
@@ -451,8 +453,12 @@ def test_smoothed():
 def test_smoothed_and_images_seen_are_sent_with_the_curve(fake, make):
     dashboard = make(fake, images_per_step=4)
     put(dashboard, curve(range(10, 15)), "loss/train")
-    until(lambda: fake.curves(derived=True) == {
-        "loss": {"train": curve(range(10, 15)), panes.IMAGES_SEEN: [(n, 4 * n) for n in range(10, 15)]}})  # fmt: skip
+    until(
+        lambda: (
+            fake.curves(derived=True)
+            == {"loss": {"train": curve(range(10, 15)), panes.IMAGES_SEEN: [(n, 4 * n) for n in range(10, 15)]}}
+        )
+    )
     assert fake.sent("/events")[-1]["layout"]["xaxis"]["title"]["text"] == "step (4 images each)"
     put(dashboard, curve(range(15, 70)), "loss/train")
     put(dashboard, curve(range(70, 100)), "lr/train")
@@ -496,9 +502,14 @@ def test_progress(fake, make):
     text = fake.sent("/events", "progress")[-1]["data"][0]["content"]
     assert "250 of 1,000 (25%)" in text and "width:25.0%" in text and "&lt;b&gt;" in text and "running" in text
     for seconds, words in (
-        (45, "45 s"), (119, "119 s"), (125, "2 min"), (5900, "98 min"), (6001, "1 h 40 min"), (2.5e5, "2 d 21 h"),
+        (45, "45 s"),
+        (119, "119 s"),
+        (125, "2 min"),
+        (5900, "98 min"),
+        (6001, "1 h 40 min"),
+        (2.5e5, "2 d 21 h"),
         (1e9, "11,574 d 1 h"),
-    ):  # fmt: skip
+    ):
         assert panes.duration(seconds) == words, seconds
     assert ", until " in panes.time_left(86_400) and panes.time_left(1e7) == "115 d 17 h"
 
@@ -551,8 +562,9 @@ def test_a_step_back_replaces(fake, make):
 
 def test_history_then_new_points(fake, make):
     dashboard = make(fake)
-    rows = [{"step": s, "loss": math.sqrt(s), "note": "x", "flag": True, "lr/a": 0.5, "bad": math.nan}
-            for s in range(200)]  # fmt: skip
+    rows = [
+        {"step": s, "loss": math.sqrt(s), "note": "x", "flag": True, "lr/a": 0.5, "bad": math.nan} for s in range(200)
+    ]
     dashboard.history([{"loss": 3.0}, {"step": None, "loss": 3.0}, *rows])
     put(dashboard, curve(range(200, 230)))
     expected = {"loss": {"loss": curve(range(230))}, "lr": {"a": [(s, 0.5) for s in range(200)]}}
@@ -675,8 +687,10 @@ class RealServer:
         login = dict(VISDOM_USE_ENV_CREDENTIALS="1", VISDOM_COOKIE="c", HOME=str(self.folder))
         self.process = subprocess.Popen(
             [sys.executable, "-c", SERVE, *arguments, *self.options],
-            env={**os.environ, **login}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            env={**os.environ, **login},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         for _ in range(200):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
                 return self
@@ -694,9 +708,13 @@ class RealServer:
         import visdom
 
         viewer = visdom.Visdom(
-            "http://127.0.0.1", port=self.port, env="logs---run-1",
-            use_incoming_socket=False, raise_exceptions=True, **login,
-        )  # fmt: skip
+            "http://127.0.0.1",
+            port=self.port,
+            env="logs---run-1",
+            use_incoming_socket=False,
+            raise_exceptions=True,
+            **login,
+        )
         try:
             return json.loads(viewer.get_window_data(win))
         except ValueError:

@@ -50,12 +50,19 @@ def finished(tmp_path_factory, shapes):
     place = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        train_stage_1(shapes, "ae", "--train_steps 12 --steps_per_save_output 4 --steps_per_log 1 --steps_per_eval 6 "
-                      "--steps_per_checkpoint 6")  # fmt: skip
+        train_stage_1(
+            shapes,
+            "ae",
+            "--train_steps 12 --steps_per_save_output 4 --steps_per_log 1 --steps_per_eval 6 --steps_per_checkpoint 6",
+        )
     with open(place / "logs/ae/metrics.jsonl", "w") as f:
-        row = dict(metric="calc_VQGAN_FID", time="2026-01-02T03:04:05", values=dict(rfid=12.3456, l1=0.5, l1_se=0.25),
-                   checkpoints=dict(autoencoder=dict(path="logs/ae/saved_models/vqgan_12.th")),
-                   feature_files=dict(fake_feats=dict(path="f/fakes.npy", sha256="0", made_by=None)))  # fmt: skip
+        row = dict(
+            metric="calc_VQGAN_FID",
+            time="2026-01-02T03:04:05",
+            values=dict(rfid=12.3456, l1=0.5, l1_se=0.25),
+            checkpoints=dict(autoencoder=dict(path="logs/ae/saved_models/vqgan_12.th")),
+            feature_files=dict(fake_feats=dict(path="f/fakes.npy", sha256="0", made_by=None)),
+        )
         f.write(json.dumps(row) + "\n")
     return place
 
@@ -85,20 +92,35 @@ def dashboard(log_dir="ae"):
 
 
 def test_the_report_of_a_finished_run(here):
-    code = "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')\n" \
-        "assert not {'torch', 'visdom'} & set(sys.modules)"  # fmt: skip
+    code = (
+        "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "assert not {'torch', 'visdom'} & set(sys.modules)"
+    )
     flags = [str(ROOT / "experiments/show_run.py"), "--log_dir", "ae", "--no_visdom"]
     done = subprocess.run([sys.executable, "-c", code, *flags], cwd=here, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "report: logs/ae/report.html\n", "")
     page = Page("logs/ae/report.html")
     assert all(place.startswith("data:image/") for place in page.places)
     assert "://" not in re.sub(r'"data:[^"]*"', "", Path("logs/ae/report.html").read_text())
-    for words in ("Stage 1: VQGAN", "38 images", "'custom'", "float32 on cpu", "batches of 4",
-                  "Finished: step 12 of 12", "original, reconstruction, difference x 4",
-                  "reconstructions through training", "codebook, step 12: the mean",
-                  "rfid 12.346", "0.5 \u00b1 0.25", "vqgan_12.th, fakes.npy", "step 6", "step 12",
-                  "codebook_restart_steps",
-                  "--log_dir ae --resume --train_steps 24", "written: checkpoint"):  # fmt: skip
+    for words in (
+        "Stage 1: VQGAN",
+        "38 images",
+        "'custom'",
+        "float32 on cpu",
+        "batches of 4",
+        "Finished: step 12 of 12",
+        "original, reconstruction, difference x 4",
+        "reconstructions through training",
+        "codebook, step 12: the mean",
+        "rfid 12.346",
+        "0.5 \u00b1 0.25",
+        "vqgan_12.th, fakes.npy",
+        "step 6",
+        "step 12",
+        "codebook_restart_steps",
+        "--log_dir ae --resume --train_steps 24",
+        "written: checkpoint",
+    ):
         assert words in page.text, words
     n_pictures = sum(place.startswith("data:image/png") for place in page.places)
     n_plots = sum(place.startswith("data:image/svg+xml") for place in page.places)
@@ -243,8 +265,12 @@ def test_names_of_anything_run_nothing(here, capsys):
     config["hparams"].update({HOSTILE: HOSTILE, "dataset": HOSTILE, "batch_size": {"a": [HOSTILE]}, "train_steps": "x"})
     config["facts"] = dict(config["facts"], device=HOSTILE, precision=[HOSTILE])
     write_json("logs/ae/config.json", config)
-    bars = {HOSTILE: dict(step=1, values=[1, None, 3], x=[HOSTILE, "b", 2], xlabel=HOSTILE, ylabel=None),
-            "wrong": dict(step=1, values=["x"]), "short": dict(step=1, values=[1], x=[1, 2]), "no": 3}  # fmt: skip
+    bars = {
+        HOSTILE: dict(step=1, values=[1, None, 3], x=[HOSTILE, "b", 2], xlabel=HOSTILE, ylabel=None),
+        "wrong": dict(step=1, values=["x"]),
+        "short": dict(step=1, values=[1], x=[1, 2]),
+        "no": 3,
+    }
     write_json("logs/ae/bars.json", bars)
     with open("logs/ae/log.txt", "a", errors="surrogatepass") as f:
         f.write(HOSTILE + "\n")
@@ -252,10 +278,37 @@ def test_names_of_anything_run_nothing(here, capsys):
     picture.save("logs/ae/images/<img src=x onerror=alert(1)>_5.png")
     page, run = report()
     assert set(page.tags) <= {
-        "html", "head", "meta", "title", "style", "body", "header", "p", "h1", "h2", "ul", "li", "b", "span", "div",
-        "section", "figure", "img", "figcaption", "table", "tr", "td", "th", "pre", "dl", "dt", "dd", "details",
-        "summary", "footer",
-    }  # fmt: skip
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "header",
+        "p",
+        "h1",
+        "h2",
+        "ul",
+        "li",
+        "b",
+        "span",
+        "div",
+        "section",
+        "figure",
+        "img",
+        "figcaption",
+        "table",
+        "tr",
+        "td",
+        "th",
+        "pre",
+        "dl",
+        "dt",
+        "dd",
+        "details",
+        "summary",
+        "footer",
+    }
     assert all(place.startswith("data:image/") for place in page.places) and "alert(1)" in page.text
     assert "\x1b" not in page.text
     assert list(run.bars) == [printable(HOSTILE)]
@@ -274,8 +327,13 @@ def test_the_whole_dashboard_is_sent_again(here, capsys):
     assert out == [f"dashboard: http://127.0.0.1:{server.port}/env/ae", "report: logs/ae/report.html"]
     assert curves["loss"]["train"] == [(row["step"], row["loss"]) for row in Recorded("logs/ae").rows if "loss" in row]
     assert [x for x, _ in curves["l1"]["validation"]] == [6, 12] and "images_per_second" in curves
-    assert {"bars-codebook_usage", "image-reconstructions", "image-reconstructions_progress", "image-codebook",
-            "properties"} <= windows  # fmt: skip
+    assert {
+        "bars-codebook_usage",
+        "image-reconstructions",
+        "image-reconstructions_progress",
+        "image-codebook",
+        "properties",
+    } <= windows
 
 
 def test_without_a_server_one_line_says_so(here, capsys):

@@ -33,10 +33,12 @@ FILES = {
 def static(tmp_path, monkeypatch):
     """visdom's folder as it is installed; nothing on the PATH but what a test puts there."""
     known = {
-        package: {path: (inside, hashlib.sha256(TEXT[package][inside].encode()).hexdigest()[:32])
-                  for path, (inside, _) in files.items()}
+        package: {
+            path: (inside, hashlib.sha256(TEXT[package][inside].encode()).hexdigest()[:32])
+            for path, (inside, _) in files.items()
+        }
         for package, files in FILES.items()
-    }  # fmt: skip
+    }
     monkeypatch.setattr(server_files, "FILES", known)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     (tmp_path / "bin").mkdir()
@@ -67,23 +69,29 @@ def npm(static, texts):
                 source = packs / "file"
                 source.write_text(text)
                 tar.add(source, f"package/{name}")
-    program(static.parent / "bin/npm", f"""
+    program(
+        static.parent / "bin/npm",
+        f"""
 import shutil, sys
 assert sys.argv[1] == "pack" and sys.argv[-2:] == ["a@1.0", "b@2.0"], sys.argv
 for name in {sorted(f"{package.replace('@', '-')}.tgz" for package in texts)}:
     shutil.copy("{packs}/" + name, name)
-""")
+""",
+    )
 
 
 def downloads(static, texts, monkeypatch):
     """A stand-in for visdom's download, which writes `texts`, {path: text}, and marks all as there."""
-    program(static.parent / "python", f"""
+    program(
+        static.parent / "python",
+        f"""
 import os, sys
 for path, text in {texts!r}.items():
     os.makedirs(os.path.dirname(f"{{sys.argv[-1]}}/static/{{path}}"), exist_ok=True)
     open(f"{{sys.argv[-1]}}/static/{{path}}", "w").write(text)
 open(f"{{sys.argv[-1]}}/static/version.built", "w").write("0.2.4")
-""")
+""",
+    )
     monkeypatch.setattr(server_files.sys, "executable", str(static.parent / "python"))
 
 
@@ -91,8 +99,13 @@ def content(static):
     return {str(p.relative_to(static)): p.read_text() for p in static.rglob("*") if p.is_file()}
 
 
-ALL = {"js/main.js": "visdom's own", "js/a.min.js": "let a = 1", "css/b.css": "b {}", "fonts/b.svg#b": "<svg>",
-       "version.built": "0.2.4"}  # fmt: skip
+ALL = {
+    "js/main.js": "visdom's own",
+    "js/a.min.js": "let a = 1",
+    "css/b.css": "b {}",
+    "fonts/b.svg#b": "<svg>",
+    "version.built": "0.2.4",
+}
 
 
 def test_from_npm_and_once(static):
@@ -218,8 +231,12 @@ def serve(tmp_path, monkeypatch):
 
 
 PANE = json.dumps(dict(eid="new", win="w", data=[dict(type="text", content="a pane")], layout={}, opts={}))
-UPGRADE = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
-           "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}  # fmt: skip
+UPGRADE = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+}
 
 
 def asks(port, method, path, headers, body=None):
@@ -258,9 +275,12 @@ def asks(port, method, path, headers, body=None):
 def test_foreign_pages_are_refused(serve, host, origin, said):
     port = serve("--allow_host here.example --allow_host there.example")
     headers = dict(Host=host, Origin=origin)
-    for method, path, body, more, good in (("POST", "/events", PANE, {}, 200), ("GET", "/socket", None, UPGRADE, 101),
-                                           ("GET", "/vis_socket", None, UPGRADE, 101),
-                                           ("GET", "/static/js/main.js", None, {}, 200)):  # fmt: skip
+    for method, path, body, more, good in (
+        ("POST", "/events", PANE, {}, 200),
+        ("GET", "/socket", None, UPGRADE, 101),
+        ("GET", "/vis_socket", None, UPGRADE, 101),
+        ("GET", "/static/js/main.js", None, {}, 200),
+    ):
         status, text = asks(port, method, path, {**headers, **more}, body)
         if said is None:
             assert status == good

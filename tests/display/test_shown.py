@@ -95,8 +95,11 @@ def test_one_step_makes_no_strip_and_parts_are_no_pictures(tmp_path):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"count": -1}', "[" * 10000, None])
 def test_a_grid_that_is_not_the_pictures_own_is_refused(tmp_path, text):
     image = Image.new("RGB", (32, 32))
-    image.info["grid"] = text if text is not None else '{"count": 1, "height": 5, "width": 5, "columns": 1, ' \
-        '"padding": 0, "group": 1, "gap": 0}'  # fmt: skip
+    image.info["grid"] = (
+        text
+        if text is not None
+        else '{"count": 1, "height": 5, "width": 5, "columns": 1, "padding": 0, "group": 1, "gap": 0}'
+    )
     with pytest.raises((ValueError, RecursionError)):
         Grid.of(image)
 
@@ -117,10 +120,22 @@ def test_labels_and_animations(tmp_path):
 
 def sampler_of(name):
     H = SimpleNamespace(
-        sampler=name, codebook_size=11, block_size=12, bert_n_emb=16, bert_n_head=2, bert_n_layers=1, embd_pdrop=0.0,
-        attn_pdrop=0.0, resid_pdrop=0.0, total_steps=9, sample_steps=9, loss_type="elbo", mask_schedule="random",
-        sample_type="diffusion", latent_shape=[1, 3, 4],
-    )  # fmt: skip
+        sampler=name,
+        codebook_size=11,
+        block_size=12,
+        bert_n_emb=16,
+        bert_n_head=2,
+        bert_n_layers=1,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        resid_pdrop=0.0,
+        total_steps=9,
+        sample_steps=9,
+        loss_type="elbo",
+        mask_schedule="random",
+        sample_type="diffusion",
+        latent_shape=[1, 3, 4],
+    )
     torch.manual_seed(0)
     return build_sampler(H).eval()
 
@@ -238,9 +253,18 @@ def test_a_forecast_is_made_once(monkeypatch):
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.0213, "0.021 s"), (5.2, "5.2 s"), (45, "45 s"), (89, "89 s"), (200, "3.3 min"), (3000, "50 min"),
-     (12600, "3.5 h"), (4 * 86400, "4 days"), (10**9, "11574 days")],
-)  # fmt: skip
+    [
+        (0.0213, "0.021 s"),
+        (5.2, "5.2 s"),
+        (45, "45 s"),
+        (89, "89 s"),
+        (200, "3.3 min"),
+        (3000, "50 min"),
+        (12600, "3.5 h"),
+        (4 * 86400, "4 days"),
+        (10**9, "11574 days"),
+    ],
+)
 def test_spans(seconds, words):
     assert progress.span(seconds) == words
 
@@ -294,8 +318,12 @@ def test_lines_do_not_break_the_bar():
     pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (24, 80))
-    process = subprocess.Popen([sys.executable, "-c", SCREEN, str(ROOT)], stdout=slave, stderr=slave,
-                               env=dict(os.environ, PYTHONIOENCODING="utf-8"))  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCREEN, str(ROOT)],
+        stdout=slave,
+        stderr=slave,
+        env=dict(os.environ, PYTHONIOENCODING="utf-8"),
+    )
     os.close(slave)
     output = b""
     while True:
@@ -321,9 +349,15 @@ def test_commands_are_quoted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = commands.command("train_vqgan.py", log_dir="a b'; rm", lr=0.0, amp=True, ema=False, x=None, dataset="-y")
     assert shlex.split(text) == [
-        commands.python(), str(ROOT / "train_vqgan.py"), "--log_dir", "a b'; rm", "--lr", "0.0", "--amp",
+        commands.python(),
+        str(ROOT / "train_vqgan.py"),
+        "--log_dir",
+        "a b'; rm",
+        "--lr",
+        "0.0",
+        "--amp",
         "--dataset=-y",
-    ]  # fmt: skip
+    ]
     monkeypatch.chdir(ROOT)
     assert shlex.split(commands.command("train_vqgan.py"))[1] == "train_vqgan.py"
     assert commands.resume("rm", {}) is None
@@ -353,8 +387,9 @@ def following(text, what):
 
 
 def called(words, cwd):
-    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=300,
-                          env=dict(os.environ, OMP_NUM_THREADS="1"))  # fmt: skip
+    done = subprocess.run(
+        words, cwd=cwd, capture_output=True, text=True, timeout=300, env=dict(os.environ, OMP_NUM_THREADS="1")
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -381,9 +416,12 @@ def test_pictures_and_bars_of_a_run(tmp_path, shapes, monkeypatch):
     train_stage_1(shapes, "ae", "--train_steps 21 --steps_per_save_output 7")
     images = Path("logs/ae/images")
     assert sorted(p.name for p in images.iterdir()) == [
-        "codebook_21.png", "reconstructions_14.png", "reconstructions_21.png", "reconstructions_7.png",
+        "codebook_21.png",
+        "reconstructions_14.png",
+        "reconstructions_21.png",
+        "reconstructions_7.png",
         "reconstructions_progress.png",
-    ]  # fmt: skip
+    ]
     usage = read_bars("logs/ae/bars.json")["codebook_usage"]
     assert usage["step"] == 20 and len(usage["values"]) == 16 and sum(usage["values"]) == 10 * 4 * 16
     first = read_cells(images / "reconstructions_21.png")[0]

@@ -268,8 +268,7 @@ def test_neighbours_of_pictures(here, alexnet, tmp_path, capsys):
 def test_mistakes_are_one_line_before_anything_is_done(here, shapes, alexnet, tmp_path, capsys):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     (tmp_path / "empty").mkdir()
-    for path, named in [("nowhere.png", "does not exist"), ("broken.png", "cannot be decoded"),
-                        ("empty", "no images")]:  # fmt: skip
+    for path, named in [("nowhere.png", "does not exist"), ("broken.png", "cannot be decoded"), ("empty", "no images")]:
         line = refused(capsys, shapes, alexnet, f"--query_images {shapes}/0001.png {tmp_path}/{path}")
         assert "--query_images" in line and str(tmp_path / path) in line and named in line
     line = refused(capsys, shapes, tmp_path / "alex.pth", f"--query_images {shapes}")

@@ -18,9 +18,10 @@ from utils.core.errors import DamagedFile, UsageError, UserError, run_main
 EXPERIMENTS = sorted(p for p in (ROOT / "experiments").glob("*.py") if "COMMAND_LINE = " in p.read_text())
 SCRIPTS = ["train_vqgan.py", "train_sampler.py", *(f"experiments/{p.name}" for p in EXPERIMENTS)]
 REQUIRED = {  # flags of a script's own
-    "experiments/calc_FID.py": "--n_samples 5", "experiments/calc_PRDC.py": "--n_samples 5",
+    "experiments/calc_FID.py": "--n_samples 5",
+    "experiments/calc_PRDC.py": "--n_samples 5",
     "experiments/generate_big_samples.py": "--shape 16 16",
-}  # fmt: skip
+}
 AE = "--sampler absorbing --ae_load_dir ae --ae_load_step 15"
 
 
@@ -34,8 +35,14 @@ def call(script, words, cwd, python=()):
     """Run a script; returns (exit code, stdout, stderr)."""
     env = dict(os.environ, OMP_NUM_THREADS="1", COLUMNS="100", TORCH_HOME=str(cwd / "torch_home"))
     words = words.split() if isinstance(words, str) else words
-    done = subprocess.run([sys.executable, *python, str(ROOT / script), *words], cwd=cwd, env=env,
-                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *python, str(ROOT / script), *words],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     return done.returncode, done.stdout, done.stderr
 
 
@@ -92,8 +99,12 @@ def test_the_benchmarks_own_flags(workplace):
     code, out, err = call("experiments/benchmark.py", "--help", workplace, python=("-X", "importtime"))
     assert code == 0 and "--jobs" in out and "example:" in out
     assert "torch" not in {line.rsplit("|", 1)[1].strip() for line in err.splitlines() if "|" in line}
-    for words, named in [("--jobs nothing", "nothing"), ("--seconds 0", "--seconds 0.0"), ("--sise small", "--size?"),
-                         ("--log_dir ../x", "'../x'")]:  # fmt: skip
+    for words, named in [
+        ("--jobs nothing", "nothing"),
+        ("--seconds 0", "--seconds 0.0"),
+        ("--sise small", "--size?"),
+        ("--log_dir ../x", "'../x'"),
+    ]:
         assert named in refused("experiments/benchmark.py", words, workplace)
 
 
@@ -113,8 +124,11 @@ def test_the_benchmarks_own_flags(workplace):
         ("train_vqgan.py", "--dataset Churches", ["--dataset Churches", "did you mean churches?"]),
         ("train_vqgan.py", "--dataset logs", ["--dataset logs", "--dataset custom --custom_dataset_path logs"]),
         ("train_vqgan.py", "--dataset churches --device gpu", ["--device gpu", "did you mean cuda?", "cpu"]),
-        ("train_sampler.py", "--dataset churches --sampler absorbin --ae_load_dir x --ae_load_step 1",
-         ["--sampler absorbin", "did you mean absorbing?", "autoregressive"]),
+        (
+            "train_sampler.py",
+            "--dataset churches --sampler absorbin --ae_load_dir x --ae_load_step 1",
+            ["--sampler absorbin", "did you mean absorbing?", "autoregressive"],
+        ),
         ("experiments/show_run.py", "some_run", ["'some_run'", "did you mean --log_dir some_run?"]),
         ("experiments/show_run.py", "--log_dir aes", ["--log_dir aes", "did you mean ae?"]),
         ("train_vqgan.py", "--dataset churchs", ["--dataset churchs", "did you mean churches?"]),
@@ -148,8 +162,14 @@ def test_an_interrupt_while_torch_is_imported(script, workplace):
     family = "" if script == "train_vqgan.py" else "--load_dir ae --load_step 1" if "VQGAN" in script else AE
     flags = f"--dataset churches {family} {REQUIRED.get(script, '')}".split()
     env = dict(os.environ, PYTHONPATH=f"{workplace}:{ROOT}")
-    done = subprocess.run([sys.executable, "-c", code, str(ROOT / script), *flags], cwd=workplace, env=env, timeout=60,
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT / script), *flags],
+        cwd=workplace,
+        env=env,
+        timeout=60,
+        capture_output=True,
+        text=True,
+    )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
@@ -276,8 +296,13 @@ def test_a_reader_that_has_gone_leaves_one_line(workplace):
         "    for _ in range(100000): print('x' * 100)\n"
         "run_main(main)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(ROOT)], cwd=workplace, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(ROOT)],
+        cwd=workplace,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     process.stdout.readline()
     process.stdout.close()
     assert process.stderr.read().splitlines() == ["error: Broken pipe"]

@@ -194,12 +194,29 @@ def test_fid_and_kid_equal_torch_fidelitys_command_line(shapes, trained, incepti
     row = call(calc_FID, prior_flags(shapes, tmp_path.name, flags))
     fidelity = Path(sys.executable).with_name("fidelity")
     done = subprocess.run(
-        [fidelity, "--fid", "--kid", "--kid-subset-size", "12",
-         "--input1", f"logs/{tmp_path.name}/samples", "--input2", str(shapes), "--json",
-         "--samples-resize-and-crop", "16", "--feature-extractor-weights-path", str(inception_file), "--no-cache",
-         "--save-cpu-ram", "--silent"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [
+            fidelity,
+            "--fid",
+            "--kid",
+            "--kid-subset-size",
+            "12",
+            "--input1",
+            f"logs/{tmp_path.name}/samples",
+            "--input2",
+            str(shapes),
+            "--json",
+            "--samples-resize-and-crop",
+            "16",
+            "--feature-extractor-weights-path",
+            str(inception_file),
+            "--no-cache",
+            "--save-cpu-ram",
+            "--silent",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     theirs = json.loads(done.stdout)
     assert row["values"]["fid"] == pytest.approx(theirs["frechet_inception_distance"], abs=1e-3)
     assert theirs["frechet_inception_distance"] > 0.01
@@ -441,9 +458,13 @@ def test_prdc_refuses_features_of_other_samples(place, shapes, capsys):
     assert made["made_by"]["what"] == "20 samples of logs/prior/saved_models/absorbing_ema_3.th"
     train_stage_2(shapes, "other", "ae", 4, "--train_steps 2")
     SmallExtractor.seen = 0
-    for more, named in (("--temp 0.5", r"temp 1.0 \(here 0.5\)"), ("--seed 1", r"seed 0 \(here 1\)"),
-                        ("--load_dir other --load_step 2", r"sampler \w+ \(here \w+\)"), ("--amp", "precision"),
-                        (f"--fake_images_path {shapes}", r"kind samples \(here fake\)")):  # fmt: skip
+    for more, named in (
+        ("--temp 0.5", r"temp 1.0 \(here 0.5\)"),
+        ("--seed 1", r"seed 0 \(here 1\)"),
+        ("--load_dir other --load_step 2", r"sampler \w+ \(here \w+\)"),
+        ("--amp", "precision"),
+        (f"--fake_images_path {shapes}", r"kind samples \(here fake\)"),
+    ):
         with pytest.raises(UsageError, match=rf"--fake_feats f.pt holds features of 20 samples of .*prior.*{named}"):
             call(calc_PRDC, prdc(more))
     assert SmallExtractor.seen == 0, "refused before anything is computed"

@@ -32,8 +32,14 @@ def stage_1(*flags):
 
 def stage_2(*flags):
     """A function that trains a prior in logs/run on the codes of logs/ae."""
-    flags = [*TINY_SAMPLER, *SMALL, *words("--sampler absorbing --ae_load_dir ae --ae_load_step 2"), *OFTEN,
-             *words("--resid_pdrop 0.1"), *flags]  # fmt: skip
+    flags = [
+        *TINY_SAMPLER,
+        *SMALL,
+        *words("--sampler absorbing --ae_load_dir ae --ae_load_step 2"),
+        *OFTEN,
+        *words("--resid_pdrop 0.1"),
+        *flags,
+    ]
 
     def work():
         codes.PART = PART
@@ -106,8 +112,13 @@ def assert_same_and_tidy(same, place, step):
 
 def experiment_work(module, *more):
     """A function that runs an experiment in logs/out on the models logs/ae (step 2) and logs/run (step 4)."""
-    flags = [*TINY_SAMPLER, *SMALL, *words("--sampler absorbing --ae_load_dir ae --ae_load_step 2"),
-             *words("--load_dir run --load_step 4 --log_dir out --save_latents"), *more]  # fmt: skip
+    flags = [
+        *TINY_SAMPLER,
+        *SMALL,
+        *words("--sampler absorbing --ae_load_dir ae --ae_load_step 2"),
+        *words("--load_dir run --load_step 4 --log_dir out --save_latents"),
+        *more,
+    ]
 
     def work():
         module.Inception = SmallExtractor

@@ -17,10 +17,14 @@ from hparams import get_hparams
 from utils.display import dashboard
 
 STEPS = 240
-FLAGS = [*TINY_SAMPLER, *SMALL, *words(
-    "--sampler absorbing --ae_load_dir ae --ae_load_step 2 --log_dir run --steps_per_log 1 --steps_per_checkpoint 0 "
-    "--steps_per_save_output 0 --steps_per_display_output 20 --visdom --visdom_server 127.0.0.1"
-)]  # fmt: skip
+FLAGS = [
+    *TINY_SAMPLER,
+    *SMALL,
+    *words(
+        "--sampler absorbing --ae_load_dir ae --ae_load_step 2 --log_dir run --steps_per_log 1 --steps_per_checkpoint 0 "
+        "--steps_per_save_output 0 --steps_per_display_output 20 --visdom --visdom_server 127.0.0.1"
+    ),
+]
 TROUBLES = ("stop", "hang", "500", "500 later")
 
 
@@ -58,9 +62,10 @@ def test_the_curves_are_complete_in_the_end(trouble, place, fake, monkeypatch, f
 
     plain = dashboard.Dashboard
     monkeypatch.setattr(
-        utils.training.run, "Dashboard",
+        utils.training.run,
+        "Dashboard",
         lambda *args, **kw: plain(*args, interval=0.02, backoff=(0.02, 0.1), timeouts=(0.3, 0.5), **kw),
-    )  # fmt: skip
+    )
     monkeypatch.setattr(utils.training.run.Run, "_after_step", noting)
     monkeypatch.chdir(place)
     flags = [*FLAGS, "--train_steps", str(steps), "--visdom_port", str(fake.port)]

@@ -16,22 +16,44 @@ from faults.stages import EXPERIMENTS, STAGES, again, assert_same_results
 
 LAST = 6
 FLAGS = ("--train_steps", str(LAST))
-FOREIGN = [b"", b"nothing of the kind\n", b"[]", b"{}", b"null", b"3", bytes(3000), b"\x93NUMPY", b"PK\x03\x04",
-           b"\x80\x02."]  # fmt: skip
+FOREIGN = [
+    b"",
+    b"nothing of the kind\n",
+    b"[]",
+    b"{}",
+    b"null",
+    b"3",
+    bytes(3000),
+    b"\x93NUMPY",
+    b"PK\x03\x04",
+    b"\x80\x02.",
+]
 
 # Where a run stands when the damage is done (an event that it was killed before), and what can be damaged then.
-CHECKPOINT = ["logs/run/saved_models/*_4.*", "logs/run/saved_stats/stats_4", "logs/run/config.json",
-              "logs/run/stats.jsonl", "datasets.yaml"]  # fmt: skip
+CHECKPOINT = [
+    "logs/run/saved_models/*_4.*",
+    "logs/run/saved_stats/stats_4",
+    "logs/run/config.json",
+    "logs/run/stats.jsonl",
+    "datasets.yaml",
+]
 AUTOENCODER = ["logs/ae/saved_models/vqgan_ema_*", "logs/ae/saved_models/manifest_*", "logs/ae/config.json"]
 TRAINING = {
     "vqgan, resumed": ("vqgan", lambda e: e.step == 5, CHECKPOINT),
     "sampler, resumed": ("sampler", lambda e: e.step == 5, [*CHECKPOINT, *AUTOENCODER, "latents/*"]),
     "sampler, from parts of the codes": (
-        "sampler", lambda e: e.kind == "replace" and e.file.endswith("_flipped.pt"), [*AUTOENCODER, "latents/*"],
+        "sampler",
+        lambda e: e.kind == "replace" and e.file.endswith("_flipped.pt"),
+        [*AUTOENCODER, "latents/*"],
     ),
-}  # fmt: skip
-LOADED = ["logs/run/saved_models/absorbing_ema_4.th", "logs/run/saved_models/manifest_4.json", "logs/run/config.json",
-          *AUTOENCODER, "datasets.yaml"]  # fmt: skip
+}
+LOADED = [
+    "logs/run/saved_models/absorbing_ema_4.th",
+    "logs/run/saved_models/manifest_4.json",
+    "logs/run/config.json",
+    *AUTOENCODER,
+    "datasets.yaml",
+]
 MEASURING = {"get_samples": LOADED, "calc_FID": [*LOADED, "features/*"]}
 
 

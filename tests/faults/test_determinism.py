@@ -14,13 +14,13 @@ BOTH = pytest.mark.parametrize("stage", STAGES)
 # What is looked at, and how often; the runs of `whole` look every third step.
 LOOKING = {
     "seldom": "--steps_per_eval 1000 --steps_per_save_output 0 --steps_per_display_output 0 --steps_per_log 5 "
-              "--steps_per_checkpoint 0",
+    "--steps_per_checkpoint 0",
     "at every step": "--steps_per_eval 1 --steps_per_save_output 1 --steps_per_display_output 1 --save_individually "
-                     "--steps_per_checkpoint 1 --keep_checkpoints 2",
+    "--steps_per_checkpoint 1 --keep_checkpoints 2",
     "with a dashboard that is not there": "--visdom --visdom_port 1",
     "one process decodes": "--num_workers 1",
     "three processes decode": "--num_workers 3",
-}  # fmt: skip
+}
 
 
 @BOTH

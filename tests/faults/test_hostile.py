@@ -97,12 +97,16 @@ READ = {
     f"{VQ}/disc_optim_2.th": (PICKLES, ON_THE_VQGAN, REFUSED),
     "logs/vq/saved_stats/stats_2": (PICKLES, ON_THE_VQGAN, REFUSED),
     f"{VQ}/ae_optim_2.th ": (
-        PICKLES, stage_1("--log_dir", "new", "--load_dir", "vq", "--load_step", "2", "--load_optim"), REFUSED,
+        PICKLES,
+        stage_1("--log_dir", "new", "--load_dir", "vq", "--load_step", "2", "--load_optim"),
+        REFUSED,
     ),
     f"{FIT}/logsigma_2.th": (PICKLES, ON_THE_FIT, REFUSED),
     f"{FIT}/logsigma_optim_2.th": (PICKLES, ON_THE_FIT, REFUSED),
     "logs/published/saved_models/vqgan_7.th": (
-        PICKLES, stage_1("--log_dir", "new", "--load_dir", "published", "--load_step", "7"), REFUSED,
+        PICKLES,
+        stage_1("--log_dir", "new", "--load_dir", "published", "--load_step", "7"),
+        REFUSED,
     ),
     "latents/pics_train_*.pt": (PICKLES, stage_2("--log_dir", "new", "--train_steps", "1"), AGAIN),
     "latents/pics_val_*.pt": (PICKLES, stage_2("--log_dir", "new", "--train_steps", "1"), AGAIN),
@@ -116,21 +120,28 @@ READ = {
     "i.pth": (PICKLES, measuring(calc_FID, "--n_samples 2 --feature_weights i.pth", extractor=None), REFUSED),
     "a.pth": (PICKLES, measuring(calc_nearest_neighbours, "--alexnet_weights a.pth"), REFUSED),
     "v.pth": (
-        PICKLES, stage_1("--log_dir", "new", "--perceptual_weight", "1", "--perceptual_weights", "v.pth"), REFUSED,
+        PICKLES,
+        stage_1("--log_dir", "new", "--perceptual_weight", "1", "--perceptual_weights", "v.pth"),
+        REFUSED,
     ),
-    "v.pth ": (PICKLES, measuring(calc_VQGAN_FID, "--perceptual_weight 1 --perceptual_weights v.pth", "vqgan"),
-               REFUSED),
+    "v.pth ": (
+        PICKLES,
+        measuring(calc_VQGAN_FID, "--perceptual_weight 1 --perceptual_weights v.pth", "vqgan"),
+        REFUSED,
+    ),
     # What a manifest holds is not read there.
     "logs/ae/config.json": (TEXTS, stage_2("--log_dir", "new", "--train_steps", "1"), (0, "written: checkpoint")),
     "logs/run/config.json": (TEXTS, SAMPLES, (0, "written")),
     "logs/vq/config.json": (TEXTS, ON_THE_VQGAN, (0, "config.json is damaged")),
     "logs/published/config.json": (
-        TEXTS, stage_1("--log_dir", "new", "--load_dir", "published", "--load_step", "7"), CONFIG,
+        TEXTS,
+        stage_1("--log_dir", "new", "--load_dir", "published", "--load_step", "7"),
+        CONFIG,
     ),
     f"{AE}/manifest_2.json": (TEXTS, stage_2("--log_dir", "new"), (1, "is damaged: not readable as JSON")),
     f"{VQ}/manifest_2.json": (TEXTS, ON_THE_VQGAN, (1, "no checkpoint in logs/vq is complete")),
     "datasets.yaml": (TEXTS, stage_2("--log_dir", "new"), (2, "datasets.yaml")),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", READ)
@@ -150,8 +161,15 @@ def test_a_file_that_would_run_code(own, name, few_or_all, figures):
         figures("files that would run code")["refused" if code else "computed again"] += 1
 
 
-@pytest.mark.parametrize("tag", ["object/apply:builtins.open [executed, w]", "name:builtins.print ''",
-                                 "object/new:pathlib.PosixPath [executed]", "module:antigravity ''"])  # fmt: skip
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "object/apply:builtins.open [executed, w]",
+        "name:builtins.print ''",
+        "object/new:pathlib.PosixPath [executed]",
+        "module:antigravity ''",
+    ],
+)
 def test_tags_of_yaml_that_would_run_code(place, tag):
     (place / "datasets.yaml").write_text(f"pics:\n  paths: !!python/{tag}\n")
     assert_one_line(forked(stage_1(), place), 2, "datasets.yaml is not valid YAML: could not determine a constructor")
@@ -186,9 +204,12 @@ STRANGE = {
     "a value said a thousand million times": torch.zeros(1, 1, dtype=torch.int64).expand(10**6, 10**3),
 }
 STRANGE_ARRAYS = {
-    "text": np.array([["x"]]), "a record": np.zeros(3, dtype=[("a", "i4")]), "dates": np.zeros((2, 16), "M8[s]"),
-    "bytes in the other order": np.zeros((4, 16), ">f4"), "a number": np.array(3.0),
-}  # fmt: skip
+    "text": np.array([["x"]]),
+    "a record": np.zeros(3, dtype=[("a", "i4")]),
+    "dates": np.zeros((2, 16), "M8[s]"),
+    "bytes in the other order": np.zeros((4, 16), ">f4"),
+    "a number": np.array(3.0),
+}
 
 
 def save_npy(folder, value):
@@ -253,14 +274,26 @@ def test_weights_that_are_something_strange(trained_place_here, kind, figures):
 
 
 NAMES = {
-    "home": ("~", None), "a user's home": ("~root", None), "one level deeper": ("a/./b", None), "hidden": (".x", None),
-    "spaces": (" a  b ", None), "like a flag": ("-x", None), "other letters": ("\u00e4\u6f22", None),
-    "with a backslash": ("..\\..\\x", None), "like a pattern": ("*[a]?", None),
-    "a NUL": ("a\0b", 2), "a line break": ("a\nb", 2), "for the terminal": ("\x1b[31mx\x07", 2),
-    "backwards": ("\u202egnp.x", 2), "bytes that are no text": ("\udcff\udcfe", 2),
-    "out of it again": ("x/../../../out", 2), "very long": ("x" * 300, 1), "very deep": ("x/" * 3000, 1),
-    "a file": ("file", 1), "within a file": ("file/x", 1),
-}  # fmt: skip
+    "home": ("~", None),
+    "a user's home": ("~root", None),
+    "one level deeper": ("a/./b", None),
+    "hidden": (".x", None),
+    "spaces": (" a  b ", None),
+    "like a flag": ("-x", None),
+    "other letters": ("\u00e4\u6f22", None),
+    "with a backslash": ("..\\..\\x", None),
+    "like a pattern": ("*[a]?", None),
+    "a NUL": ("a\0b", 2),
+    "a line break": ("a\nb", 2),
+    "for the terminal": ("\x1b[31mx\x07", 2),
+    "backwards": ("\u202egnp.x", 2),
+    "bytes that are no text": ("\udcff\udcfe", 2),
+    "out of it again": ("x/../../../out", 2),
+    "very long": ("x" * 300, 1),
+    "very deep": ("x/" * 3000, 1),
+    "a file": ("file", 1),
+    "within a file": ("file/x", 1),
+}
 
 
 @pytest.mark.parametrize("kind", NAMES)
@@ -304,9 +337,24 @@ def test_logs_is_a_link(place, tmp_path, kind):
         assert_one_line(outcome, 1, "logs")
 
 
-@pytest.mark.parametrize("server", ["u:secret@box", "https://u:secret@box/x", "javascript:alert(1)", "file:///etc/passwd",
-                                    "a b", "box\nx", "\x1b]0;x\x07", "\udcff", "http://box\\@evil", "http://[::1",
-                                    "http://", "box:99999", "\u202ebox"])  # fmt: skip
+@pytest.mark.parametrize(
+    "server",
+    [
+        "u:secret@box",
+        "https://u:secret@box/x",
+        "javascript:alert(1)",
+        "file:///etc/passwd",
+        "a b",
+        "box\nx",
+        "\x1b]0;x\x07",
+        "\udcff",
+        "http://box\\@evil",
+        "http://[::1",
+        "http://",
+        "box:99999",
+        "\u202ebox",
+    ],
+)
 @pytest.mark.parametrize("work", [stage_1, stage_2], ids=["vqgan", "sampler"])
 def test_addresses_that_are_none(place, work, server):
     outcome = forked(work(f"--visdom_server={server}", "--visdom", "--train_steps", "1"), place)

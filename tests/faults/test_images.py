@@ -24,9 +24,22 @@ from utils.data.sources import FolderImages
 
 MIB = 1 << 20
 
-NAMES = [b"new\nline.png", b"a b  c.png", b"-rf.png", b"--help.png", b"\xff\xfe\x80.png", b"\x1b[31m\x1b]0;x\x07.png",
-         "\u202egnp.exe.png".encode(), "\u6f22\u5b57 \u00e4\U0001f600.png".encode(), b"$(touch executed).png",
-         b"'\";`touch executed`.png", b"%s%n{x}.png", b"\x85\x9b2J.png", b"*?[a].png", b" .png"]  # fmt: skip
+NAMES = [
+    b"new\nline.png",
+    b"a b  c.png",
+    b"-rf.png",
+    b"--help.png",
+    b"\xff\xfe\x80.png",
+    b"\x1b[31m\x1b]0;x\x07.png",
+    "\u202egnp.exe.png".encode(),
+    "\u6f22\u5b57 \u00e4\U0001f600.png".encode(),
+    b"$(touch executed).png",
+    b"'\";`touch executed`.png",
+    b"%s%n{x}.png",
+    b"\x85\x9b2J.png",
+    b"*?[a].png",
+    b" .png",
+]
 
 
 # ---------------------------------------------------------------------- names

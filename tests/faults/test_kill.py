@@ -24,12 +24,16 @@ WHERE = {
 RANDOM_TIME = "at a random time"
 # Again and again in this order; the writing of checkpoints and of codes weighs most.
 TURNS = {
-    "vqgan": ["in a checkpoint"] * 3 + ["elsewhere"] + ["in a checkpoint"] * 3 + ["at the start"]
-    + ["in a checkpoint"] * 3 + [RANDOM_TIME],
+    "vqgan": ["in a checkpoint"] * 3
+    + ["elsewhere"]
+    + ["in a checkpoint"] * 3
+    + ["at the start"]
+    + ["in a checkpoint"] * 3
+    + [RANDOM_TIME],
     "sampler": ["in codes", "in a checkpoint", "in a checkpoint", "elsewhere"]
     + ["in codes", "in a checkpoint", "in a checkpoint", "at the start"]
     + ["in codes", "in a checkpoint", "in a checkpoint", RANDOM_TIME],
-}  # fmt: skip
+}
 
 
 def moments(rng, events, turns):

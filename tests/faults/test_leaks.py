@@ -14,8 +14,10 @@ from faults.stages import STAGES
 
 MIB = 1 << 20
 MOST = 6.0  # MiB that a process may grow by in the second half: what the allocator keeps now and then
-OFTEN = ("--steps_per_eval 20 --steps_per_save_output 50 --steps_per_display_output 50 --steps_per_checkpoint 50 "
-         "--keep_checkpoints 2 --steps_per_log 1")  # fmt: skip
+OFTEN = (
+    "--steps_per_eval 20 --steps_per_save_output 50 --steps_per_display_output 50 --steps_per_checkpoint 50 "
+    "--keep_checkpoints 2 --steps_per_log 1"
+)
 
 
 def resident():
@@ -31,6 +33,7 @@ def in_use():
 
 def measured(work, steps):
     """work(), and at its end a line of JSON: resident bytes at tenths of `steps`, files and threads before, after."""
+
     def run():
         after_step, sizes = utils.training.run.Run._after_step, []
 
@@ -49,8 +52,9 @@ def measured(work, steps):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
-@pytest.mark.parametrize("more", ["", "--num_workers 2", "--visdom --visdom_port 1"],
-                         ids=["plain", "workers", "dashboard"])  # fmt: skip
+@pytest.mark.parametrize(
+    "more", ["", "--num_workers 2", "--visdom --visdom_port 1"], ids=["plain", "workers", "dashboard"]
+)
 @pytest.mark.parametrize("stage", STAGES)
 def test_nothing_piles_up(stage, more, place, few_or_all, figures, capsys):
     steps = few_or_all(300, 3000)

@@ -248,14 +248,18 @@ def test_a_codebook_of_one_or_two(place, quantizer, size):
 @pytest.mark.parametrize(
     "vqgan,sampler",
     [
-        ("--img_size 6 --ch_mult 1 --emb_dim 1 --batch_size 50",
-         "--total_steps 1 --loss_type elbo --sample_steps 1 --batch_size 50"),
-        ("--img_size 8 --ch_mult 1 1 1 1 --nf 64 --ndf 1",
-         "--bert_n_emb 1 --bert_n_head 1 --sample_steps 3 --total_steps 2"),
+        (
+            "--img_size 6 --ch_mult 1 --emb_dim 1 --batch_size 50",
+            "--total_steps 1 --loss_type elbo --sample_steps 1 --batch_size 50",
+        ),
+        (
+            "--img_size 8 --ch_mult 1 1 1 1 --nf 64 --ndf 1",
+            "--bert_n_emb 1 --bert_n_head 1 --sample_steps 3 --total_steps 2",
+        ),
         ("--n_channels 1 --batch_size 1", "--sample_type mlm --sample_steps 1 --mask_schedule fixed --batch_size 1"),
         ("--ema_beta 0 --beta 0 --disc_weight_max 0", "--ema_beta 1 --temp 1e300 --warmup_iters 0 --loss_type elbo"),
         ("--ema_beta 1 --lr 1e-300", "--temp 1e-37 --attn_pdrop 0.999 --loss_type mlm --lr 1e-300"),
     ],
-)  # fmt: skip
+)
 def test_the_smallest_and_the_largest(place, vqgan, sampler):
     both_stages(place, vqgan, sampler)

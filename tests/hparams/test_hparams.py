@@ -215,8 +215,12 @@ def test_flags_without_effect_are_named_once(capsys, monkeypatch):
     resolved("--greedy --greedy_epochs 3 --sample_block_size 2 --ema_beta 0.9 --load_optim --no_amp", "sampler")
     lines = capsys.readouterr().err.splitlines()
     assert sorted(line.split()[1] for line in lines) == [
-        "--ema_beta", "--greedy", "--greedy_epochs", "--load_optim", "--sample_block_size",
-    ]  # fmt: skip
+        "--ema_beta",
+        "--greedy",
+        "--greedy_epochs",
+        "--load_optim",
+        "--sample_block_size",
+    ]
     assert "without --ema" in next(line for line in lines if "--ema_beta" in line)
     resolved("--ema_beta 0.9 --ema --no_load_optim --no_greedy", "sampler")
     assert capsys.readouterr().err == ""
@@ -236,8 +240,9 @@ def test_flags_that_this_script_does_not_heed(capsys):
     ]
     measuring = dict(extra=(FIDConfig,), reads=("temp", "lr"))
     assert noted(f"{SAMPLER} --n_samples 4 --temp 0.5 --sample_steps 3 --lr 1 --loss_type elbo", **measuring) == [
-        "--loss_type has no effect in this script", "--sample_steps has no effect in this script",
-    ]  # fmt: skip
+        "--loss_type has no effect in this script",
+        "--sample_steps has no effect in this script",
+    ]
     assert noted(f"{SAMPLER} --n_samples 4 --temp 0.5 --latents_path x", **measuring) == [
         "--temp has no effect beside --latents_path"
     ]
@@ -246,8 +251,9 @@ def test_flags_that_this_script_does_not_heed(capsys):
     ]
     reads = dict(extra=(ReconstructionConfig,), reads=("perceptual_weights",))
     assert noted("--perceptual_weights x --disc_layers 9 --beta 1", "vqgan", **reads) == [
-        "--beta has no effect in this script", "--disc_layers has no effect in this script",
-    ]  # fmt: skip
+        "--beta has no effect in this script",
+        "--disc_layers has no effect in this script",
+    ]
 
 
 def test_runs_to_compare_with(workplace, capsys):
@@ -323,8 +329,11 @@ def test_contradictions_name_both_flags(family, words, named):
 
 
 def test_one_time_step_trains_with_the_other_losses_and_is_measured_with_any():
-    for words in ("--sampler absorbing --loss_type elbo", "--sampler absorbing --loss_type mlm",
-                  "--sampler autoregressive"):  # fmt: skip
+    for words in (
+        "--sampler absorbing --loss_type elbo",
+        "--sampler absorbing --loss_type mlm",
+        "--sampler autoregressive",
+    ):
         assert resolved(f"--total_steps 1 {words}", "sampler").total_steps == 1
     words = f"--dataset churches {SAMPLER} --n_samples 4 --total_steps 1"
     assert get_hparams("sampler", "", words.split(), extra=(FIDConfig,), script="s").total_steps == 1
@@ -463,11 +472,27 @@ def test_a_configuration_with_gaps_or_strangers_is_fine():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "3", "null", '{"format": 1}', '{"hparams": 3}', '{"hparams": ["nf"]}', "\xff\xfe", "[" * 100000,
-     '{"hparams": {"nf": "128"}}', '{"hparams": {"nf": -32}}', '{"hparams": {"ch_mult": 4}}',
-     '{"hparams": {"ch_mult": [1, "2"]}}', '{"hparams": {"ema": 1}}', '{"hparams": {"lr": NaN}}',
-     '{"hparams": {"quantizer": "magic"}}', '{"hparams": {"nf": true}}'],
-)  # fmt: skip
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        "null",
+        '{"format": 1}',
+        '{"hparams": 3}',
+        '{"hparams": ["nf"]}',
+        "\xff\xfe",
+        "[" * 100000,
+        '{"hparams": {"nf": "128"}}',
+        '{"hparams": {"nf": -32}}',
+        '{"hparams": {"ch_mult": 4}}',
+        '{"hparams": {"ch_mult": [1, "2"]}}',
+        '{"hparams": {"ema": 1}}',
+        '{"hparams": {"lr": NaN}}',
+        '{"hparams": {"quantizer": "magic"}}',
+        '{"hparams": {"nf": true}}',
+    ],
+)
 def test_damaged_configuration(workplace, text):
     (workplace / "logs/ae/config.json").write_bytes(text.encode("latin-1"))
     line = refused("", "sampler")
@@ -599,10 +624,32 @@ mine:
 
 # ---------------------------------------------------------------------- ranges
 
-POSITIVE = ("batch_size", "train_steps", "steps_per_log", "steps_per_update_ema", "lr", "base_lr", "img_size", "nf",
-            "ch_mult", "res_blocks", "attn_resolutions", "latent_shape", "emb_dim", "codebook_size", "ndf",
-            "disc_layers", "visdom_port", "bert_n_emb", "bert_n_head", "bert_n_layers", "block_size", "total_steps",
-            "sample_steps", "temp")  # fmt: skip
+POSITIVE = (
+    "batch_size",
+    "train_steps",
+    "steps_per_log",
+    "steps_per_update_ema",
+    "lr",
+    "base_lr",
+    "img_size",
+    "nf",
+    "ch_mult",
+    "res_blocks",
+    "attn_resolutions",
+    "latent_shape",
+    "emb_dim",
+    "codebook_size",
+    "ndf",
+    "disc_layers",
+    "visdom_port",
+    "bert_n_emb",
+    "bert_n_head",
+    "bert_n_layers",
+    "block_size",
+    "total_steps",
+    "sample_steps",
+    "temp",
+)
 ALL_FLAGS = config.flags_of(config.sampler_family())
 NUMERIC = [flag for flag in ALL_FLAGS if flag.type in (int, float)]
 
@@ -627,12 +674,39 @@ def test_a_temperature_has_a_lower_bound():
 
 
 WORDS = st.one_of(
-    st.sampled_from(["0", "1", "-1", "3", "32", "64", "256", "nan", "inf", "-inf", "1e-320", "1e400", "-0.0", "0.5",
-                     "x", "", "--", "-", "1_0", str(2**31), str(2**63), str(10**400), "churches", "ae", "load_dir"]),
+    st.sampled_from(
+        [
+            "0",
+            "1",
+            "-1",
+            "3",
+            "32",
+            "64",
+            "256",
+            "nan",
+            "inf",
+            "-inf",
+            "1e-320",
+            "1e400",
+            "-0.0",
+            "0.5",
+            "x",
+            "",
+            "--",
+            "-",
+            "1_0",
+            str(2**31),
+            str(2**63),
+            str(10**400),
+            "churches",
+            "ae",
+            "load_dir",
+        ]
+    ),
     st.integers(-4, 600).map(str),
     st.floats().map(str),
     st.text(st.characters(blacklist_characters="\x00"), max_size=6),
-)  # fmt: skip
+)
 PLAUSIBLE = {int: ["1", "2", "32", "64", "256"], float: ["0.5", "1e-3", "1"], str: ["ae", "churches"], bool: []}
 
 

@@ -18,8 +18,10 @@ from utils.core.seed import StepRandom
 from utils.training.amp import Precision
 from utils.training.ema import EMA
 
-SMALL = ("--dataset churches --img_size 16 --nf 32 --ch_mult 1 1 1 --res_blocks 1 --emb_dim 8 --codebook_size 16 "
-         "--ndf 8 --disc_layers 1 --ema --ema_beta 0.9 --device cpu")  # fmt: skip
+SMALL = (
+    "--dataset churches --img_size 16 --nf 32 --ch_mult 1 1 1 --res_blocks 1 --emb_dim 8 --codebook_size 16 "
+    "--ndf 8 --disc_layers 1 --ema --ema_beta 0.9 --device cpu"
+)
 FLOAT32 = Precision(False, "auto", torch.device("cpu"))
 
 

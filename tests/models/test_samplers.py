@@ -24,10 +24,21 @@ MASKS = torch.tensor(list(itertools.product([False, True], repeat=L)))  # (16, 4
 
 def tiny(sampler="absorbing", **given):
     values = dict(
-        sampler=sampler, codebook_size=K, block_size=L, bert_n_emb=8, bert_n_head=2, bert_n_layers=2, embd_pdrop=0.0,
-        attn_pdrop=0.0, resid_pdrop=0.0, loss_type="elbo", mask_schedule="random", sample_type="diffusion",
-        total_steps=5, sample_steps=5,
-    )  # fmt: skip
+        sampler=sampler,
+        codebook_size=K,
+        block_size=L,
+        bert_n_emb=8,
+        bert_n_head=2,
+        bert_n_layers=2,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        resid_pdrop=0.0,
+        loss_type="elbo",
+        mask_schedule="random",
+        sample_type="diffusion",
+        total_steps=5,
+        sample_steps=5,
+    )
     torch.manual_seed(0)
     return build_sampler(SimpleNamespace(**{**values, **given}))
 

@@ -11,8 +11,10 @@ from scripts import run, sampler_flags, start, train_stage_1, vqgan_flags
 
 from utils.core.files import load_tensors
 
-EVENTS = "--steps_per_log 3 --steps_per_checkpoint 4 --steps_per_eval 5 --steps_per_save_output 6 --ema " \
-         "--steps_per_update_ema 2 --horizontal_flip"  # fmt: skip
+EVENTS = (
+    "--steps_per_log 3 --steps_per_checkpoint 4 --steps_per_eval 5 --steps_per_save_output 6 --ema "
+    "--steps_per_update_ema 2 --horizontal_flip"
+)
 STAGE_1 = f"{EVENTS} --train_steps 40 --disc_start_step 6 --diff_aug"
 STAGE_2 = f"{EVENTS} --train_steps 60 --resid_pdrop 0.1"
 
@@ -128,8 +130,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_resumed(tmp_path, shap
             load_tensors(f"logs/whole/saved_models/{name}_8.th"), load_tensors(f"logs/damaged/saved_models/{name}_8.th")
         )
     assert Path("logs/whole/stats.jsonl").read_bytes() == Path("logs/damaged/stats.jsonl").read_bytes()
-
-
 
 
 def test_a_run_killed_in_its_first_checkpoint_starts_afresh(tmp_path, shapes, monkeypatch, capsys):

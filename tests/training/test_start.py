@@ -172,8 +172,7 @@ def test_settings_that_an_older_run_did_not_record_stay_what_they_were(place, sh
     for name in ("prior", "other"):
         train_stage_2(shapes, name, "ae", 4, "--train_steps 6 --resume")
     (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
-    assert note == "note: logs/other was started by an earlier version and continues as it began: " \
-                   "unique_images False"  # fmt: skip
+    assert note == "note: logs/other was started by an earlier version and continues as it began: unique_images False"
     assert_same_weights(place / "logs/prior", place / "logs/other", 6)
     assert read_json("logs/other/config.json")["hparams"]["codes_precision"] == "float32"
     assert read_json("logs/prior/config.json")["hparams"]["codes_precision"] == "float32"

@@ -68,8 +68,15 @@ def test_both_stages_learn_and_sample(here, shapes):
     for name in ("logs/ae/images/reconstructions_60.png", "logs/prior/images/samples_60.png"):
         with Image.open(name) as picture:
             assert min(picture.size) >= 256
-    for name in ("config.json", "log.txt", "stats.jsonl", "saved_stats/stats_60", "saved_models/absorbing_60.th",
-                 "saved_models/absorbing_ema_60.th", "saved_models/absorbing_optim_60.th"):  # fmt: skip
+    for name in (
+        "config.json",
+        "log.txt",
+        "stats.jsonl",
+        "saved_stats/stats_60",
+        "saved_models/absorbing_60.th",
+        "saved_models/absorbing_ema_60.th",
+        "saved_models/absorbing_optim_60.th",
+    ):
         assert Path("logs/prior", name).is_file(), name
 
 
@@ -93,9 +100,16 @@ def test_stage_1_and_2_on_an_lsun_lmdb(here, shapes):
 def test_both_stages_on_mixed_and_partly_broken_images(here, capsys):
     folder = draw_shapes(here / "images", 60)
     (folder / "sub").mkdir()
-    for i, (mode, size, name) in enumerate([("RGBA", (40, 20), "a.png"), ("L", (17, 50), "sub/b.jpg"),
-                                            ("CMYK", (30, 30), "c.jpeg"), ("P", (9, 9), "d.bmp"),
-                                            ("RGB", (64, 65), "sub/e.webp"), ("1", (20, 33), "f.PNG")]):  # fmt: skip
+    for i, (mode, size, name) in enumerate(
+        [
+            ("RGBA", (40, 20), "a.png"),
+            ("L", (17, 50), "sub/b.jpg"),
+            ("CMYK", (30, 30), "c.jpeg"),
+            ("P", (9, 9), "d.bmp"),
+            ("RGB", (64, 65), "sub/e.webp"),
+            ("1", (20, 33), "f.PNG"),
+        ]
+    ):
         Image.new(mode, size, i).save(folder / name)
     (folder / "empty.png").write_bytes(b"")
     (folder / "text.jpg").write_text("this is no picture")
@@ -117,13 +131,24 @@ def test_too_many_broken_images_stop_the_run(here):
         train_stage_1(folder, "ae", "--train_steps 20")
 
 
-@pytest.mark.parametrize("sampler,more", [("absorbing", "--mask_schedule fixed --loss_type mlm --sample_type mlm"),
-                                          ("absorbing", "--loss_type elbo --attn_pdrop 0.1 --embd_pdrop 0.1"),
-                                          ("autoregressive", "")])  # fmt: skip
+@pytest.mark.parametrize(
+    "sampler,more",
+    [
+        ("absorbing", "--mask_schedule fixed --loss_type mlm --sample_type mlm"),
+        ("absorbing", "--loss_type elbo --attn_pdrop 0.1 --embd_pdrop 0.1"),
+        ("autoregressive", ""),
+    ],
+)
 def test_gumbel_codes_feed_every_sampler(here, shapes, sampler, more):
     train_stage_1(shapes, "ae", "--quantizer gumbel --gumbel_straight_through --train_steps 3")
-    train_stage_2(shapes, "prior", "ae", 3, f"--train_steps 6 --steps_per_save_output 6 --steps_per_eval 3 {more}",
-                  sampler=sampler)  # fmt: skip
+    train_stage_2(
+        shapes,
+        "prior",
+        "ae",
+        3,
+        f"--train_steps 6 --steps_per_save_output 6 --steps_per_eval 3 {more}",
+        sampler=sampler,
+    )
     assert all(value == value for value in curve("prior", "loss"))
     assert Path(f"logs/prior/saved_models/{sampler}_6.th").is_file()
 
@@ -153,9 +178,10 @@ def test_grey_images(here, shapes):
 
 def test_kmeans_codebook_uses_many_codes(here, shapes):
     train_stage_1(
-        shapes, "ae", "--codebook_init kmeans --codebook_init_step 10 --codebook_restart_steps 5 --train_steps 40 "
-        "--codebook_size 8",
-    )  # fmt: skip
+        shapes,
+        "ae",
+        "--codebook_init kmeans --codebook_init_step 10 --codebook_restart_steps 5 --train_steps 40 --codebook_size 8",
+    )
     assert curve("ae", "codes_used")[-1] >= 6
 
 
@@ -182,8 +208,13 @@ def test_a_published_checkpoint_with_weights_only_is_a_valid_start(here, shapes)
     assert Path("logs/mine/saved_models/vqgan_ema_2200002.th").is_file()
     with pytest.raises(UserError, match="--load_dir published --load_step 2200000"):
         train_stage_1(shapes, "published", "--resume")
-    train_stage_2(shapes, "prior", "published", 2200000, "--train_steps 2 --img_size 16 --nf 32 --ch_mult 1 1 1 "
-                  "--res_blocks 1 --emb_dim 8 --codebook_size 16")  # fmt: skip
+    train_stage_2(
+        shapes,
+        "prior",
+        "published",
+        2200000,
+        "--train_steps 2 --img_size 16 --nf 32 --ch_mult 1 1 1 --res_blocks 1 --emb_dim 8 --codebook_size 16",
+    )
 
 
 def test_existing_checkpoints_are_never_written_over(here, shapes):
@@ -233,17 +264,22 @@ def test_perceptual_weights_come_from_a_file_or_a_checkpoint(here, shapes, monke
     assert curve("ae", "perceptual")[0] > 0
     Path("vgg.pth").unlink()  # from now on the checkpoint itself has what is needed
     train_stage_1(
-        shapes, "ae", "--img_size 32 --perceptual_weight 1 --perceptual_weights logs/ae/saved_models/vqgan_1.th "
+        shapes,
+        "ae",
+        "--img_size 32 --perceptual_weight 1 --perceptual_weights logs/ae/saved_models/vqgan_1.th "
         "--resume --train_steps 2",
-    )  # fmt: skip
+    )
 
 
 # ---------------------------------------------------------------------- what must not change training
 
 
 def test_validation_and_pictures_do_not_change_training(here, shapes):
-    plain, busy = "--train_steps 9 --ema --steps_per_eval 100", "--train_steps 9 --ema --steps_per_eval 2 " \
-        "--steps_per_save_output 3 --steps_per_display_output 2 --num_workers 1"  # fmt: skip
+    plain, busy = (
+        "--train_steps 9 --ema --steps_per_eval 100",
+        "--train_steps 9 --ema --steps_per_eval 2 "
+        "--steps_per_save_output 3 --steps_per_display_output 2 --num_workers 1",
+    )
     train_stage_1(shapes, "a", plain)
     train_stage_1(shapes, "b", busy)
     train_stage_2(shapes, "pa", "a", 9, plain)
@@ -288,8 +324,11 @@ def test_samples_from_the_command_line(here, shapes):
 
 def test_the_dashboard_is_told_where_a_run_stands(here, shapes, monkeypatch):
     told, step = [], train_vqgan.generator_step
-    monkeypatch.setattr(utils.training.run.Dashboard, "progress", lambda self, step, total, values, state: told.append(
-        (step, total, state.split(",")[0], values["images seen"])))  # fmt: skip
+    monkeypatch.setattr(
+        utils.training.run.Dashboard,
+        "progress",
+        lambda self, step, total, values, state: told.append((step, total, state.split(",")[0], values["images seen"])),
+    )
     flags = "--train_steps 3 --steps_per_log 1"
     train_stage_1(shapes, "ae", flags)
     assert told == [(0, 3, "starting", "0"), (1, 3, "running", "4"), (2, 3, "running", "8"), (3, 3, "finished", "12")]

@@ -83,8 +83,10 @@ def is_current(origin, now, path, say, what, renew=False):
     warning, so that a run continues with what it learned from. None stored, by an earlier version: yes, with a note.
     """
     if origin is None:
-        say(f"note: {path} is of an earlier version, which did not store the contents of the images: whether they have "
-            "changed is not known")  # fmt: skip
+        say(
+            f"note: {path} is of an earlier version, which did not store the contents of the images: whether they have "
+            "changed is not known"
+        )
         return True
     try:
         if origin == now:
@@ -96,8 +98,10 @@ def is_current(origin, now, path, say, what, renew=False):
             here = ", ".join(f"{name} {version}" for name, version in now["versions"].items())
             reason = f"{path} was made with {made}, not {here}"
             if not renew:
-                say(f"warning: {reason}, which may decode images a little differently; it is used as it is (remove it "
-                    f"to compute the {what} again)")  # fmt: skip
+                say(
+                    f"warning: {reason}, which may decode images a little differently; it is used as it is (remove it "
+                    f"to compute the {what} again)"
+                )
                 return True
     except (KeyError, TypeError, AttributeError, RuntimeError):
         reason = f"{path} is damaged"

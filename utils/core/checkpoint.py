@@ -44,10 +44,16 @@ def _has(**fields):
 _is_file = _has(bytes=_is_count, sha256=_is_text)
 # What a manifest holds: `step` and `files` always, the others depending on the run and its age. Others are not read.
 _FIELDS = dict(
-    step=_is_count, files=lambda value: isinstance(value, dict) and all(map(_is_file, value.values())),
-    stats_bytes=_is_count, stats_sha256=_is_text, run=_is_text, script=_is_text, hparams=_has(),
-    images=_has(count=_is_count, names=_is_text), autoencoder=_has(path=_is_text, hash=_is_text),
-)  # fmt: skip
+    step=_is_count,
+    files=lambda value: isinstance(value, dict) and all(map(_is_file, value.values())),
+    stats_bytes=_is_count,
+    stats_sha256=_is_text,
+    run=_is_text,
+    script=_is_text,
+    hparams=_has(),
+    images=_has(count=_is_count, names=_is_text),
+    autoencoder=_has(path=_is_text, hash=_is_text),
+)
 
 
 def _file_of(step):

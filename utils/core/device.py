@@ -1,6 +1,5 @@
 """The device to compute on."""
 
-
 import torch
 
 from utils.core import distributed

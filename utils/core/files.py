@@ -204,9 +204,7 @@ def load_tensors(path, map_location="cpu"):
     except (PermissionError, MemoryError):
         raise
     except pickle.UnpicklingError as error:
-        raise DamagedFile(
-            f"{path} is refused: damaged, or holds more than tensors ({_first_line(error)})"
-        ) from None
+        raise DamagedFile(f"{path} is refused: damaged, or holds more than tensors ({_first_line(error)})") from None
     except Exception as error:  # bytes that are no checkpoint can make the reader raise anything
         raise DamagedFile(f"{path} is damaged and cannot be read ({_first_line(error)})") from None
 

@@ -45,9 +45,17 @@ class Progress:
     def _show_bar(self):
         if self.wants_bar and self.bar is None:
             pace = "" if self.unit == "step" else ", {rate_fmt}"  # who trains shows images a second
-            self.bar = tqdm(total=self.total, desc=self.description, unit=self.unit, initial=self.initial,
-                            bar_format=BAR + pace + "{postfix}", dynamic_ncols=True, smoothing=0.05, mininterval=0.2,
-                            miniters=0)  # fmt: skip
+            self.bar = tqdm(
+                total=self.total,
+                desc=self.description,
+                unit=self.unit,
+                initial=self.initial,
+                bar_format=BAR + pace + "{postfix}",
+                dynamic_ncols=True,
+                smoothing=0.05,
+                mininterval=0.2,
+                miniters=0,
+            )
 
     def update(self, n=1, shown=None):
         """Advance by n; shown: {name: value} to stand beside the count."""

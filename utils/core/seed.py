@@ -46,9 +46,14 @@ class StepRandom:
         if parts == 1:
             return [self]
         return [
-            StepRandom(*self.words, device=self.generator.device, rank=self.rank * parts + i,
-                       world_size=self.world_size * parts) for i in range(parts)
-        ]  # fmt: skip
+            StepRandom(
+                *self.words,
+                device=self.generator.device,
+                rank=self.rank * parts + i,
+                world_size=self.world_size * parts,
+            )
+            for i in range(parts)
+        ]
 
 
 def sample_uniforms(seed, indices, shape, device="cpu"):
@@ -58,8 +63,7 @@ def sample_uniforms(seed, indices, shape, device="cpu"):
     device and in every batch.
     """
     rows = [
-        torch.rand(shape, generator=torch.Generator().manual_seed(derive_seed("sample", seed, int(i))))
-        for i in indices
+        torch.rand(shape, generator=torch.Generator().manual_seed(derive_seed("sample", seed, int(i)))) for i in indices
     ]
     return torch.stack(rows).to(device)
 

@@ -82,9 +82,12 @@ def training_batches(images, H, start_step):
     """Endless (uint8 (B, C, H, W), indices (B,)) of this process, from start_step on."""
     sampler = StepBatches(len(images), H.batch_size, H.seed, start_step, H.horizontal_flip)
     loader = DataLoader(
-        images, batch_sampler=sampler, num_workers=H.num_workers, pin_memory=torch.cuda.is_available(),
+        images,
+        batch_sampler=sampler,
+        num_workers=H.num_workers,
+        pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_signals,
-    )  # fmt: skip
+    )
     return worker_errors_in_words(loader)
 
 
@@ -100,9 +103,13 @@ def one_pass(images, batch_size, num_workers, flip=False, positions=None, shared
     if shared:
         batches = batches[distributed.rank() :: distributed.world_size()]
     loader = DataLoader(
-        images, batch_sampler=batches, num_workers=num_workers, collate_fn=_collate_good,
-        pin_memory=torch.cuda.is_available(), worker_init_fn=ignore_signals,
-    )  # fmt: skip
+        images,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=_collate_good,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=ignore_signals,
+    )
     for x, indices in worker_errors_in_words(loader):
         if len(indices) or shared:
             yield (x.flip(-1) if flip and len(indices) else x), indices

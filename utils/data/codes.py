@@ -46,9 +46,14 @@ def cached(header, images, codebook_size, batch_size, encode, say):
     def part(positions):
         place = path.with_name(f"{path.stem}.part{positions.start}-{positions.stop}")
         return cache.cached(
-            place, dict(header, part=[positions.start, positions.stop]), lambda: encode(positions), say,
-            "some of the codes", origin, lambda found: fits(place, found, positions),
-        )  # fmt: skip
+            place,
+            dict(header, part=[positions.start, positions.stop]),
+            lambda: encode(positions),
+            say,
+            "some of the codes",
+            origin,
+            lambda found: fits(place, found, positions),
+        )
 
     def compute():
         size = PART // batch_size * batch_size or PART  # the batches are those of one pass over all
@@ -63,9 +68,14 @@ def cached(header, images, codebook_size, batch_size, encode, say):
         return dict(ids=torch.cat([p["ids"] for p in parts]), left_out=left_out)
 
     found = cache.cached(
-        path, header, compute, say, "codes", origin,
+        path,
+        header,
+        compute,
+        say,
+        "codes",
+        origin,
         lambda found: fits(path, found, range(n), most_missing=images.most_broken()),
-    )  # fmt: skip
+    )
     images.leave_out(found and found.get("left_out"), n - len(found["ids"]) if found else 0, path, say)
     ids = distributed.tensor_from_main(found and found["ids"])
     if distributed.is_main() and path.exists():  # else the parts are all there is

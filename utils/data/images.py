@@ -119,16 +119,21 @@ class ImageSet(Dataset):
         if left_out is not None:
             self.broken[left_out] = True
         elif missing:
-            say(f"note: {path} was made without {missing} of {len(self)} images, which could not be read or decoded; "
-                "remove it to try again")  # fmt: skip
+            say(
+                f"note: {path} was made without {missing} of {len(self)} images, which could not be read or decoded; "
+                "remove it to try again"
+            )
         self.check_all_broken(say)
 
     def identity(self):
         """What these images are, for the keys of caches."""
         return dict(
-            source=self.source.identity(), indices=hashlib.sha256(self.indices.astype("<i8").tobytes()).hexdigest(),
-            img_size=self.img_size, n_channels=self.n_channels, resize="short side, bilinear, centre crop",
-        )  # fmt: skip
+            source=self.source.identity(),
+            indices=hashlib.sha256(self.indices.astype("<i8").tobytes()).hexdigest(),
+            img_size=self.img_size,
+            n_channels=self.n_channels,
+            resize="short side, bilinear, centre crop",
+        )
 
     def origin(self):
         """What else is compared where a cache is read: see utils.core.cache.is_current."""

@@ -1,6 +1,5 @@
 """Images as bytes and as numbers: one rounding rule."""
 
-
 import torch
 
 

@@ -19,8 +19,16 @@ END = 1 << 16  # bytes at either end of an image that a sample of its contents h
 LMDB_SLACK = 1 << 20  # bytes that a whole LMDB file may be shorter than its page count says
 
 # Errors of a disk, a network or this machine: they say nothing about the file that is read.
-PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EAGAIN, errno.ENOMEM, errno.ENFILE,
-           errno.EMFILE)  # fmt: skip
+PASSING = (
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ENOTCONN,
+    errno.EAGAIN,
+    errno.ENOMEM,
+    errno.ENFILE,
+    errno.EMFILE,
+)
 PAUSES = (0.1, 1.0, 5.0)  # seconds between tries
 
 

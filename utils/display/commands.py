@@ -79,17 +79,27 @@ def show_run(H):
 def after_vqgan(H, step):
     """Stage 2 on the codes of this stage 1."""
     return command(
-        "train_sampler.py", sampler="absorbing", **_data(vars(H)), log_dir=new_name(f"{H.log_dir}_absorbing"),
-        ae_load_dir=H.log_dir, ae_load_step=step, **_given(H, "ema", "horizontal_flip", "steps_per_eval"),
-    )  # fmt: skip
+        "train_sampler.py",
+        sampler="absorbing",
+        **_data(vars(H)),
+        log_dir=new_name(f"{H.log_dir}_absorbing"),
+        ae_load_dir=H.log_dir,
+        ae_load_step=step,
+        **_given(H, "ema", "horizontal_flip", "steps_per_eval"),
+    )
 
 
 def after_sampler(H, step, n_images):
     """(samples, FID) of this stage 2. n_images: about how many there are to compare with; the paper: 50000 samples."""
     models = dict(
-        sampler=H.sampler, **_data(vars(H)), ae_load_dir=H.ae_load_dir, ae_load_step=H.ae_load_step,
-        load_dir=H.log_dir, load_step=step, **_given(H, "temp", "sample_steps", "sample_type"),
-    )  # fmt: skip
+        sampler=H.sampler,
+        **_data(vars(H)),
+        ae_load_dir=H.ae_load_dir,
+        ae_load_step=H.ae_load_step,
+        load_dir=H.log_dir,
+        load_step=step,
+        **_given(H, "temp", "sample_steps", "sample_type"),
+    )
     shows = getattr(H, "sample_type", None) != "mlm"
     samples = command(
         "experiments/get_samples.py", **models, log_dir=new_name(f"{H.log_dir}_samples"), n_sheets=1, show_steps=shows

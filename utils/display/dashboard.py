@@ -59,10 +59,20 @@ class Dashboard:
     """
 
     def __init__(
-        self, server, port, env, enabled=True, warn=print,
-        *, plan=(), images_per_step=None, interval=2.0, backoff=(2.0, 30.0), timeouts=(3.0, 10.0),
+        self,
+        server,
+        port,
+        env,
+        enabled=True,
+        warn=print,
+        *,
+        plan=(),
+        images_per_step=None,
+        interval=2.0,
+        backoff=(2.0, 30.0),
+        timeouts=(3.0, 10.0),
         max_points=5000,
-    ):  # fmt: skip
+    ):
         self.enabled, self.env = enabled, env_name(env)
         self._lock, self._closing = threading.Lock(), threading.Event()
         self._plots, self._panes, self._changed, self._thread = {}, {}, {}, None

@@ -52,8 +52,15 @@ class Grid:
         return rows * (self.height + self.padding) + self.padding, left + self.width + self.padding
 
     def scaled(self, factor):
-        return Grid(self.count, self.height * factor, self.width * factor, self.columns, self.padding * factor,
-                    self.group, self.gap * factor)  # fmt: skip
+        return Grid(
+            self.count,
+            self.height * factor,
+            self.width * factor,
+            self.columns,
+            self.padding * factor,
+            self.group,
+            self.gap * factor,
+        )
 
     def note(self):
         """Itself as PngInfo, for the file that holds the sheet."""

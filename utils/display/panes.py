@@ -13,12 +13,26 @@ STATES = dict(starting=COLOURS[0], running=COLOURS[0], finished=COLOURS[2], stop
 
 # What stands on the upright axis, by the name of the curves; for others it is their name.
 UNITS = dict(
-    loss="loss", l1="mean absolute error", perceptual="LPIPS", nll_loss="l1 + weight x LPIPS", codebook_loss="loss",
-    g_loss="-D(reconstruction)", d_loss="hinge loss", d_weight="weight", perplexity="codes, effectively",
-    codes_used="codes", mean_distance="distance to the code", bits="bits per code", lr="learning rate",
-    images_per_second="images / s", gpu_memory_gib="GiB", skipped_updates="updates", bits_per_dim="bits / dimension",
-    loss_history="loss (latest weigh most)", bound_history="bound (root mean square)",
-)  # fmt: skip
+    loss="loss",
+    l1="mean absolute error",
+    perceptual="LPIPS",
+    nll_loss="l1 + weight x LPIPS",
+    codebook_loss="loss",
+    g_loss="-D(reconstruction)",
+    d_loss="hinge loss",
+    d_weight="weight",
+    perplexity="codes, effectively",
+    codes_used="codes",
+    mean_distance="distance to the code",
+    bits="bits per code",
+    lr="learning rate",
+    images_per_second="images / s",
+    gpu_memory_gib="GiB",
+    skipped_updates="updates",
+    bits_per_dim="bits / dimension",
+    loss_history="loss (latest weigh most)",
+    bound_history="bound (root mean square)",
+)
 
 
 FROM_ZERO = ("lr", "images_per_second", "gpu_memory_gib", "codes_used", "d_weight")
@@ -28,16 +42,31 @@ def plan_of(H, name, device_type):
     """The panes that a training run will have, in order: the curves above, bars below; pictures come last."""
     if name == "vqgan":
         adversarial = ("g_loss", "d_loss", "d_weight") if H.disc_start_step <= H.train_steps else ()
-        curves = ["l1", "perceptual", "nll_loss", "codebook_loss", *adversarial, "perplexity", "codes_used",
-                  "mean_distance", "lr"]  # fmt: skip
+        curves = [
+            "l1",
+            "perceptual",
+            "nll_loss",
+            "codebook_loss",
+            *adversarial,
+            "perplexity",
+            "codes_used",
+            "mean_distance",
+            "lr",
+        ]
         bars = ["codebook_usage"]
     else:
         curves = ["bits", "lr"] if name == H.sampler else []
         bars = ["loss_history", "bound_history"] if name == "absorbing" else []
     curves += ["images_per_second", *(["gpu_memory_gib"] if device_type == "cuda" else [])]
     results = ["results"] if name == "logsigma" else []
-    return ["progress", "curves-loss", "properties", *results, *(f"curves-{c}" for c in curves),
-            *(f"bars-{b}" for b in bars)]  # fmt: skip
+    return [
+        "progress",
+        "curves-loss",
+        "properties",
+        *results,
+        *(f"curves-{c}" for c in curves),
+        *(f"bars-{b}" for b in bars),
+    ]
 
 
 def message(win, data, layout=None):
@@ -53,8 +82,10 @@ def plot_layout(title, xlabel="", ylabel="", **more):
         title=dict(text=title, x=0.02, xanchor="left", y=0.97, yanchor="top", font=dict(size=15)),
         xaxis=dict(axis, title=dict(text=xlabel, standoff=8), exponentformat="SI"),
         yaxis=dict(axis, title=dict(text=ylabel, standoff=8), rangemode="tozero" if title in FROM_ZERO else "normal"),
-        margin=dict(l=55, r=15, t=55, b=45), showlegend=False, **more,
-    )  # fmt: skip
+        margin=dict(l=55, r=15, t=55, b=45),
+        showlegend=False,
+        **more,
+    )
 
 
 def curves_layout(name, images_per_step, legend_rows):
@@ -64,8 +95,9 @@ def curves_layout(name, images_per_step, legend_rows):
     layout = plot_layout(name, xlabel, UNITS.get(name, name), hovermode="x unified")
     layout["showlegend"] = legend_rows > 0
     layout["margin"]["t"] = 37 + 18 * max(1, legend_rows)
-    layout["legend"] = dict(orientation="h", x=1, xanchor="right", y=1, yanchor="bottom", font=dict(size=11),
-                            tracegroupgap=0)  # fmt: skip
+    layout["legend"] = dict(
+        orientation="h", x=1, xanchor="right", y=1, yanchor="bottom", font=dict(size=11), tracegroupgap=0
+    )
     layout["hoverlabel"] = dict(namelength=-1)
     layout["yaxis2"] = dict(overlaying="y", visible=False, fixedrange=True)  # of the images seen, which only hover
     return layout
@@ -83,18 +115,32 @@ def line_trace(name, xs, ys, colour, faint, marked, **more):
     """One curve. (visdom's own smoothing, the page's '~', wants marker.line.)"""
     shade = f"rgba({', '.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))}, 0.35)" if faint else colour
     return dict(
-        x=xs, y=ys, name=name, type="scatter", mode="lines+markers" if marked else "lines",
-        line=dict(color=shade, width=1.2 if faint else 2), marker=dict(size=4, color=shade, line={}), **more,
-    )  # fmt: skip
+        x=xs,
+        y=ys,
+        name=name,
+        type="scatter",
+        mode="lines+markers" if marked else "lines",
+        line=dict(color=shade, width=1.2 if faint else 2),
+        marker=dict(size=4, color=shade, line={}),
+        **more,
+    )
 
 
 def images_trace(xs, images_per_step):
     """What hovering reads the images seen from; it is not to be seen."""
     clear = dict(color="rgba(0,0,0,0)")
     return dict(
-        x=xs, y=[x * images_per_step for x in xs], name=IMAGES_SEEN, type="scatter", mode="lines", yaxis="y2",
-        line=clear, marker=dict(clear, line={}), showlegend=False, hovertemplate="%{y:,} images seen<extra></extra>",
-    )  # fmt: skip
+        x=xs,
+        y=[x * images_per_step for x in xs],
+        name=IMAGES_SEEN,
+        type="scatter",
+        mode="lines",
+        yaxis="y2",
+        line=clear,
+        marker=dict(clear, line={}),
+        showlegend=False,
+        hovertemplate="%{y:,} images seen<extra></extra>",
+    )
 
 
 def bar_pane(win, xs, ys, xlabel="", ylabel=""):

@@ -9,11 +9,23 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 STYLE = {
-    "axes.edgecolor": "#999", "axes.grid": True, "axes.labelcolor": "#555", "axes.spines.right": False,
-    "axes.spines.top": False, "axes.axisbelow": True, "font.size": 9, "grid.color": "#e6e6e6", "legend.frameon": False,
-    "svg.fonttype": "none", "svg.hashsalt": "run", "text.parse_math": False, "xtick.color": "#555",
-    "ytick.color": "#555", "xtick.labelsize": 8, "ytick.labelsize": 8,
-}  # fmt: skip
+    "axes.edgecolor": "#999",
+    "axes.grid": True,
+    "axes.labelcolor": "#555",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.axisbelow": True,
+    "font.size": 9,
+    "grid.color": "#e6e6e6",
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "run",
+    "text.parse_math": False,
+    "xtick.color": "#555",
+    "ytick.color": "#555",
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
 COLOURS = {"train": "#2b5d8a", "validation": "#c4571b"}
 FONTS = "'Helvetica Neue', Helvetica, Arial, 'DejaVu Sans'"  # matplotlib measures with the last, which is the widest
 MOST_POINTS = 1500  # of a line: more cannot be seen

@@ -23,9 +23,10 @@ MOST_PICTURES = 24  # with a step, and as many without, as experiments draw them
 MOST_CURVES = 100  # drawing one takes 50 ms, and 17 KB of the page
 MOST_BARS = 24
 SAYS = dict(
-    reconstructions=SAYS_TRIPLES, codebook="the mean of the pixels where a code is used, most used first",
+    reconstructions=SAYS_TRIPLES,
+    codebook="the mean of the pixels where a code is used, most used first",
     denoising="samples as they come about, by the share of sampling that is done",
-)  # fmt: skip
+)
 LAST_LINES = 60  # of log.txt
 LAST_BYTES = 1 << 16  # of log.txt
 
@@ -142,8 +143,10 @@ class Recorded:
 
     def _curves(self):
         """[(step, {curve: value})], of the losses and of the speed, as the dashboard takes them."""
-        speed = [(row["step"], {printable(k): v for k, v in row.items() if k != "step" and is_number(v)})
-                 for row in self.speed]  # fmt: skip
+        speed = [
+            (row["step"], {printable(k): v for k, v in row.items() if k != "step" and is_number(v)})
+            for row in self.speed
+        ]
         rows = sorted([(row["step"], curves_of(row)) for row in self.rows] + speed, key=lambda item: item[0])
         names = self._first(dict.fromkeys(name for _, curves in rows for name in curves), MOST_CURVES, "curves")
         return [(step, {k: v for k, v in curves.items() if k in names}) for step, curves in rows]

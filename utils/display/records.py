@@ -79,9 +79,15 @@ def _is_bar(bar):
     return (
         bool(bar["values"])
         and all(v is None or is_number(v) for v in bar["values"])
-        and (x is None or (isinstance(x, list) and len(x) == len(bar["values"])
-                           and all(isinstance(v, str) or is_number(v) for v in x)))
-    )  # fmt: skip
+        and (
+            x is None
+            or (
+                isinstance(x, list)
+                and len(x) == len(bar["values"])
+                and all(isinstance(v, str) or is_number(v) for v in x)
+            )
+        )
+    )
 
 
 def is_regular(path):

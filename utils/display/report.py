@@ -11,14 +11,33 @@ from utils.display import commands, html, plots
 from utils.display.recorded import when
 from utils.display.records import is_number
 
-KINDS = {"train_vqgan": "Stage 1: VQGAN", "train_sampler": "Stage 2: prior over codes",
-         "calc_approximate_ELBO": "Approximate ELBO"}  # fmt: skip
-FIRST = ("loss", "bits", "nll_loss", "l1", "perceptual", "codebook_loss", "perplexity", "codes_used", "g_loss",
-         "d_loss", "d_weight")  # fmt: skip
+KINDS = {
+    "train_vqgan": "Stage 1: VQGAN",
+    "train_sampler": "Stage 2: prior over codes",
+    "calc_approximate_ELBO": "Approximate ELBO",
+}
+FIRST = (
+    "loss",
+    "bits",
+    "nll_loss",
+    "l1",
+    "perceptual",
+    "codebook_loss",
+    "perplexity",
+    "codes_used",
+    "g_loss",
+    "d_loss",
+    "d_weight",
+)
 LARGE = dict(
-    val_bits="bits per code, validation", bits="bits per code", val_l1="mean absolute error, validation",
-    l1="mean absolute error", loss="loss", codes_used="codes in use", perplexity="perplexity",
-)  # fmt: skip
+    val_bits="bits per code, validation",
+    bits="bits per code",
+    val_l1="mean absolute error, validation",
+    l1="mean absolute error",
+    loss="loss",
+    codes_used="codes in use",
+    perplexity="perplexity",
+)
 MOST_LARGE = 5
 NARROW = 700  # pixels: two such pictures stand side by side
 MOST_CHECKPOINTS = 12
@@ -84,8 +103,18 @@ def curve_plots(run):
 
 
 def bar_plots(run):
-    return [drawn(run, name, plots.bars, bar["values"], bar.get("x"), printable(bar.get("xlabel", "")),
-                  printable(bar.get("ylabel", ""))) for name, bar in run.bars.items()]  # fmt: skip
+    return [
+        drawn(
+            run,
+            name,
+            plots.bars,
+            bar["values"],
+            bar.get("x"),
+            printable(bar.get("xlabel", "")),
+            printable(bar.get("ylabel", "")),
+        )
+        for name, bar in run.bars.items()
+    ]
 
 
 def picture_figures(run):
@@ -107,8 +136,14 @@ def metrics_table(run):
                 shown.append(f"{printable(name)} {text(value)}{error}")
         files = [row[name] for name in ("checkpoints", "feature_files") if isinstance(row.get(name), dict)]
         of = [text(f.get("path")) for found in files for f in found.values() if isinstance(f, dict)]
-        rows.append([text(row.get("metric")), text(row.get("time"))[:16].replace("T", " "), ", ".join(shown),
-                     ", ".join(os.path.basename(path) for path in of)])  # fmt: skip
+        rows.append(
+            [
+                text(row.get("metric")),
+                text(row.get("time"))[:16].replace("T", " "),
+                ", ".join(shown),
+                ", ".join(os.path.basename(path) for path in of),
+            ]
+        )
     return html.table(("metric", "when", "result", "of"), rows)
 
 
@@ -123,8 +158,13 @@ def checkpoints_section(run):
         if is_number(last) and found[-1][0] >= last:
             how = "Train for longer, from the newest that is whole, in the repository's root:"
             again = commands.resume(run.script, run.hparams, train_steps=2 * last)
-    return html.section("Checkpoints", html.table((), rows).replace("<tr></tr>", ""), html.paragraph(left_out),
-                        html.paragraph(how), html.code(printable(again)) if how else "")  # fmt: skip
+    return html.section(
+        "Checkpoints",
+        html.table((), rows).replace("<tr></tr>", ""),
+        html.paragraph(left_out),
+        html.paragraph(how),
+        html.code(printable(again)) if how else "",
+    )
 
 
 def write_report(run):

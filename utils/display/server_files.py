@@ -31,21 +31,26 @@ FILES = {
     "bootstrap@3.3.7": {
         "js/bootstrap.min.js": ("dist/js/bootstrap.min.js", "53964478a7c634e8dad34ecc303dd804"),
         "css/bootstrap.min.css": ("dist/css/bootstrap.min.css", "f75e846cc83bd11432f4b1e21a45f31b"),
-        "fonts/glyphicons-halflings-regular.eot":
-            ("dist/fonts/glyphicons-halflings-regular.eot",
-             "13634da87d9e23f8c3ed9108ce1724d1"),
-        "fonts/glyphicons-halflings-regular.woff2":
-            ("dist/fonts/glyphicons-halflings-regular.woff2",
-             "fe185d11a49676890d47bb783312a0cd"),
-        "fonts/glyphicons-halflings-regular.woff":
-            ("dist/fonts/glyphicons-halflings-regular.woff",
-             "a26394f7ede100ca118eff2eda085962"),
-        "fonts/glyphicons-halflings-regular.ttf":
-            ("dist/fonts/glyphicons-halflings-regular.ttf",
-             "e395044093757d82afcb138957d06a1e"),
-        "fonts/glyphicons-halflings-regular.svg#glyphicons_halflingsregular":
-            ("dist/fonts/glyphicons-halflings-regular.svg",
-             "42f60659d265c1a3c30f9fa42abcbb56"),
+        "fonts/glyphicons-halflings-regular.eot": (
+            "dist/fonts/glyphicons-halflings-regular.eot",
+            "13634da87d9e23f8c3ed9108ce1724d1",
+        ),
+        "fonts/glyphicons-halflings-regular.woff2": (
+            "dist/fonts/glyphicons-halflings-regular.woff2",
+            "fe185d11a49676890d47bb783312a0cd",
+        ),
+        "fonts/glyphicons-halflings-regular.woff": (
+            "dist/fonts/glyphicons-halflings-regular.woff",
+            "a26394f7ede100ca118eff2eda085962",
+        ),
+        "fonts/glyphicons-halflings-regular.ttf": (
+            "dist/fonts/glyphicons-halflings-regular.ttf",
+            "e395044093757d82afcb138957d06a1e",
+        ),
+        "fonts/glyphicons-halflings-regular.svg#glyphicons_halflingsregular": (
+            "dist/fonts/glyphicons-halflings-regular.svg",
+            "42f60659d265c1a3c30f9fa42abcbb56",
+        ),
     },
     "react@16.2.0": {
         "js/react-react.min.js": ("umd/react.production.min.js", "c28b91922bca297037cba02ec85c1c0d"),
@@ -87,20 +92,23 @@ FILES = {
     "mathjax@2.7.5": {
         "js/mathjax/2.7.5/MathJax.js": ("MathJax.js", "9ef249bfdc162849bcf2abe8425f5e90"),
         "js/mathjax/2.7.5/config/Safe.js": ("config/Safe.js", "c3d9f149afb82798a73d14a9737a82b5"),
-        "js/mathjax/2.7.5/config/TeX-AMS-MML_HTMLorMML.js":
-            ("config/TeX-AMS-MML_HTMLorMML.js",
-             "f380ca5d5257b34fc5f0e4cccd7e1447"),
+        "js/mathjax/2.7.5/config/TeX-AMS-MML_HTMLorMML.js": (
+            "config/TeX-AMS-MML_HTMLorMML.js",
+            "f380ca5d5257b34fc5f0e4cccd7e1447",
+        ),
         "js/mathjax/2.7.5/extensions/Safe.js": ("extensions/Safe.js", "1b44a7b48d991ab692da9074fe8582cd"),
         "js/mathjax/2.7.5/jax/output/SVG/jax.js": ("jax/output/SVG/jax.js", "39d9a95fcde78f560cb5fcf11bb434ca"),
         "js/mathjax/2.7.5/jax/output/SVG/config.js": ("jax/output/SVG/config.js", "d680518add37c0d1bf50dea3c93a4cd2"),
-        "js/mathjax/2.7.5/jax/output/SVG/fonts/TeX/fontdata.js":
-            ("jax/output/SVG/fonts/TeX/fontdata.js",
-             "c23d4bebe304610f617983eaeab7f8aa"),
-        "js/mathjax/2.7.5/jax/output/SVG/fonts/TeX/Size1/Regular/Main.js":
-            ("jax/output/SVG/fonts/TeX/Size1/Regular/Main.js",
-             "3e1c830e9c05a62f9caf86f9e13d926c"),
+        "js/mathjax/2.7.5/jax/output/SVG/fonts/TeX/fontdata.js": (
+            "jax/output/SVG/fonts/TeX/fontdata.js",
+            "c23d4bebe304610f617983eaeab7f8aa",
+        ),
+        "js/mathjax/2.7.5/jax/output/SVG/fonts/TeX/Size1/Regular/Main.js": (
+            "jax/output/SVG/fonts/TeX/Size1/Regular/Main.js",
+            "3e1c830e9c05a62f9caf86f9e13d926c",
+        ),
     },
-}  # fmt: skip
+}
 
 
 def needed():
@@ -198,8 +206,9 @@ def from_visdom(folder):
 
 def _run(words, name, patience, cwd):
     try:
-        done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, errors="replace", timeout=patience,
-                              stdin=subprocess.DEVNULL)  # fmt: skip
+        done = subprocess.run(
+            words, cwd=cwd, capture_output=True, text=True, errors="replace", timeout=patience, stdin=subprocess.DEVNULL
+        )
     except subprocess.TimeoutExpired:
         raise _NotHad(f"{name} took more than {patience} s") from None
     except OSError as error:

@@ -102,9 +102,7 @@ def collect(pairs, what, keep=False, logits=False):
         raise UserError(f"{what}: {count} image(s): statistics need two or more")
     mu = first / count
     sigma = (second - count * torch.outer(mu, mu)) / (count - 1)
-    return FeatureSet(
-        count, mu, sigma, torch.cat(kept) if keep else None, torch.cat(kept_logits) if logits else None
-    )
+    return FeatureSet(count, mu, sigma, torch.cat(kept) if keep else None, torch.cat(kept_logits) if logits else None)
 
 
 def cache_path(header):
@@ -140,9 +138,15 @@ def cached(header, compute, say, images=None):
             raise DamagedFile(f"{path} holds no features of {n} images")
 
     found = cache.cached(
-        path, dict(header, format=FORMAT), lambda: _tensors(compute()), say, f"{header['kind']} features",
-        lambda: origin(images), check, renew=True,
-    )  # fmt: skip
+        path,
+        dict(header, format=FORMAT),
+        lambda: _tensors(compute()),
+        say,
+        f"{header['kind']} features",
+        lambda: origin(images),
+        check,
+        renew=True,
+    )
     found = found and FeatureSet(**{**found, "count": int(found["count"])})
     if images is not None:
         images.leave_out(found and found.left_out, n - found.count if found else 0, path, say)

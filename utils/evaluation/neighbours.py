@@ -115,7 +115,6 @@ class NearestK:
         self.distances = self.distances[:, : self.size]
         self.indices = indices.gather(1, order[:, : self.size])
 
-
     def merge(self):
         """Take in what the other processes of the job have found. Called by all of them."""
         own, *others = distributed.from_all((self.distances, self.indices))

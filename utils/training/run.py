@@ -146,9 +146,14 @@ class Run(Shown):
             self.restore_bars()
             self._speed = Lines(os.path.join(self.folder, "speed.jsonl"))
         self.dashboard = Dashboard(
-            H.visdom_server, H.visdom_port, H.log_dir, enabled=not H.no_visdom and distributed.is_main(), warn=self.say,
-            plan=plan_of(H, self.name, self.device.type), images_per_step=H.batch_size,
-        )  # fmt: skip
+            H.visdom_server,
+            H.visdom_port,
+            H.log_dir,
+            enabled=not H.no_visdom and distributed.is_main(),
+            warn=self.say,
+            plan=plan_of(H, self.name, self.device.type),
+            images_per_step=H.batch_size,
+        )
         self.dashboard.properties(dict(sorted(H.to_dict().items(), key=lambda item: item[0] not in H.explicit)))
         self._show_progress("starting")
         for other in (H.visdom_compare or ()) if self.dashboard.enabled else ():
@@ -167,9 +172,7 @@ class Run(Shown):
         known = self.manifest or {}
         stats = Lines(path, keep=known.get("stats_bytes", 0))
         if stats.size < known.get("stats_bytes", 0) or known.get("stats_sha256", stats.sha256) != stats.sha256:
-            say(
-                f"warning: {path} is not what was written; the curves before step {self.step} are incomplete or wrong"
-            )
+            say(f"warning: {path} is not what was written; the curves before step {self.step} are incomplete or wrong")
         return stats
 
     def restore(self, files, extra):
@@ -245,9 +248,10 @@ class Run(Shown):
         batches = make_batches(self.step + 1)
         self._clock = (time.monotonic(), self.step)
         forecast = Forecast(H.train_steps)
-        with StopRequest() as stop, Progress(
-            H.train_steps, H.log_dir, "step", self.step, distributed.is_main()
-        ) as self.progress:
+        with (
+            StopRequest() as stop,
+            Progress(H.train_steps, H.log_dir, "step", self.step, distributed.is_main()) as self.progress,
+        ):
             while self.step < H.train_steps:
                 step = self.step + 1
                 seed_everything("step", H.seed, step, distributed.rank())
@@ -384,10 +388,14 @@ class Run(Shown):
             {name: item.state_dict() for name, item in self.files.items()},
             extra,
             dict(
-                stats_bytes=self._stats.size, stats_sha256=self._stats.sha256, run=self.name, script=self.H.script,
-                hparams=self.H.to_dict(), **self.about,
+                stats_bytes=self._stats.size,
+                stats_sha256=self._stats.sha256,
+                run=self.name,
+                script=self.H.script,
+                hparams=self.H.to_dict(),
+                **self.about,
             ),
-        )  # fmt: skip
+        )
         self.write_config(checkpoint=self.step)
         if self.H.keep_checkpoints:
             self.store.prune(self.H.keep_checkpoints)

@@ -26,9 +26,14 @@ class Shown:
         )
         self.say(f"writing to {self.folder}; dashboard: {self.dashboard.url or 'off'}")
         self.facts = dict(
-            model=self.name, parameters=n_parameters, items=n_items, of=items, precision=precision,
-            device=self.device_name, torch=torch.__version__,
-        )  # fmt: skip
+            model=self.name,
+            parameters=n_parameters,
+            items=n_items,
+            of=items,
+            precision=precision,
+            device=self.device_name,
+            torch=torch.__version__,
+        )
         if distributed.is_main() and not self.resumed:
             self.write_config()
 
