@@ -10,7 +10,9 @@ from conftest import ROOT
 
 from hparams import get_hparams
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "logs" / "README.md", *sorted((ROOT / "docs").glob("*.md")),
+]  # fmt: skip
 FAMILIES = {"train_vqgan.py": "vqgan", "train_sampler.py": "sampler"}
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SCRIPT = re.compile(r"(?:\w+/)*\w+\.py")
