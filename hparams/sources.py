@@ -173,7 +173,7 @@ def require_folder(option, name):
     folder = run_folder(name)
     if os.path.isdir(folder):
         return
-    there = sorted(n for n in os.listdir(LOGS) if not n.startswith(".")) if os.path.isdir(LOGS) else []
+    there = sorted(p.name for p in LOGS.iterdir() if p.is_dir() and p.name[0] != ".") if LOGS.is_dir() else []
     hint = nearest(name.removeprefix(f"{LOGS}/"), there, f"{LOGS}/ holds {_listed(there) or 'nothing'}")
     raise UsageError(f"--{option} {name}: there is no folder {folder}: {hint}")
 
