@@ -38,6 +38,7 @@ from utils.training.meters import CodeUsage, Meters
 from utils.training.run import Run
 
 N_FOR_CODES = 256  # images for the picture of the codebook
+CODES_SHOWN = 1 << 15  # of a larger codebook there is no picture: it takes some 25 KB of memory for each code
 
 
 def generator_step(vqgan, optimiser, precision, H, x, step, rng, parts=1):
@@ -119,22 +120,23 @@ def validate(vqgan, images, H, run, precision, step):
 
 @torch.no_grad()
 def place_codes(models, images, H, step, device):
-    """--codebook_init kmeans: put the codes of all `models` at the centres of the latents of the coming
-    batches, so that every code starts where there is data."""
+    """At the quantizer's start_step: it places its codes by the latents of the coming batches, so that every code
+    starts where there is data. All `models` get the same codes."""
     vectors, wanted, batches = [], 32 * H.codebook_size, training_batches(images, H, step)
     while sum(map(len, vectors)) < wanted:
         z = models[0].ae.encoder(to_float(next(batches)[0].to(device))).float()
         vectors.append(distributed.all_gather_rows(z).permute(0, 2, 3, 1).reshape(-1, H.emb_dim))
+    quantizer = models[0].ae.quantize
     if distributed.is_main():  # processors differ, and two k-means need not end alike
-        models[0].ae.quantize.place_codes(torch.cat(vectors), derive_seed("kmeans", H.seed))
-    distributed.tensors_from_main([models[0].ae.quantize.embedding.weight])
+        quantizer.place_codes(torch.cat(vectors), derive_seed("kmeans", H.seed))
+    distributed.tensors_from_main([quantizer.codebook_weight()])
     share_codes(models, slice(None))
 
 
 @torch.no_grad()
 def restart_codes(models, usage, x, H, step):
-    """--codebook_restart_steps: move the codes that nothing used since the last time onto latents of x,
-    the same ones in every process."""
+    """Every restart_steps of the quantizer: it moves the codes that were not used since the last time onto latents of
+    x, the same ones in every process."""
     rng = StepRandom("restart", H.seed, step, device=x.device)
     unused = usage.pop_counts().to(x.device) == 0
     z = distributed.all_gather_rows(models[0].ae.encoder(x).float())
@@ -144,7 +146,7 @@ def restart_codes(models, usage, x, H, step):
 
 def share_codes(models, rows):
     """Copy these rows of the first model's codebook to the others': an average would follow a jump too slowly."""
-    first, *others = (model.ae.quantize.embedding.weight.data for model in models)
+    first, *others = (model.ae.quantize.codebook_weight().data for model in models)
     for codebook in others:
         codebook[rows] = first[rows]
 
@@ -163,7 +165,7 @@ def show_pictures(vqgan, fixed, images, H, run, precision):
     with precision.autocast():
         recons = to_uint8(vqgan.ae(to_float(fixed), run.current)[0])
     run.show_comparison("reconstructions", fixed, recons, save=run.due(H.steps_per_save_output))
-    if run.current == H.train_steps and H.steps_per_save_output:
+    if run.current == H.train_steps and H.steps_per_save_output and H.codebook_size <= CODES_SHOWN:
         codes = code_means(vqgan.ae, fixed_images(images, N_FOR_CODES).to(run.device), H, precision)
         run.show_picture("codebook", codes.sheet(), codes.caption(), min_side=512)
 
@@ -196,6 +198,7 @@ def train(H):
         ema = EMA(vqgan, H.ema_beta, shared=(perceptual,)) if H.ema else None
         best = ema.model if ema else vqgan
         models = [vqgan, ema.model] if ema else [vqgan]
+        quantizer = vqgan.ae.quantize
         usage, recent_usage = CodeUsage(H.codebook_size, device), CodeUsage(H.codebook_size, device)
 
         files = dict(vqgan=vqgan, ae_optim=ae_optim, disc_optim=disc_optim)
@@ -218,7 +221,7 @@ def train(H):
             x = to_float(batch.to(device, non_blocking=True)).contiguous(memory_format=memory_format(device))
             rng = StepRandom("vqgan", H.seed, step, device=device, rank=run.rank, world_size=run.world_size)
             vqgan.train()
-            if H.codebook_init == "kmeans" and step == H.codebook_init_step:
+            if step == quantizer.start_step:
                 place_codes(models, images, H, step, device)
 
             scalars, x_hat, quantized = generator_step(vqgan, ae_optim, precision, H, x, step, rng, H.accumulate_steps)
@@ -231,12 +234,12 @@ def train(H):
             if quantized.ids is not None:
                 usage.add(quantized.ids)
                 recent_usage.add(quantized.ids)
-            if H.codebook_restart_steps and step % H.codebook_restart_steps == 0 and quantized.ids is not None:
+            if quantizer.restart_steps and step % quantizer.restart_steps == 0 and quantized.ids is not None:
                 restart_codes(models, recent_usage, x, H, step)
             run.report(**scalars, mean_distance=quantized.mean_distance, lr=ae_optim.param_groups[0]["lr"])
             if precision.scaling and run.due(H.steps_per_log):
                 run.record(skipped_updates=float(precision.skipped))
-            if run.ends_epoch(len(images)) and step >= vqgan.ae.quantize.start_step:
+            if run.ends_epoch(len(images)) and step >= quantizer.start_step:
                 counts = usage.pop_counts()
                 run.record(**usage_figures(counts))
                 run.show_bars("codebook_usage", counts.tolist(), "code", "uses in an epoch")

@@ -1,10 +1,11 @@
-"""Every flag of every script: name, type, default, range, meaning. The names are the interface.
+"""Every flag of both stages: name, type, default, range, meaning. The names are the interface. The flags of one
+quantizer are in its file.
 
 A default of None means: derived (see hparams/resolve.py) or not used; the help says which.
 """
 
-import re
-from dataclasses import dataclass, field, fields
+import ast
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
@@ -15,7 +16,9 @@ def opt(default, help, **kw):
     needs=(other flag, its value, or True for any but 0): without that this flag does nothing, and says so;
     replaces=names of flags: in addition to this one they do nothing. older=its value in a run whose saved configuration
     lacks it: one that began before there was this flag; or a function of that configuration.
-    repeatable: each use of the flag adds to the list."""
+    repeatable: each use of the flag adds to the list.
+    Of a quantizer's flags: architecture: the tensors of a checkpoint depend on it; exclusive: with another quantizer
+    any value but the default is refused."""
     kw["help"] = help
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=kw)
@@ -23,9 +26,24 @@ def opt(default, help, **kw):
 
 
 def registered(folder):
-    """The names that files of models/<folder> register, read from their text: to import them takes torch."""
-    texts = (path.read_text(encoding="utf-8") for path in sorted((MODELS / folder).glob("*.py")))
-    return [name for text in texts for name in re.findall(r'^@register\("(\w+)"\)', text, re.MULTILINE)]
+    """{name that a file of models/<folder> registers: its FLAGS, {} if it has none}, read from the source: importing
+    the file would import torch."""
+    result = {}
+    for path in sorted((MODELS / folder).glob("*.py")):
+        names, flags = [], {}
+        for node in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
+            if isinstance(node, ast.ClassDef):
+                calls = [
+                    d for d in node.decorator_list if isinstance(d, ast.Call) and ast.unparse(d.func) == "register"
+                ]
+                names += [call.args[0].value for call in calls]
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FLAGS":
+                flags = ast.literal_eval(node.value)
+        result.update(dict.fromkeys(names, flags))
+    return result
+
+
+QUANTIZERS = registered("quantizers")
 
 
 @dataclass
@@ -128,21 +146,29 @@ class VQGANConfig:
     attn_resolutions: list[int] = opt(None, "resolutions with attention (default: the latents' side)", min=1)
     latent_shape: list[int] = opt(None, "1, height and width of the codes (default: from img_size and ch_mult)", min=1)
     emb_dim: int = opt(256, "length of a codebook vector", min=1, max=65_536)
-    codebook_size: int = opt(1024, "number of codes", min=1, max=32767)
-    quantizer: str = opt("nearest", "how latents become codes", choices=registered("quantizers"))
-    codebook_init: str = opt(
-        "uniform",
-        "start of the codebook; kmeans: train without quantizing up to "
-        "codebook_init_step, then put the codes where the latents are (nearest only)",
-        choices=["uniform", "kmeans"],
-    )
-    codebook_restart_steps: int = opt(
-        0, "steps between moves of unused codes onto present latents; 0: never (nearest only)", min=0
-    )
-    codebook_init_step: int = opt(500, "step of --codebook_init kmeans", min=1, needs=("codebook_init", "kmeans"))
-    beta: float = opt(0.25, "weight of the codebook term (nearest)", min=0.0)
-    gumbel_kl_weight: float = opt(1e-8, "weight of the KL to uniform (gumbel)", min=0.0, needs=("quantizer", "gumbel"))
-    gumbel_straight_through: bool = opt(False, "one-hot codes in training too (gumbel)", needs=("quantizer", "gumbel"))
+    codebook_size: int = opt(1024, "number of codes", min=1, max=1_000_000)
+    quantizer: str = opt("nearest", "how latents become codes", choices=list(QUANTIZERS))
+
+
+def _of_quantizers():
+    """A dataclass of the flags that the files of quantizers declare. A flag has the type of its default, and needs its
+    quantizer unless it says otherwise."""
+    declared = []
+    for name, flags in QUANTIZERS.items():
+        for flag, facts in flags.items():
+            default = facts["default"]
+            kind = list[type(default[0])] if isinstance(default, list) else type(default)
+            declared.append((flag, kind, opt(**{"needs": ("quantizer", name), **facts})))
+    return make_dataclass("QuantizerConfig", declared, namespace=dict(__doc__=VQGANConfig.__doc__))
+
+
+QuantizerConfig = _of_quantizers()
+
+
+@dataclass
+class VQGANTrainingConfig:
+    """VQGAN"""
+
     base_lr: float = opt(4.5e-6, "learning rate an image of the batch, unless --lr", above=0.0)
     perceptual_weight: float = opt(1.0, "weight of LPIPS; 0: no VGG weights needed", min=0.0)
     perceptual_weights: str = opt(
@@ -171,7 +197,7 @@ class AutoencoderLoadConfig:
 class SamplerConfig:
     """sampler"""
 
-    sampler: str = opt(None, "prior over the codes", required=True, choices=registered("samplers"))
+    sampler: str = opt(None, "prior over the codes", required=True, choices=list(registered("samplers")))
     bert_n_emb: int = opt(512, "width of the Transformer", min=1, max=65_536)
     bert_n_head: int = opt(8, "attention heads; must divide bert_n_emb", min=1, max=65_536)
     bert_n_layers: int = opt(24, "layers of the Transformer", min=1, max=1000)
@@ -229,13 +255,8 @@ WITHOUT_EFFECT = ("greedy_epochs", "greedy", "sample_block_size")
 # Flags that not every script reads, by what they are for. (--ema is not among them: averaged weights are preferred
 # with it or without.)
 OF_VQGAN_TRAINING = (
-    "beta",
-    "gumbel_kl_weight",
-    "gumbel_straight_through",
+    *(f.name for f in fields(QuantizerConfig) if not f.metadata.get("architecture")),
     "base_lr",
-    "codebook_init",
-    "codebook_init_step",
-    "codebook_restart_steps",
     "perceptual_weight",
     "perceptual_weights",
     "ndf",
@@ -315,6 +336,7 @@ AUTOENCODER_KEYS = (
     "emb_dim",
     "codebook_size",
     "quantizer",
+    *(f.name for f in fields(QuantizerConfig) if f.metadata.get("architecture")),
 )
 VQGAN_KEYS = (*AUTOENCODER_KEYS, "ndf", "disc_layers")
 SAMPLER_KEYS = (
@@ -331,14 +353,17 @@ SAMPLER_KEYS = (
 SAMPLER_DEFAULTS = ("mask_schedule",)
 
 
+_VQGAN = (VQGANConfig, QuantizerConfig, VQGANTrainingConfig)
+
+
 def vqgan_family():
     """The flags of scripts that train or load a VQGAN."""
-    return RunConfig, TrainConfig, OutputConfig, VQGANConfig
+    return RunConfig, TrainConfig, OutputConfig, *_VQGAN
 
 
 def sampler_family():
     """The flags of scripts that train or load a sampler."""
-    return RunConfig, AutoencoderLoadConfig, SamplerConfig, TrainConfig, OutputConfig, VQGANConfig
+    return RunConfig, AutoencoderLoadConfig, SamplerConfig, TrainConfig, OutputConfig, *_VQGAN
 
 
 @dataclass(frozen=True)

@@ -282,10 +282,20 @@ def _derive(H, family):
             raise UsageError(f"--base_lr {H.base_lr} times --batch_size {H.batch_size} is too large a learning rate")
     if family == "sampler" and H.block_size is None:
         H.block_size = math.prod(H.latent_shape)
-    if H.quantizer != "nearest":  # a preset's care for the codebook of the nearest quantizer
-        for name, off in (("codebook_init", "uniform"), ("codebook_restart_steps", 0)):
-            if name not in H.explicit:
-                setattr(H, name, off)
+    for name, default, _ in _exclusive_to_others(H.quantizer):  # a preset may have been made for another quantizer
+        if name not in H.explicit:
+            setattr(H, name, copy.copy(default))
+
+
+def _exclusive_to_others(quantizer):
+    """(flag, its default, the quantizer) of each flag that only that other quantizer accepts."""
+    others = [(name, flags) for name, flags in config.QUANTIZERS.items() if name != quantizer]
+    return [
+        (flag, facts["default"], name)
+        for name, flags in others
+        for flag, facts in flags.items()
+        if facts.get("exclusive")
+    ]
 
 
 def _check_places(H):
@@ -315,10 +325,10 @@ def _check_shapes(H):
 
 
 def _check_training_of_vqgan(H):
-    for name, off in (("codebook_init", "uniform"), ("codebook_restart_steps", 0)):
-        if H.quantizer != "nearest" and getattr(H, name) != off:
+    for name, default, owner in _exclusive_to_others(H.quantizer):
+        if getattr(H, name) != default:
             raise UsageError(
-                f"--{name} {getattr(H, name)} contradicts --quantizer {H.quantizer}: it is for nearest only"
+                f"--{name} {shown(getattr(H, name))} contradicts --quantizer {H.quantizer}: it is for {owner} only"
             )
     if H.codebook_init == "kmeans" and H.train_steps < H.codebook_init_step:
         raise UsageError(

@@ -36,7 +36,7 @@ def mean_squared(x, x_hat):
 
 @pytest.fixture
 def vqgan_case(golden):
-    case = golden("vqgan", quantizer="nearest", codebook_init="uniform", diff_aug=False)
+    case = golden("vqgan", quantizer="nearest", codebook_init="uniform", codebook_restart_steps=0, diff_aug=False)
     model = VQGAN(case.H)
     model.load_state_dict(case.state())
     return case, model

@@ -35,6 +35,7 @@ def cached_codes(H, images, split, autoencoder, device, say, flip=False):
 
     what = f"encoding {split} images" + (" (mirrored)" if flip else "")
     progress = Progress(len(images), what, "img", lazy=True)
+    stored = codes.ids_type(H.codebook_size)
     batch_size = min(ENCODED_IMAGES, max(1, ENCODED_PIXELS // H.img_size**2))
 
     def encode_share(positions):
@@ -43,11 +44,11 @@ def cached_codes(H, images, split, autoencoder, device, say, flip=False):
             if not len(x):
                 yield None
                 continue
-            yield encode_batch(autoencoder.model, to_float(x.to(device)), precision).to(torch.int16).cpu()
+            yield encode_batch(autoencoder.model, to_float(x.to(device)), precision).to(stored).cpu()
 
     def encode(positions):
         progress.skip_to(positions.start)
-        parts = [torch.empty(0, H.block_size, dtype=torch.int16)]  # of some thousand images all may be broken
+        parts = [torch.empty(0, H.block_size, dtype=stored)]  # of some thousand images all may be broken
         for ids in distributed.in_order(encode_share(positions)):
             parts.append(ids)
             progress.update(len(ids))

@@ -1,49 +1,22 @@
 """Vector quantizers, one file each.
 
-To add one: put a file beside this one with a class decorated by `@register("name")`, built from the
-configuration H, that offers forward, encode and embed_ids as `nearest.py` does. `--quantizer name`
-finds it: no other file changes.
+To add one: add a file to this folder with a subclass of `Quantizer` decorated by `@register("name")`. `--quantizer
+name` finds it. Flags of its own are a literal FLAGS in the same file. No other file changes.
 """
 
 import importlib
 import pkgutil
-from dataclasses import dataclass
 
 import torch
 
-_REGISTRY = {}
-
-
-@dataclass
-class Quantized:
-    """What a quantizer returns.
-
-    z_q (B, E, h, w): the quantized latents, differentiable with respect to z;
-    loss (): the codebook loss; ids (B, h, w) int64: the chosen codes (None where nothing was quantized);
-    mean_distance (): mean squared distance to all codes (0 where it has no meaning).
-    """
-
-    z_q: torch.Tensor
-    loss: torch.Tensor
-    ids: torch.Tensor | None
-    mean_distance: torch.Tensor
-
-
-def register(name):
-    """Class decorator: make the quantizer available as `--quantizer name`."""
-
-    def add(cls):
-        _REGISTRY[name] = cls
-        return cls
-
-    return add
+from models.quantizers.base import QUANTIZERS, Quantized, Quantizer, register  # noqa: F401  (the package's interface)
 
 
 def build_quantizer(H):
     """The quantizer that H.quantizer names. Raises ValueError for an unknown name."""
-    if H.quantizer not in _REGISTRY:
-        raise ValueError(f"--quantizer {H.quantizer} is unknown; there are: {', '.join(sorted(_REGISTRY))}")
-    return _REGISTRY[H.quantizer](H)
+    if H.quantizer not in QUANTIZERS:
+        raise ValueError(f"--quantizer {H.quantizer} is unknown; there are: {', '.join(sorted(QUANTIZERS))}")
+    return QUANTIZERS[H.quantizer](H)
 
 
 def perplexity(counts):
@@ -53,7 +26,7 @@ def perplexity(counts):
 
 
 def usage_figures(counts, prefix=""):
-    """How well the codebook is used, from counts (K,); nothing where nothing was quantized yet."""
+    """How well the codebook is used, from counts (K,); {} if nothing was quantized yet."""
     if counts.sum() == 0:
         return {}
     return {f"{prefix}perplexity": float(perplexity(counts)), f"{prefix}codes_used": int((counts > 0).sum())}

@@ -6,14 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.quantizers import Quantized, register
+from models.quantizers.base import Quantized, Quantizer, register
 
 MIN_TEMPERATURE = 1 / 16
 ANNEAL_STEPS = 160_000
+FLAGS = {
+    "gumbel_kl_weight": {"default": 1e-8, "help": "weight of the KL to uniform (gumbel)", "min": 0.0},
+    "gumbel_straight_through": {"default": False, "help": "one-hot codes in training too (gumbel)"},
+}
 
 
 @register("gumbel")
-class GumbelQuantizer(nn.Module):
+class GumbelQuantizer(Quantizer):
     """A 1x1 convolution gives K logits per latent; training mixes the codes with a relaxed sample.
 
     Outside training (and in `encode`) the code is the arg max of the logits, without noise, so that
@@ -21,9 +25,7 @@ class GumbelQuantizer(nn.Module):
     """
 
     def __init__(self, H):
-        super().__init__()
-        self.start_step = 0
-        self.codebook_size = H.codebook_size
+        super().__init__(H)
         self.straight_through = H.gumbel_straight_through
         self.kl_weight = H.gumbel_kl_weight
         self.proj = nn.Conv2d(H.emb_dim, H.codebook_size, kernel_size=1)
@@ -64,9 +66,7 @@ class GumbelQuantizer(nn.Module):
         return Quantized(z_q, self.kl_weight * uniform_kl, weights.argmax(1), logits.new_zeros(()))
 
     def encode(self, z):
-        """(B, E, h, w) -> ids (B, h, w)."""
         return self.logits(z).argmax(1)
 
     def embed_ids(self, ids):
-        """ids (...) -> (..., E)."""
         return self.embed(ids)

@@ -3,20 +3,44 @@
 import torch
 from torch import nn
 
-from models.quantizers import Quantized, register
+from models.quantizers.base import Quantized, Quantizer, register
+
+FLAGS = {
+    "codebook_init": {
+        "default": "uniform",
+        "help": "start of the codebook; kmeans: train without quantizing up to "
+        "codebook_init_step, then put the codes where the latents are (nearest only)",
+        "choices": ["uniform", "kmeans"],
+        "exclusive": True,
+    },
+    "codebook_restart_steps": {
+        "default": 0,
+        "help": "steps between moves of unused codes onto present latents; 0: never (nearest only)",
+        "min": 0,
+        "exclusive": True,
+    },
+    "codebook_init_step": {
+        "default": 500,
+        "help": "step of --codebook_init kmeans",
+        "min": 1,
+        "needs": ("codebook_init", "kmeans"),
+    },
+    "beta": {"default": 0.25, "help": "weight of the codebook term (nearest)", "min": 0.0},
+}
 
 
 @register("nearest")
-class NearestQuantizer(nn.Module):
+class NearestQuantizer(Quantizer):
     """Each latent vector becomes the codebook entry closest to it.
 
     Shapes: z (B, E, h, w), codebook (K, E).
     """
 
     def __init__(self, H):
-        super().__init__()
+        super().__init__(H)
         self.beta = H.beta
         self.start_step = H.codebook_init_step if H.codebook_init == "kmeans" else 0
+        self.restart_steps = H.codebook_restart_steps
         self.embedding = nn.Embedding(H.codebook_size, H.emb_dim)
         nn.init.uniform_(self.embedding.weight, -1.0 / H.codebook_size, 1.0 / H.codebook_size)
 
@@ -49,6 +73,9 @@ class NearestQuantizer(nn.Module):
         zero = 0.0 * z.sum()  # with a gradient, like every loss
         return Quantized(z, zero, None, zero.detach())
 
+    def codebook_weight(self):
+        return self.embedding.weight
+
     def place_codes(self, vectors, seed):
         """Set the codebook to the k-means centres of latents `vectors` (n, E), n > K."""
         from scipy.cluster.vq import kmeans2  # here: importing it takes a while, and few runs need it
@@ -65,9 +92,7 @@ class NearestQuantizer(nn.Module):
         self.embedding.weight.data[unused] = vectors[chosen][unused].to(self.embedding.weight)
 
     def encode(self, z):
-        """(B, E, h, w) -> ids (B, h, w)."""
         return self.distances(z).argmin(1).reshape(z.shape[0], *z.shape[2:])
 
     def embed_ids(self, ids):
-        """ids (...) -> (..., E)."""
         return self.embedding(ids)

@@ -1,9 +1,9 @@
 """The cache of latent ids: what stage 2 trains on.
 
-A file under latents/ holds ids (N, L) in the smallest integer type, the positions of the images that were left out
-because they could not be decoded, and a header of all that made them: the autoencoder's weights, the images, split
-and flip. Nothing is reused for another autoencoder. While a large set is encoded, what is done is kept in parts beside
-it: a job that is killed loses one part.
+A file under latents/ holds ids (N, L), int16 (int32 if the codebook is too large for that), the positions of the images
+that were left out because they could not be decoded, and a header of all that made them: the autoencoder's weights, the
+images, split and flip. Nothing is reused for another autoencoder. While a large set is encoded, what is done is kept in
+parts next to it: a job that is killed loses one part.
 """
 
 import contextlib
@@ -23,6 +23,11 @@ LATENTS = Path("latents")
 FORMAT = 2  # part of the header
 PART = 1 << 14  # images of a part: minutes of work, some megabytes
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def ids_type(codebook_size):
+    """The integer type in which ids are stored."""
+    return torch.int16 if codebook_size <= 1 << 15 else torch.int32
 
 
 def cache_path(header):
