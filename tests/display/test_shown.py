@@ -239,7 +239,7 @@ def test_a_forecast_is_made_once(monkeypatch):
         now[0] += 100.0 if step == 1 else 0.5  # the first step is no measure
         said.append(forecast.text(step))
     assert [i + 1 for i, text in enumerate(said) if text] == [21]
-    assert said[20].startswith("0.5 s a step: 8.3 min to step 1021 (1970-01-01 ")
+    assert said[20].startswith("0.5 s per step: 8.3 min to step 1021 (1970-01-01 ")
     slow, said = progress.Forecast(10**12), []
     for step in range(1, 5):
         now[0] += 31.0
