@@ -114,7 +114,8 @@ class LiveTensors(TorchDispatchMode):
 
 
 def peak_memory(function, device):
-    """MiB that function() needs at the most beyond what there is: on CUDA all memory, elsewhere PyTorch's tensors."""
+    """Peak memory of function() in MiB, beyond what is allocated before. On CUDA this counts all memory, on other
+    devices PyTorch's tensors."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -1,4 +1,4 @@
-"""FID (Heusel et al. 2017) of samples against the training images; KID and inception score beside it."""
+"""FID (Heusel et al. 2017) of samples against the training images, with KID and inception score."""
 
 import sys
 from dataclasses import dataclass

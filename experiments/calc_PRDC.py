@@ -21,7 +21,7 @@ class PRDCConfig:
     nearest_k: int = opt(3, "neighbours that make an image's neighbourhood", min=1)
     real_feats: str = opt(
         None,
-        "file of the training images' features (N, 2048), .npy or .pt: read where it is, written where it is not",
+        "file of the training images' features (N, 2048), .npy or .pt: read if it exists, otherwise written",
         metavar="PATH",
     )
     fake_feats: str = opt(None, "the same of the samples", metavar="PATH")

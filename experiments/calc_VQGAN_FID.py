@@ -135,7 +135,7 @@ def features_of_reconstructions(H, images, reconstruct, extractor, save):
 
 
 def find_lpips(H, autoencoder, device):
-    """LPIPS with VGG16 where its weights are (the checkpoint may hold them), else None, and says so."""
+    """LPIPS with VGG16 if its weights are available (the checkpoint may hold them), else None and a message."""
     try:
         return load_lpips("vgg", H.perceptual_weights, autoencoder.path).to(device)
     except UserError as error:

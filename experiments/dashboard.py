@@ -165,10 +165,10 @@ def make_app(config, login):
 
     folder = Path(config.env_path)
     folder.mkdir(parents=True, exist_ok=True)
-    # visdom debugs for ever, and so would restart itself whenever a source file changes.
+    # visdom always runs in debug mode and would therefore restart whenever a source file changes.
     visdom_app.tornado_settings["autoreload"] = False
-    # It sends whichever is shorter, a plot or what is new in it. The page compares a hash of what it makes of the news
-    # with the server's, after plotly has written into its own copy: at every second update it fetched all panes anew.
+    # visdom sends either a plot or its changes, whichever is shorter. The page compares a hash of its updated plot with
+    # the server's hash. But plotly writes into the page's copy, so at every second update all panes were fetched again.
     web_handlers.stringify = lambda node: ""
     os.environ.setdefault("LOGNAME", "user")  # visdom asks for a name, which the user of a container may lack
     credential = None

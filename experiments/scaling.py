@@ -40,7 +40,7 @@ def parse(argv=None):
     """The command line -> ScalingConfig."""
     return parse_own(
         ScalingConfig,
-        "Throughput of several processes beside one's.",
+        "Compare the throughput of several processes with that of one.",
         EPILOG,
         argv,
         lambda config: run_folder(config.log_dir),

@@ -34,7 +34,7 @@ class AutoregressiveSampler(Sampler):
 
     def predict(self, ids, rows, cols):
         """Each token `cols` must come right after the known ones: see the base class."""
-        # The unknown tokens are in nobody's sight, but the embedding wants a code.
+        # No position attends to the unknown tokens, but the embedding needs a valid code.
         return self.net(ids.masked_fill(ids == self.mask_id, 0), at=(rows, cols))
 
     def draws_per_sample(self):

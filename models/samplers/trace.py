@@ -1,7 +1,7 @@
-"""How samples came about, without drawing them again: which codes were known at a given time.
+"""Reconstructs how samples were drawn without drawing them again: which codes were known at a given time.
 
-When a code is revealed does not depend on the network, but on the uniforms that the sample was drawn with (or on
-nothing): with these and the final codes all canvases in between are known. Shapes: B samples, L tokens.
+The time at which a code is revealed does not depend on the network. It is fixed, or depends only on the uniforms that
+the sample was drawn with. These and the final codes give all canvases in between. Shapes: B samples, L tokens.
 """
 
 import torch

@@ -282,8 +282,8 @@ def open_source(entry, split, unique=False):
     """The images of a datasets.yaml entry for 'train', or its own validation images for 'val'. unique: a file or an
     LMDB that several paths or links lead to counts once.
 
-    Returns None for 'val' if the set has no validation images of its own. Raises a UserError that says what to edit if
-    there is nothing to read.
+    Returns None for 'val' if the set has no validation images of its own. Raises a UserError that names the place to
+    edit if there is nothing to read.
     """
     paths = [os.path.expanduser(p) for p in entry["paths"]]
     for path in paths:

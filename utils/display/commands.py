@@ -1,4 +1,4 @@
-"""Command lines that can be pasted: what comes after a run, and how it goes on."""
+"""Command lines to paste: what to run after a run, and how to resume it."""
 
 import os
 import shlex

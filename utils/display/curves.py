@@ -1,13 +1,13 @@
-"""The curves of a dashboard: points in bounded number, raw and smoothed, and the plots that show them."""
+"""The curves of a dashboard: a limited number of points, raw and smoothed, and the plots that show them."""
 
 import bisect
 import math
 
 from utils.display import panes
 
-MARKED_POINTS = 100  # shorter curves are drawn with markers: one point alone makes no line
-SMOOTHED_FROM = 20  # points, from which a curve is drawn smoothed, too
-SPAN = 0.05  # of all points so far, and 5 at least: about what the moving average that smooths goes over
+MARKED_POINTS = 100  # shorter curves are drawn with markers, because a single point draws no line
+SMOOTHED_FROM = 20  # points: longer curves are also drawn smoothed
+SPAN = 0.05  # the share of all points so far (at least 5 points) that the moving average covers
 NEVER_SMOOTHED = ("lr", "gpu_memory_gib", "codes_used", "skipped_updates")  # steps are steps
 
 
@@ -22,7 +22,7 @@ class Curve:
         self.smooth, self.limit, self.xs, self.ys, self.means, self.sent = smooth, limit, [], [], [], 0
         self.stride, self.count = 1, 0  # every stride-th of the `count` points put in is in xs, ys
         self.mean = None  # at the last point put in
-        self.newest, self.newest_sent = None, False  # the last point (x, y, mean) where it is not in xs, ys
+        self.newest, self.newest_sent = None, False  # the last point (x, y, mean) if it is not in xs, ys
         self.smoothed = False
 
     def add(self, x, y):
@@ -71,7 +71,8 @@ class Curve:
 class Plot:
     """Curves that share one pane. `whole`: send all points as a replacement, not only the new ones.
 
-    images_per_step: None, or what hovering counts images with. run: the name of the run, where others are beside it.
+    images_per_step: None, or the number of images per step, for the hover text. run: the name of the run, if others
+    are shown next to it.
     """
 
     def __init__(self, name, limit, images_per_step=None, run=""):

@@ -162,7 +162,7 @@ class Dashboard:
             raise ValueError(f"image {name!r}: shape {array.shape} instead of (3, H, W)")
         if array.dtype != np.uint8:
             array = np.rint(np.clip(np.nan_to_num(array), 0, 255))
-        array = array.astype(np.uint8)  # a copy: the caller may go on writing into its buffer
+        array = array.astype(np.uint8)  # a copy: the caller may write into its buffer again
         scale = np.clip(max(array.shape), *PANE_SIZE) / max(array.shape)
         height, width = (math.ceil(n * scale) for n in array.shape[1:])
         # The page would show a caption twice, over the picture's edges: it stands in the title.
@@ -192,7 +192,7 @@ class Dashboard:
             self._warn = lambda text: None  # printing while the interpreter shuts down can crash it
 
     def _plot(self, window):
-        """The plot of this name; made where there is none."""
+        """The plot of this name, created if it does not exist."""
         if window not in self._plots:
             self._plots[window] = plot = Plot(window, self._max_points, self._images_per_step, self._env_text)
             plot.compare(self._others.get(window, {}))
@@ -218,7 +218,7 @@ class Dashboard:
     def _run(self):
         try:  # here and not at the top, because it takes seconds
             self._viewer_class = viewer_class()
-        except Exception as error:  # a broken installation fails in many ways; training goes on
+        except Exception as error:  # a broken installation fails in many ways; training continues
             self.enabled = False
             self._say(f"visdom cannot be imported ({_describe(error)}): no dashboard")
             return
@@ -237,7 +237,7 @@ class Dashboard:
             self._report_down(error)
             wait, self._delay = self._delay, min(2 * self._delay, self._backoff[1])
             return wait
-        except Exception as error:  # a mistake in here must not end the dashboard, still less training
+        except Exception as error:  # an error in here must end neither the dashboard nor training
             self._complain(error)
         else:
             self._report_up()
@@ -297,7 +297,7 @@ class Dashboard:
 
     def _complain(self, error):
         if not self._complained:
-            self._say(f"the dashboard could not show something ({_describe(error)}); training goes on")
+            self._say(f"the dashboard could not show something ({_describe(error)}); training continues")
         self._complained = True
 
     def _say(self, text):

@@ -50,7 +50,7 @@ class Shown:
         return commands.resume(self.H.script, vars(self.H), **dashboard) or "the same command with --resume"
 
     def show_strips(self):
-        """At the end, write the pictures of all steps as one strip for each name."""
+        """At the end, write one strip for each picture name, with the pictures of all steps."""
         write_strips(os.path.join(self.folder, "images"), self.say)
 
     def show_bars(self, name, values, xlabel, ylabel, x=None):
