@@ -33,7 +33,7 @@ Both sides of the FID are the same images: as they are, and reconstructed.
 
 
 def choose_vqgan(H):
-    """--load_dir, --load_step are another way to say --ae_load_dir, --ae_load_step."""
+    """--load_dir, --load_step are other names of --ae_load_dir, --ae_load_step."""
     if H.ae_load_dir is None and H.load_step:
         H.ae_load_dir, H.ae_load_step = H.load_dir, H.load_step
     if H.ae_load_dir is None or H.ae_load_step is None:
@@ -81,7 +81,7 @@ LEAST_MSE = 1e-10  # the PSNR of a perfect reconstruction would be infinite: 100
 
 
 class Reconstructor:
-    """Reconstructs batches, and takes their errors into sums as they pass."""
+    """Reconstructs batches and sums their errors."""
 
     def __init__(self, H, models, lpips):
         self.models, self.lpips = models, lpips

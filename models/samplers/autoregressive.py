@@ -23,7 +23,7 @@ class AutoregressiveSampler(Sampler):
         self.net = self.build_transformer(H, vocab_size=H.codebook_size, causal=True)
 
     def nll(self, ids, rng=None, passes=0, progress=None):
-        """Exact negative log likelihood, ids (B, L) -> (B,) in nats; the rest has no effect."""
+        """Exact negative log likelihood, ids (B, L) -> (B,) in nats; the other arguments have no effect."""
         logits = self.net(ids).float()
         return F.cross_entropy(logits.transpose(1, 2), ids, reduction="none").sum(1)
 

@@ -63,9 +63,8 @@ def test_a_strip_has_a_row_for_each_step_and_leaves_out_what_is_damaged(tmp_path
     for step, value in ((1, 10), (5, 90), (20, 170), (100, 250)):
         save_sheet(tmp_path, f"samples_{step}.png", flat(value))
     (tmp_path / "samples_5.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    save_png(
-        tmp_path / "samples_30.png", sheet(flat(0))
-    )  # by an earlier version: the positions of its images are unknown
+    # An earlier version wrote this sheet without the positions of its images.
+    save_png(tmp_path / "samples_30.png", sheet(flat(0)))
     said = []
     (path,) = write_strips(str(tmp_path), said.append)
     assert path == str(tmp_path / "samples_progress.png")

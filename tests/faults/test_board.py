@@ -22,7 +22,8 @@ FLAGS = [
     *SMALL,
     *words(
         "--sampler absorbing --ae_load_dir ae --ae_load_step 2 --log_dir run --steps_per_log 1 "
-        "--steps_per_checkpoint 0 --steps_per_save_output 0 --steps_per_display_output 20 --visdom --visdom_server 127.0.0.1"
+        "--steps_per_checkpoint 0 --steps_per_save_output 0 --steps_per_display_output 20 --visdom "
+        "--visdom_server 127.0.0.1"
     ),
 ]
 TROUBLES = ("stop", "hang", "500", "500 later")

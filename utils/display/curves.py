@@ -14,8 +14,8 @@ NEVER_SMOOTHED = ("lr", "gpu_memory_gib", "codes_used", "skipped_updates")  # st
 class Curve:
     """The points of one trace by rising x; at most `limit`, evenly thinned, and always the newest.
 
-    Beside each y stands the exponential moving average so far. Its span grows with the curve, so that a long one is
-    as smooth to the eye as a short one; the first 5 points weigh the same. smooth=False: it is not shown.
+    Each y comes with the exponential moving average so far. Its span grows with the curve, so that long and short
+    curves look equally smooth; the first 5 points have equal weights. smooth=False: it is not shown.
     """
 
     def __init__(self, limit, smooth=True):
@@ -26,9 +26,9 @@ class Curve:
         self.smoothed = False
 
     def add(self, x, y):
-        """Put in a point; points at x and later are dropped: a resumed run does those steps again.
+        """Add a point. Earlier points at x and later are dropped, because a resumed run repeats those steps.
 
-        Returns True where the curve can no longer be shown by appending to what was sent.
+        Returns True if the curve can no longer be shown by appending to what was sent.
         """
         rewritten = self._cut(x)
         self.count += 1
@@ -60,7 +60,7 @@ class Curve:
         """(xs, ys, means) to send now, all or only the new ones; from now on they count as sent."""
         start = 0 if whole else self.sent
         columns, self.sent = [values[start:] for values in (self.xs, self.ys, self.means)], len(self.xs)
-        # Appended at every send, newest points that thinning leaves out would pile up on the server.
+        # If they were appended at every send, newest points that thinning removes would accumulate on the server.
         if self.newest and (whole or (final and not self.newest_sent)):
             for column, value in zip(columns, self.newest, strict=True):
                 column.append(value)
@@ -90,7 +90,7 @@ class Plot:
         self.whole = True
 
     def take(self, final):
-        """A function of the viewer that sends what is new, or None where nothing is."""
+        """A function of the viewer that sends the new points, or None if there are none."""
         whole, self.whole = self.whole, False
         # Appending needs an entry for every trace, in the server's order; those without news are empty.
         traces = self._traces(whole, final)

@@ -1,8 +1,8 @@
 """The live visdom dashboard of a training run: curves, bars, images, hyperparameters.
 
-The public methods only note what is to be shown and return at once. One daemon thread sends it, so that
-a slow, hanging or absent server never delays a training step. Everything shown is kept in memory, in
-bounded size, and sent again in full when a server comes (back) or has lost it.
+The public methods only store what to show and return at once. A daemon thread sends it, so that a slow,
+hanging or absent server never delays a training step. Everything shown is kept in memory, in limited size,
+and is sent again in full when a server appears, returns, or has lost it.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ LONGEST = 100  # characters
 def env_name(log_dir):
     """The name of the visdom environment of a run that logs to `log_dir` (a path or any text); different for each.
 
-    visdom takes '/' for '_', lists 'a_b' under an environment 'a' that need not exist, and reads 'a+b' as two; names
-    are part of URLs and file names. So names consist of letters, digits, '.' and '-'. The number of hyphens shows
-    which of SEPARATORS it was; a name in which words are separated otherwise ends with four hyphens and a hash.
+    visdom replaces '/' by '_', lists 'a_b' under an environment 'a' that need not exist, and reads 'a+b' as two names.
+    Names are also part of URLs and file names. Therefore names consist of letters, digits, '.' and '-'. The number of
+    hyphens encodes which of SEPARATORS was replaced. A name with other separators ends with four hyphens and a hash.
     """
     text = Path(log_dir).as_posix()
     name = re.sub(r"[_/-]", lambda match: SEPARATORS[match[0]], text)
@@ -50,7 +50,7 @@ class Dashboard:
     server: None (localhost), a host name or a URL; raises UsageError for anything else. port: int.
     env: any text, e.g. the log folder; made a valid name by env_name(), see the attribute `env`.
     plan: names of panes (utils/display/panes.py) that are to be on the page from the start, in this order.
-    images_per_step: with it the curves' steps are also told as images seen.
+    images_per_step: if given, the curves also show the number of images seen.
     enabled: False makes every method do nothing. warn: called from a thread with one line of text.
     interval: seconds between sends. backoff: shortest and longest wait after a failure in seconds.
     timeouts: seconds for (connecting, an answer). max_points: bound on the points of a curve, at least 2.
@@ -112,7 +112,7 @@ class Dashboard:
     def history(self, rows):
         """Add the points of an earlier run: dicts with 'step' and names as in scalars().
 
-        What is not a number is passed over, and so are rows without 'step'. Call it before scalars().
+        Values that are not numbers and rows without 'step' are skipped. Call it before scalars().
         """
         for row in rows if self.enabled else ():
             if numbers := _numbers(row):
@@ -121,7 +121,7 @@ class Dashboard:
     def compare(self, run, rows):
         """Show the curves of another run in the plots of this one: `rows` as of history(); `run`: its name.
 
-        What this run has no plot for is left out. Call it before the first point.
+        Curves without a plot in this run are left out. Call it before the first point.
         """
         curves = {}
         for row in rows if self.enabled else ():
@@ -228,7 +228,7 @@ class Dashboard:
         self._round(final=True)
 
     def _round(self, final):
-        """Send what is new; whatever fails, only say so. Returns the seconds until the next round."""
+        """Send what is new; report a failure, but never raise. Returns the seconds until the next round."""
         try:
             self._flush(final)
         except (OSError, Refused) as error:
@@ -246,7 +246,7 @@ class Dashboard:
     def _flush(self, final):
         if self._viewer is None:
             self._viewer = self._viewer_class(self._timeouts, **self._options)
-        # Asked every time, also with nothing to send: notices a server that was restarted in between.
+        # Ask every time, even with nothing to send, to notice that the server was restarted.
         if self.env not in self._viewer.environments():
             self._forget()
         try:
@@ -276,7 +276,7 @@ class Dashboard:
             raise refusals[0]
 
     def _forget(self):
-        """Take nothing for sent: next time everything goes out in full, as a replacement."""
+        """Mark everything as not sent: it is sent again in full, as a replacement."""
         with self._lock:
             for plot in self._plots.values():
                 plot.whole = True
