@@ -1,1 +1,1 @@
-"""Scripts around the two training stages, and what they share (common.py)."""
+"""Scripts for the two training stages, and what they share (common/)."""

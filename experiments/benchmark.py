@@ -1,4 +1,4 @@
-"""How fast each job of the program is, beside its plain form, in one run: the two take turns, medians are shown."""
+"""Times each job of the program and its plain form in one run. The two take turns, and the medians are shown."""
 
 import sys
 from dataclasses import dataclass
@@ -89,7 +89,7 @@ from utils.core.progress import say
 
 
 class LiveTensors(TorchDispatchMode):
-    """Follows the bytes of the tensors that operations make: `live` now, `most` at any time."""
+    """Tracks the bytes of the tensors that operations create: `live` now, `most` at any time."""
 
     def __init__(self):
         super().__init__()
@@ -101,7 +101,7 @@ class LiveTensors(TorchDispatchMode):
         before = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if torch.is_tensor(t)}
         for storage in (t.untyped_storage() for t in tree_leaves(out) if torch.is_tensor(t)):
             key, size = id(storage), storage.nbytes()
-            if key not in self.known and key not in before:  # not a view of, nor written into, what was there
+            if key not in self.known and key not in before:  # neither a view nor an in-place result
                 self.known.add(key)
                 self.live += size
                 weakref.finalize(storage, self._forget, key, size)
@@ -114,7 +114,8 @@ class LiveTensors(TorchDispatchMode):
 
 
 def peak_memory(function, device):
-    """MiB that function() needs at the most beyond what there is: on CUDA all memory, elsewhere PyTorch's tensors."""
+    """Peak memory of function() in MiB, beyond what is allocated before. On CUDA this counts all memory, on other
+    devices PyTorch's tensors."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -179,7 +180,7 @@ def measure(job, bench, peak):
 
 
 def growing(bench):
-    """What grows, from value to value: (title, the job's method, [(value, the method's argument)])."""
+    """The sizes that are varied: (title, the job's method, [(value, the method's argument)])."""
     H = bench.sampler_H()
     side = H.img_size // H.latent_shape[1]  # pixels a code
     latents = [(f"{n} x {n}", f"--img_size {n * side}") for n in (8, 16, 32, 64)]
@@ -193,7 +194,7 @@ def growing(bench):
 
 
 def measure_costs(bench):
-    """Print and return rows: seconds, MiB and FLOPs of each value, the latter as multiples of the first value's."""
+    """Print and return rows: seconds, MiB and FLOPs of each value. FLOPs are multiples of the first value's."""
     say("| what grows | value | seconds | time | FLOPs | memory |\n|---|---|---|---|---|---|")
     rows = []
     for title, make, values in growing(bench):
@@ -217,7 +218,7 @@ HEAD = "| job | fast | plain | ratio | share of peak | GFLOP each | memory, fast
 
 
 def in_mib(value):
-    return f"{value:.0f} MiB" if value >= 1 else ""  # numpy's arrays and lists of bytes are not seen
+    return f"{value:.0f} MiB" if value >= 1 else ""  # memory of numpy arrays and lists of bytes is not tracked
 
 
 def line_of(row):

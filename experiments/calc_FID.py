@@ -1,4 +1,4 @@
-"""FID (Heusel et al. 2017) of samples against the training images; KID and inception score beside it."""
+"""FID (Heusel et al. 2017) of samples against the training images, with KID and inception score."""
 
 import sys
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ from utils.evaluation.features import Inception
 
 KID_SUBSET = 1000
 ISC_SAMPLES = 5000
-KID_REAL = 100_000  # of more training images, evenly spread ones stand for all in the KID, which draws subsets anyway
+KID_REAL = 100_000  # if there are more training images, the KID uses evenly spaced ones: it draws subsets anyway
 
 
 def compute_kid(real_features, fake_features):
@@ -90,7 +90,7 @@ def compute_isc(logits):
 
 def main(H):
     device = pick_device(H.device)
-    extractor = Inception(H.feature_weights, device)  # first: without it all else is in vain
+    extractor = Inception(H.feature_weights, device)  # first, because everything else needs it
     images = open_images(H, "train")
     if len(images) < 2:
         raise UserError(f"{H.data_entry['origin']}: the FID needs two training images or more, not {len(images)}")

@@ -21,7 +21,7 @@ class PRDCConfig:
     nearest_k: int = opt(3, "neighbours that make an image's neighbourhood", min=1)
     real_feats: str = opt(
         None,
-        "file of the training images' features (N, 2048), .npy or .pt: read where it is, written where it is not",
+        "file of the training images' features (N, 2048), .npy or .pt: read if it exists, otherwise written",
         metavar="PATH",
     )
     fake_feats: str = opt(None, "the same of the samples", metavar="PATH")
@@ -68,7 +68,7 @@ from utils.evaluation.prdc import prdc
 
 
 def real_images(H):
-    """n_samples training images, spread evenly over the set, or all where there are fewer."""
+    """n_samples training images, evenly spaced in the set, or all if there are fewer."""
     images = open_images(H, "train")
     if len(images) < H.nearest_k + 2:
         raise UserError(f"{H.data_entry['origin']}: {len(images)} images are too few for --nearest_k {H.nearest_k}")
@@ -94,13 +94,13 @@ def fake_images(H):
 
 
 def least(n):
-    """How many features n images have when as many are broken as may be."""
+    """The least number of features of n images, with as many broken images as allowed."""
     return n - int(MAX_BROKEN_SHARE * n)
 
 
 def from_file(H, option):
     """The FeatureFile that --real_feats or --fake_feats names, with its first n_samples features, in every process;
-    None if it is not there."""
+    None if the file does not exist."""
     path = getattr(H, option)
     found = feature_files.read(path) if path and distributed.is_main() and os.path.exists(path) else None
     about = distributed.from_main(lambda: found and (found.sha256, found.made_by))
@@ -210,7 +210,7 @@ def main(H):
     introduce(H, files, described, extractor)
     about = dict(autoencoder=models.autoencoder, sampler=models.sampler) if models else {}
     with Report(H, device, **about) as report:
-        for option in files:  # the real ones first: damaged images are found there, and samples may take hours
+        for option in files:  # the real images first: damaged images are found there, and samples may take hours
             files[option] = files[option] or described[option].computed(H, option, extractor)
         real, fake = (file.features for file in files.values())
         if len(real) != len(fake):

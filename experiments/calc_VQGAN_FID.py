@@ -33,7 +33,7 @@ Both sides of the FID are the same images: as they are, and reconstructed.
 
 
 def choose_vqgan(H):
-    """--load_dir, --load_step are another way to say --ae_load_dir, --ae_load_step."""
+    """--load_dir, --load_step are other names of --ae_load_dir, --ae_load_step."""
     if H.ae_load_dir is None and H.load_step:
         H.ae_load_dir, H.ae_load_step = H.load_dir, H.load_step
     if H.ae_load_dir is None or H.ae_load_step is None:
@@ -81,7 +81,7 @@ LEAST_MSE = 1e-10  # the PSNR of a perfect reconstruction would be infinite: 100
 
 
 class Reconstructor:
-    """Reconstructs batches, and takes their errors into sums as they pass."""
+    """Reconstructs batches and sums their errors."""
 
     def __init__(self, H, models, lpips):
         self.models, self.lpips = models, lpips
@@ -135,7 +135,7 @@ def features_of_reconstructions(H, images, reconstruct, extractor, save):
 
 
 def find_lpips(H, autoencoder, device):
-    """LPIPS with VGG16 where its weights are (the checkpoint may hold them), else None, and says so."""
+    """LPIPS with VGG16 if its weights are available (the checkpoint may hold them), else None and a message."""
     try:
         return load_lpips("vgg", H.perceptual_weights, autoencoder.path).to(device)
     except UserError as error:

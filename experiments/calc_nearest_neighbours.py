@@ -99,7 +99,7 @@ def read_pictures(H):
 
 
 def read_again(images, i):
-    """Image i of an ImageSet, which could be read before. Raises UserError where it cannot any more."""
+    """Image i of an ImageSet, which was readable before. Raises UserError if it no longer is."""
     image = images.load(i)
     if image is None:
         raise UserError(f"{images.source.name(images.indices[i])!r} was there and cannot be read any more")
@@ -163,7 +163,7 @@ def drawn_queries(H, models):
 def main(H):
     device = pick_device(H.device)
     names, queries = read_pictures(H) if H.query_images else (None, None)
-    lpips = load_lpips("alex", H.alexnet_weights).to(device)  # before any long work, which would be in vain
+    lpips = load_lpips("alex", H.alexnet_weights).to(device)  # before any long work, which would be lost
     images = open_images(H, "train")
     models = None if H.query_images else load_models(H)
     if H.query_images:

@@ -1,4 +1,4 @@
-"""`make dashboard`: visdom's server, for this machine alone unless told otherwise, and with all that its page needs.
+"""`make dashboard`: visdom's server, by default for this machine only, with everything that its page needs.
 
 The runs themselves send what is shown, whenever a server is there (utils/display/dashboard.py). visdom's own server
 accepts requests of every web page that is open in a browser; this one accepts those of its own page and of programs.
@@ -66,7 +66,7 @@ def _check(config):
 
 
 def read_login():
-    """VISDOM_USERNAME and VISDOM_PASSWORD, or None where neither is set."""
+    """VISDOM_USERNAME and VISDOM_PASSWORD, or None if neither is set."""
     values = [os.environ.get(name) for name in ("VISDOM_USERNAME", "VISDOM_PASSWORD")]
     if any(values) and not all(values):
         raise UsageError("VISDOM_USERNAME and VISDOM_PASSWORD belong together: set both, or neither")
@@ -74,7 +74,7 @@ def read_login():
 
 
 def listen(config):
-    """The sockets of the address. UserError where it is taken, or none of this machine's."""
+    """The sockets of the address. Raises UserError if it is in use, or is not an address of this machine."""
     from tornado.netutil import bind_sockets
 
     try:
@@ -165,10 +165,10 @@ def make_app(config, login):
 
     folder = Path(config.env_path)
     folder.mkdir(parents=True, exist_ok=True)
-    # visdom debugs for ever, and so would restart itself whenever a source file changes.
+    # visdom always runs in debug mode and would therefore restart whenever a source file changes.
     visdom_app.tornado_settings["autoreload"] = False
-    # It sends whichever is shorter, a plot or what is new in it. The page compares a hash of what it makes of the news
-    # with the server's, after plotly has written into its own copy: at every second update it fetched all panes anew.
+    # visdom sends either a plot or its changes, whichever is shorter. The page compares a hash of its updated plot with
+    # the server's hash. But plotly writes into the page's copy, so at every second update all panes were fetched again.
     web_handlers.stringify = lambda node: ""
     os.environ.setdefault("LOGNAME", "user")  # visdom asks for a name, which the user of a container may lack
     credential = None
@@ -211,7 +211,7 @@ def main(config, login):
 
     from utils.display import server_files
 
-    sockets = listen(config)  # first: who has the port taken need not wait for anything
+    sockets = listen(config)  # first, to report at once if the port is in use
     server_files.put_in_place(Path(get_visdom_path("static")), lambda text: print(text, flush=True))
     logging.getLogger().setLevel(logging.ERROR)
     logging.getLogger("tornado.general").setLevel(logging.CRITICAL)  # a style sheet of the user's own is looked for

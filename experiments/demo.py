@@ -1,6 +1,6 @@
 """`make demo`: both training stages on emoji, on two CPU cores, and a sheet of samples at the end.
 
-Calls the scripts that a user calls. Whatever is finished is not done again; what was interrupted goes on.
+Calls the scripts that a user calls. It skips finished work and resumes interrupted work.
 """
 
 import json
@@ -37,7 +37,7 @@ def call(*words):
     if code < 0 or code > 128:
         sys.exit(code if code > 0 else 128 - code)
     if code:
-        raise UserError(f"{words[0]} failed (see above); what was done is kept: `make demo` goes on from there")
+        raise UserError(f"{words[0]} failed (see above); finished work is kept: `make demo` continues from there")
 
 
 def dashboard_flags():
@@ -66,7 +66,7 @@ def summary(seconds):
 The demo is complete{f" ({seconds / 60:.1f} minutes)" if seconds > 60 else ""}. Look at:
   originals, reconstructions, errors {images[STAGE_1][-1].relative_to(ROOT)}
   samples                            {images[SAMPLES][-1].relative_to(ROOT)}
-  samples as they come about         logs/{SAMPLES}/images/denoising_0.gif
+  samples while they are drawn       logs/{SAMPLES}/images/denoising_0.gif
   curves and all else, as a page     logs/{STAGE_1}/report.html and logs/{STAGE_2}/report.html
 Stage 1: mean absolute error {final(STAGE_1, "l1"):.4f}, {final(STAGE_1, "codes_used")} codes in use, \
 perplexity {final(STAGE_1, "perplexity"):.1f}

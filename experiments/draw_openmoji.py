@@ -39,7 +39,7 @@ def sequences(folder):
 
 
 def draw(text, font, size):
-    """One emoji, centred on a white square of `size` pixels; None where the font has no such glyph."""
+    """One emoji, centred on a white square of `size` pixels; None if the font has no such glyph."""
     image = Image.new("RGB", (size, size), "white")
     left, top, right, bottom = font.getbbox(text)
     if right - left < 1 or bottom - top < 1 or right - left > 1.6 * size:
@@ -50,7 +50,7 @@ def draw(text, font, size):
 
 
 def draw_all(target, size):
-    """Draw every emoji that is not there yet into `target`; a marker file tells when all are."""
+    """Draw every missing emoji into `target`; a marker file is written when all exist."""
     marker = target / f".complete_{size}"
     if marker.exists():
         say(f"{target} is complete: {len(list(target.glob('*.png')))} emoji of {size} pixels")

@@ -24,7 +24,7 @@ class SampleConfig:
     first_sample: int = opt(
         0, "number of the first sample: a sample is a function of --seed and its number, whatever --batch_size", min=0
     )
-    show_steps: bool = opt(False, "the first sheet's samples as they come about, in 8 frames: a strip and a GIF")
+    show_steps: bool = opt(False, "show how the first sheet's samples are drawn, in 8 frames: a strip and a GIF")
     save_latents: bool = opt(False, "write the codes to logs/<log_dir>/latents.pt, for calc_FID.py --latents_path")
 
 
@@ -38,7 +38,7 @@ EXAMPLES = """examples:
 
 
 def settle(H):
-    """Refuse to show steps where there are none: masked language modelling draws every code again and again."""
+    """Refuse --show_steps for masked language modelling: it draws every code many times and has no such steps."""
     if H.show_steps and H.sampler == "absorbing" and H.sample_type == "mlm":
         raise UsageError("--show_steps shows --sample_type diffusion (and autoregressive sampling), not mlm")
 

@@ -40,7 +40,7 @@ def parse(argv=None):
     """The command line -> ScalingConfig."""
     return parse_own(
         ScalingConfig,
-        "Throughput of several processes beside one's.",
+        "Compare the throughput of several processes with that of one.",
         EPILOG,
         argv,
         lambda config: run_folder(config.log_dir),
@@ -70,7 +70,7 @@ LEAST_ROUNDS = 3
 
 @contextlib.contextmanager
 def as_one_process():
-    """Within, this process is no part of a job: its jobs are made, or run, as those of one process."""
+    """Context in which this process acts as if it were the only one of its job."""
     before = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE")}
     os.environ.update(RANK="0", WORLD_SIZE="1")
     try:
@@ -80,7 +80,7 @@ def as_one_process():
 
 
 def seconds_of(function, config, device):
-    """The median time of a call, of as many as fit into --seconds: as many in every process that calls this."""
+    """The median time of a call, of as many calls as fit into --seconds. All processes make the same number."""
     timed(function, device)  # the first call warms up
     wanted = config.seconds / timed(function, device)
     rounds = distributed.from_main(lambda: max(LEAST_ROUNDS, int(wanted)))
@@ -115,7 +115,7 @@ def measure(make, batch, config, bench):
 
 
 def gradients(bench, config):
-    """Of both stages: parameters whose gradients are averaged in a step, and how long that takes by itself."""
+    """For both stages: the number of parameters whose gradients are averaged in a step, and the time for that alone."""
     with as_one_process():
         vqgan, sampler = VQGAN(bench.vqgan_H()), bench.sampler(bench.sampler_H())
     for stage, modules in (("VQGAN step", (vqgan.ae, vqgan.disc)), ("sampler step", (sampler,))):

@@ -95,8 +95,8 @@ class VQAutoEncoder(nn.Module):
     def forward(self, x, step=None, rng=None, parts=1):
         """Reconstruct. x (B, C, H, W) in [0, 1] -> (x_hat like x, quantizers.Quantized).
 
-        step: the training step, for what the quantizer anneals; None: as after training.
-        parts: of the batch that go through encoder and generator one after the other (models.parts)."""
+        step: the training step, if the quantizer anneals something; None: as after training.
+        parts: the number of parts of the batch that are computed one after the other (models.parts)."""
         quantized = self.quantize(in_parts(parts, self.encoder, x), step=step, rng=rng)
         features = in_parts(parts, self.generator.features, quantized.z_q)
         return self.generator.blocks[-1](features), quantized

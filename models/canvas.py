@@ -1,7 +1,7 @@
 """Images larger than those of training: one canvas of codes, read through sliding windows.
 
-Shapes: B canvases of H x W codes, windows of h x w (the size of training), K codes; C cells of each canvas
-at a step, N windows and Q readings (of one cell in one window) altogether. A cell is a number, row * W + column.
+Shapes: B canvases of H x W codes, windows of h x w (the size of training), K codes. At each step there are C cells per
+canvas, and in total N windows and Q readings (one cell in one window each). A cell is a number, row * W + column.
 """
 
 import torch
@@ -10,22 +10,22 @@ from models.samplers.base import invert_cdf, tempered
 from models.transformer import frozen
 from utils.core.errors import UsageError
 
-FIXED_POINT = 2.0**46  # one, as a whole number: 2^16 probabilities sum to less than 2^63
+FIXED_POINT = 2.0**46  # the integer that stands for 1: 2^16 probabilities sum to less than 2^63
 
 
 @torch.no_grad()
 def sample_canvas(sampler, uniforms, window, temp=0.8, max_batch=256, progress=None, order=None, cells_per_step=1):
-    """Fill canvases of codes, some cells a step (the paper's larger-than-training images).
+    """Fill canvases of codes, some cells per step (the paper's larger-than-training images).
 
-    At each cell the windows (stride 1) that cover it predict it from the state before the step, their
-    probabilities are averaged, sharpened to p^(1/temp) and renormalised, and the code is drawn.
+    All windows (stride 1) that cover a cell predict it from the state before the step. Their probabilities are
+    averaged, raised to the power 1/temp and renormalised. Then the code is drawn.
 
     uniforms (B, H, W) in [0, 1), one for each cell; window (h, w) with h*w = the sampler's block size;
-    max_batch: windows in one network pass, which bounds the memory; progress: called with the steps, returns
-    an iterable of them; order (B, H, W): each canvas fills its cells from its least number here to its
-    greatest (default: raster order); cells_per_step: cells of each canvas revealed together.
+    max_batch: windows in one network pass, which limits the memory; progress: called with the steps, returns
+    an iterable of them; order (B, H, W): each canvas fills its cells in ascending order of these numbers
+    (default: raster order); cells_per_step: cells of each canvas revealed together.
     A canvas depends on its own row of uniforms and order, not on the others. Returns ids (B, H, W) int64.
-    Raises ValueError where the canvas is smaller than a window, and where the sampler needs raster order.
+    Raises ValueError if the canvas is smaller than a window, or if the sampler needs raster order.
     """
     B, H, W = uniforms.shape
     h, w = window
@@ -52,11 +52,11 @@ def cell_probabilities(sampler, ids, cells, window, max_batch):
     h, w = window
     corners, readings = needed_windows(cells, ids.shape[1:], window)
     views = ids.unfold(1, h, 1).unfold(2, w, 1)  # (B, H-h+1, W-w+1, h, w), nothing copied
-    # Whole numbers, so that a sum does not depend on how the windows fall into passes, nor (on a GPU) on
+    # Integers, so that a sum does not depend on how the windows are grouped into passes, nor (on a GPU) on
     # which thread adds first.
     total = torch.zeros(cells.numel(), sampler.codebook_size, dtype=torch.int64, device=ids.device)
     passes = corners.split(max_batch)
-    # The readings are sorted by window: those of a pass stand together.
+    # The readings are sorted by window: those of a pass are adjacent.
     sizes = (readings[:, 1] // max_batch).bincount(minlength=len(passes)).tolist()
     for some, at in zip(passes, readings.split(sizes), strict=True):
         cell, number, position = at.unbind(1)
@@ -68,7 +68,7 @@ def cell_probabilities(sampler, ids, cells, window, max_batch):
 
 
 def needed_windows(cells, canvas, window):
-    """The windows on a canvas (H, W) that cover any of the cells (B, C), and where the cells stand in them.
+    """The windows on a canvas (H, W) that cover any of the cells (B, C), and the positions of the cells in them.
 
     Returns corners (N, 3) int64, each window once: number of the canvas, top, left; and readings (Q, 3) int64,
     sorted by window: cell as b * C + c, number of the window, position in the window.

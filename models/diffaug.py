@@ -1,4 +1,4 @@
-"""Differentiable augmentation (Zhao et al. 2020): colour and translation, each image its own draw."""
+"""Differentiable augmentation (Zhao et al. 2020): colour and translation, drawn for each image."""
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ def whole_shift(u, size):
 
 
 def translate(x, dy, dx):
-    """Move image b by (dy[b], dx[b]) pixels; what comes in from outside is zero."""
+    """Move image b by (dy[b], dx[b]) pixels; pixels from outside the image are zero."""
     B, C, H, W = x.shape
     # One ring of zeros is enough: every index outside the image is clamped onto it.
     padded = F.pad(x, (1, 1, 1, 1))

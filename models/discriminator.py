@@ -6,9 +6,9 @@ from utils.core import distributed
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """nn.BatchNorm2d whose statistics in training are those of the images of all processes.
+    """nn.BatchNorm2d whose training statistics cover the images of all processes.
 
-    (nn.SyncBatchNorm, which does the same, runs on CUDA alone.)
+    (nn.SyncBatchNorm does the same, but runs only on CUDA.)
     """
 
     def forward(self, x):
@@ -23,7 +23,7 @@ class BatchNorm(nn.BatchNorm2d):
         return centred * scale[:, None, None] + self.bias[:, None, None]
 
     def _keep(self, mean, variance, count):
-        """Into the running statistics, as nn.BatchNorm2d does: of the variance the unbiased estimate."""
+        """Update the running statistics like nn.BatchNorm2d, with the unbiased estimate of the variance."""
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)

@@ -45,8 +45,8 @@ class Upsample(nn.Module):
 class ResBlock(nn.Module):
     """Pre-activation residual block, (B, C_in, h, w) -> (B, C_out, h, w).
 
-    `conv_out` is used only where the channels differ; it exists always because the published
-    checkpoints hold it always.
+    `conv_out` is used only if the numbers of channels differ. It always exists, because the published
+    checkpoints always hold it.
     """
 
     def __init__(self, c_in, c_out):
@@ -85,9 +85,9 @@ class AttnBlock(nn.Module):
 
 
 def in_layout_of(x, y):
-    """y (B, C, h, w) with its values in memory as those of x are: channels last, or images apart.
+    """y (B, C, h, w) in the memory format of x: channels last, or contiguous.
 
-    A transposed y would pass for channels-last, and so would all that is computed from it; GroupNorm's gradient for
+    A transposed y would count as channels-last, and so would everything computed from it. GroupNorm's gradient for
     that layout takes 80 times as long on a CPU in bf16.
     """
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
@@ -95,10 +95,11 @@ def in_layout_of(x, y):
 
 
 def attention(q, k, v, dropout_p=0.0, is_causal=False):
-    """softmax(q k^T / sqrt(d)) v with q (B, N, Q, d), k and v (B, N, L, d), by the fused kernel that fits.
+    """softmax(q k^T / sqrt(d)) v with q (B, N, Q, d), k and v (B, N, L, d), by the fastest implementation.
 
-    On a CPU in bf16 the matrix of weights written out: PyTorch's fused kernel computes it in float32, and takes twice
-    as long (measured forward and backward, B 8, N 8, L 256, d 64). Only up to a length whose matrix fits the cache.
+    That is PyTorch's fused kernel, except on a CPU in bf16: there the fused kernel computes the matrix of weights in
+    float32 and takes twice as long (measured forward and backward, B 8, N 8, L 256, d 64). The matrix is therefore
+    written out there, up to a length at which it fits the cache.
     """
     written_out = q.dtype == torch.bfloat16 and q.device.type == "cpu" and not is_causal and k.shape[-2] <= 1024
     if not written_out:

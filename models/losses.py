@@ -13,9 +13,9 @@ ADAPTIVE_EPS = 1e-4
 def reconstruction_nll(x, x_hat, perceptual, perceptual_weight, parts=1):
     """mean(|x - x_hat| + perceptual_weight * LPIPS(x, x_hat)) and its two parts, all ().
 
-    perceptual: a callable (x, x_hat) -> (B, 1, 1, 1), or None where the weight is 0. It is fed the
-    images in [0, 1] although LPIPS was made for [-1, 1]: the published models were trained so.
-    parts: of the batch that it takes one after the other (models.parts).
+    perceptual: a callable (x, x_hat) -> (B, 1, 1, 1), or None if the weight is 0. It gets
+    images in [0, 1] although LPIPS expects [-1, 1], because the published models were trained like this.
+    parts: the number of parts of the batch that are computed one after the other (models.parts).
     """
     l1 = (x - x_hat).abs().mean()
     if perceptual is None:

@@ -1,18 +1,18 @@
-"""More images than the memory holds: a module applied to parts of its batch, whose activations are not kept."""
+"""For batches larger than the memory: apply a module to parts of its batch, without keeping activations."""
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 
 def in_parts(parts, module, *inputs):
-    """module(*inputs), where each row of the result depends on the same row of the inputs alone (B, ...).
+    """Return module(*inputs), inputs (B, ...). Each row of the result must depend only on the same row of the inputs.
 
-    With parts > 1 one B/parts rows at a time, in the backward pass too, which computes each part once more: what the
-    module keeps for it is kept for one part only. All else of a step sees the whole batch, so that batch norms and
-    means over the batch stay what they are.
+    With parts > 1, the forward and the backward pass process B/parts rows at a time. The backward pass computes each
+    part once more, so activations are kept for one part only. The rest of the step sees the complete batch, so batch
+    norms and means over the batch do not change.
     """
     if parts == 1:
         return module(*inputs)
     chunks = zip(*(x.chunk(parts) for x in inputs), strict=True)
-    # Nothing random happens in these modules: no generator's state need be kept for the second time.
+    # These modules use no randomness, so the generators' states need not be saved for the second computation.
     return torch.cat([checkpoint(module, *c, use_reentrant=False, preserve_rng_state=False) for c in chunks])

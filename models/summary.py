@@ -1,4 +1,4 @@
-"""What a model is and costs, for --dry_run: parameters and floating-point operations, nothing computed."""
+"""A model's parameters and floating-point operations, for --dry_run, without computing anything."""
 
 import torch
 
@@ -7,7 +7,7 @@ from utils.core.progress import say
 
 def count_flops(function, *shapes_and_types):
     """FLOPs (2 per multiply-add) of function(*inputs) on the meta device."""
-    from torch.utils.flop_counter import FlopCounterMode  # here: training need not wait for it
+    from torch.utils.flop_counter import FlopCounterMode  # here, so that training does not wait for the import
 
     inputs = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in shapes_and_types]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -16,7 +16,7 @@ def count_flops(function, *shapes_and_types):
 
 
 def parameter_lines(model, depth=2):
-    """One line a submodule: name and parameters, down to `depth`."""
+    """One line per submodule, down to `depth`: its name and number of parameters."""
     lines = []
     for name, module in model.named_modules():
         count = sum(p.numel() for p in module.parameters())

@@ -1,8 +1,8 @@
-"""Decoding large canvases in overlapping tiles: the memory of one tile, and no seams.
+"""Decodes large canvases in overlapping tiles: it needs the memory of one tile and leaves no seams.
 
-GroupNorm and attention see the tile only, so that neighbouring tiles disagree a little everywhere: each
-is faded into the next over the whole of their overlap. A tile's rim suffers from the convolutions' padding: with
-an overlap of a quarter of a tile that still shows, with half a tile it does not.
+GroupNorm and attention see only the tile, so neighbouring tiles differ slightly everywhere. Each tile is blended
+into the next over their complete overlap. The convolutions' padding distorts the border of a tile: this is visible
+with an overlap of a quarter of a tile, but not with half a tile.
 """
 
 import math
@@ -15,8 +15,8 @@ def decode_tiled(decode, ids, tile, overlap=None):
 
     decode: ids (h, w) -> picture (C, s*h, s*w), s pixels a latent; ids (H, W); overlap: least overlap of
     neighbouring tiles in latents (default: half a tile), below `tile`. Returns (C, s*H, s*W) float32 on the
-    CPU. A canvas that fits in one tile is decoded at once; where it is smaller than a tile in one direction
-    only, so are the tiles.
+    CPU. A canvas that fits in one tile is decoded at once. If it is smaller than a tile in one direction
+    only, the tiles are reduced in that direction.
     """
     H, W = ids.shape
     if max(H, W) <= tile:
@@ -38,7 +38,7 @@ def decode_tiled(decode, ids, tile, overlap=None):
 
 
 def tile_starts(length, tile, overlap):
-    """Where tiles begin that cover `length` latents, evenly, each within it: list of int."""
+    """The starts of evenly spaced tiles that cover `length` latents, each within it: list of int."""
     if length <= tile:
         return [0]
     gaps = math.ceil((length - tile) / (tile - overlap))
@@ -46,8 +46,8 @@ def tile_starts(length, tile, overlap):
 
 
 def blend_weights(starts, tile, length, scale):
-    """How much each tile counts at each pixel along one axis: (tiles, scale * length) float32, columns
-    summing to one. Over an overlap a tile's weight follows half a cosine from 0 to 1, its neighbour's the rest."""
+    """The weight of each tile at each pixel along one axis: (tiles, scale * length) float32, with columns
+    that sum to one. In an overlap, a tile's weight rises from 0 to 1 along half a cosine, and its neighbour's falls."""
     x = torch.arange(scale * length) + 0.5
     weights = torch.zeros(len(starts), scale * length)
     for i, start in enumerate(starts):
@@ -61,5 +61,5 @@ def blend_weights(starts, tile, length, scale):
 
 
 def rise(x, start, end):
-    """From 0 at `start` to 1 at `end`, smooth at both; a step where they are one."""
+    """Rise smoothly from 0 at `start` to 1 at `end`; a step if both are equal."""
     return (1 - (((x - start) / max(end - start, 1e-9)).clamp(0, 1) * math.pi).cos()) / 2

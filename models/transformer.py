@@ -1,4 +1,4 @@
-"""A pre-norm Transformer over discrete tokens; causal or bidirectional. It knows no task.
+"""A pre-norm Transformer over discrete tokens; causal or bidirectional, independent of the task.
 
 Shapes: B sequences, L tokens, D = n_emb, N heads, V vocabulary, K output classes.
 Parameter names are those of the published checkpoints: do not rename.
@@ -14,7 +14,7 @@ from models.layers import attention
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention. Three projections by name, one matrix product at run time."""
+    """Multi-head attention. It has three named projections but computes them as one matrix product."""
 
     def __init__(self, n_emb, n_head, block_size, causal, attn_pdrop, resid_pdrop):
         super().__init__()
@@ -26,9 +26,9 @@ class SelfAttention(nn.Module):
         self.causal = causal
         self.attn_pdrop = attn_pdrop
         self.resid_drop = nn.Dropout(resid_pdrop)
-        self.joined = None  # what `joined_projection` gives, while `frozen` holds
+        self.joined = None  # the result of `joined_projection` within `frozen`
         if causal:
-            # Never read: attention knows what is causal. The published checkpoints hold it.
+            # Never read: attention uses its own causal flag. The published checkpoints hold it.
             self.register_buffer("mask", torch.ones(1, 1, block_size, block_size).tril())
 
     def joined_projection(self):
@@ -37,7 +37,7 @@ class SelfAttention(nn.Module):
         return torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])
 
     def forward(self, x, cache=None):
-        """x (B, L, D) -> (B, L, D), before `project`. With a cache, x continues the tokens the cache has seen."""
+        """x (B, L, D) -> (B, L, D), before `project`. With a cache, x continues the tokens in the cache."""
         B, L, D = x.shape
         qkv = F.linear(x, *(self.joined or self.joined_projection())).view(B, L, 3, self.n_head, D // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, N, L, D/N)
@@ -50,16 +50,16 @@ class SelfAttention(nn.Module):
         return out.transpose(1, 2).reshape(B, L, D)
 
     def project(self, x):
-        """What the heads have found, (..., D), into the residual stream."""
+        """Project the heads' outputs, (..., D), for the residual stream."""
         return self.resid_drop(self.proj(x))
 
 
 @contextlib.contextmanager
 def frozen(net):
-    """Within it (and torch.no_grad) the weights of `net` do not change: what every pass would make of them anew, the
-    joined projections and the casts to autocast's number format, is made once.
+    """Context in which the weights of `net` do not change (use it with torch.no_grad). The joined projections and the
+    casts to autocast's number format are computed once instead of in every pass.
 
-    Many passes over few tokens (sampling) otherwise spend more on that than on the tokens.
+    Sampling makes many passes over few tokens; without this it would spend more time on the weights than on the tokens.
     """
     weights = [p for m in net.modules() if isinstance(m, nn.Linear) for p in m.parameters(recurse=False)]
     device = weights[0].device.type if weights else "cpu"
@@ -80,10 +80,10 @@ def frozen(net):
 
 
 def rounded_up(at):
-    """Positions (rows, columns), each (M,), and then the position (0, 0) up to a round number.
+    """Positions (rows, columns), each (M,), padded with the position (0, 0) to a round number.
 
-    As many numbers M as there are, as many shapes of matrix products: on a CPU in bf16 oneDNN keeps up to 10 MB for
-    each, and torch.compile and cuBLAS choose a kernel for each.
+    Each M gives matrix products of another shape: on a CPU in bf16 oneDNN keeps up to 10 MB for each shape, and
+    torch.compile and cuBLAS choose a kernel for each. Padding limits the number of shapes.
     """
     M = len(at[0])
     step = 32 if M <= 256 else 256
@@ -122,7 +122,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x, cache=None, at=None):
-        """x (B, L, D) -> (B, L, D), or, where only these are wanted, (M, D) at positions `at`, (rows, columns)."""
+        """x (B, L, D) -> (B, L, D), or only (M, D) at the positions `at`, (rows, columns), if given."""
         found = self.attn(self.ln1(x), cache)
         if at is not None:
             x, found = x[at], found[at]
@@ -133,10 +133,10 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """ids (B, L) -> logits (B, L, K).
 
-    With `causal` a learned start token stands in front and the last id is dropped, so that logits
-    [:, i] depend on ids [:, :i] only. Without it `start_tok` exists (the published checkpoints hold
-    it) but is not used: plain DistributedDataParallel would complain of that.
-    The diffusion's time step is not an input: the number of masked tokens tells it.
+    With `causal`, a learned start token is put in front and the last id is dropped, so that logits
+    [:, i] depend on ids [:, :i] only. Without `causal`, `start_tok` exists (the published checkpoints hold
+    it) but is not used; plain DistributedDataParallel would raise an error for such a parameter.
+    The diffusion's time step is not an input: the number of masked tokens implies it.
     """
 
     def __init__(
@@ -180,16 +180,16 @@ class Transformer(nn.Module):
             x = block(x)
         if at is None:
             return self.head(self.ln_f(last(x)))
-        x = last.forward(x, at=rounded_up(at))  # past torch.compile: other numbers of positions each time
+        x = last.forward(x, at=rounded_up(at))  # not compiled: the number of positions differs each time
         return self.head(self.ln_f(x))[: len(at[0])]
 
     def new_cache(self):
         return [KeyValueCache(self.block_size) for _ in self.blocks]
 
     def next_logits(self, last_ids, cache, batch_size):
-        """One step of causal decoding: (logits (B, K)) after what the cache has seen and last_ids (B,).
+        """One step of causal decoding: logits (B, K) after the tokens in the cache and last_ids (B,).
 
-        last_ids is None at the first step, where the start token stands.
+        last_ids is None at the first step, which reads the start token.
         """
         position = cache[0].length
         if last_ids is None:
@@ -198,7 +198,7 @@ class Transformer(nn.Module):
             x = self.tok_emb(last_ids)[:, None]
         x = x + self.pos_emb[:, position : position + 1]
         for block, layer_cache in zip(self.blocks, cache, strict=True):
-            x = block.forward(x, layer_cache)  # past torch.compile: the cache has another length at every step
+            x = block.forward(x, layer_cache)  # not compiled: the length of the cache differs at every step
         return self.head(self.ln_f(x))[:, 0]
 
     def _load_from_state_dict(self, state_dict, prefix, *args):

@@ -1,4 +1,4 @@
-"""The whole of stage 1: autoencoder, discriminator, perceptual distance, under the published names."""
+"""All networks of stage 1: autoencoder, discriminator, perceptual distance, under the published names."""
 
 from torch import nn
 
@@ -8,9 +8,9 @@ from utils.core import distributed
 
 
 class VQGAN(nn.Module):
-    """Holds `ae`, `disc` and, where perceptual_weight > 0, `perceptual` (LPIPS with VGG16, frozen).
+    """Holds `ae`, `disc` and, if perceptual_weight > 0, `perceptual` (LPIPS with VGG16, frozen).
 
-    The arithmetic of training stands in train_vqgan.py.
+    train_vqgan.py computes the updates.
     """
 
     def __init__(self, H, perceptual=None):
@@ -22,9 +22,9 @@ class VQGAN(nn.Module):
             perceptual.requires_grad_(False)
 
     def parts_to_compile(self):
-        """Each network as a whole, but for the generator's last layer: a gradient is taken at it alone."""
+        """Each complete network, except the generator's last layer: a gradient is taken at this layer alone."""
         parts = [self.ae.encoder, self.ae.generator.features, self.perceptual]
-        if distributed.world_size() == 1:  # else its batch norm talks to other processes
+        if distributed.world_size() == 1:  # else its batch norm communicates with other processes
             parts.append(self.disc)
         return [part for part in parts if part is not None]
 
@@ -35,7 +35,7 @@ class VQGAN(nn.Module):
         return self
 
     def load_state_dict(self, state_dict, strict=True, assign=False):
-        """As nn.Module's, but that `perceptual.*` may be present or absent, whatever this model holds."""
+        """Like nn.Module's, but `perceptual.*` may be present or absent, whatever this model holds."""
         kept = {k: v for k, v in state_dict.items() if not k.startswith("perceptual.")}
         for name, value in self.state_dict().items():
             if name.startswith("perceptual."):

@@ -1,7 +1,8 @@
-"""The plain forms of the program's jobs: what the definitions say, with nothing saved. The fast forms are held to them
-by tests/test_plain.py, and timed beside them by experiments/benchmark.py.
+"""The plain forms of the program's jobs: they follow the definitions and save no work. tests/models/test_plain.py
+compares the fast forms with them, and experiments/benchmark.py times both.
 
-All in float32, each attention with its whole matrix of weights, each network over all positions at every step.
+All compute in float32. Each attention has its complete matrix of weights, and each network computes all positions at
+every step.
 """
 
 import contextlib
@@ -97,7 +98,7 @@ def sampler_step(sampler, optimiser, ema, H, ids, rng):
 
 @torch.no_grad()
 def sample_diffusion(sampler, uniforms, temp=1.0):
-    """All S steps, the whole batch and all logits at each. uniforms (B, 2, L): those of Sampler.sample."""
+    """All S steps, with the complete batch and all logits at each. uniforms (B, 2, L): those of Sampler.sample."""
     reveal_u, code_u = uniforms.unbind(1)
     reveal_time = (reveal_u * sampler.S).long().clamp(max=sampler.S - 1) + 1
     ids = torch.full(reveal_time.shape, sampler.mask_id, device=uniforms.device)
@@ -110,7 +111,7 @@ def sample_diffusion(sampler, uniforms, temp=1.0):
 
 @torch.no_grad()
 def sample_autoregressive(sampler, uniforms, temp=1.0):
-    """The whole prefix through the network for each token. uniforms (B, L)."""
+    """For each token, the network computes the complete prefix. uniforms (B, L)."""
     B, L = uniforms.shape
     ids = torch.zeros(B, 0, dtype=torch.int64, device=uniforms.device)
     with explicit_attention():

@@ -1,4 +1,4 @@
-"""Images to codes, from the cache or computed, and back."""
+"""From images to codes (read from the cache, or computed), and from codes to images."""
 
 import torch
 
@@ -9,17 +9,17 @@ from utils.data.batches import one_pass
 from utils.data.pixels import to_float, to_uint8
 from utils.training.amp import Precision
 
-# A batch that is encoded has at most so many images, and so many pixels (16 images of 256 x 256, some 2 GiB with the
-# paper's autoencoder in float32), whatever the --batch_size of stage 2, which is meant for codes.
+# The most images and pixels of a batch that is encoded (16 images of 256 x 256: about 2 GiB with the paper's
+# autoencoder in float32). It does not depend on the --batch_size of stage 2, which is meant for codes.
 ENCODED_IMAGES, ENCODED_PIXELS = 64, 1 << 20
 
 
 def cached_codes(H, images, split, autoencoder, device, say, flip=False):
     """The ids of an ImageSet, (N, L) int64 on the CPU, from the cache under latents/ or computed now.
 
-    autoencoder: experiments.common.weights.Loaded. flip: of the mirror images. They are encoded in float32, also with
-    --amp: in bf16 1% of the codes would be others. (H.codes_precision: a run of an earlier version keeps the format it
-    began with.)
+    autoencoder: experiments.common.weights.Loaded. flip: encode the mirrored images. Images are encoded in float32,
+    also with --amp: in bf16, 1% of the codes would differ. (H.codes_precision: a run of an earlier version keeps the
+    number format that it started with.)
     """
     precision = Precision(H.codes_precision == "amp", H.amp_dtype, device)
     header = dict(
@@ -48,7 +48,7 @@ def cached_codes(H, images, split, autoencoder, device, say, flip=False):
 
     def encode(positions):
         progress.skip_to(positions.start)
-        parts = [torch.empty(0, H.block_size, dtype=stored)]  # of some thousand images all may be broken
+        parts = [torch.empty(0, H.block_size, dtype=stored)]  # all images of a part may be broken
         for ids in distributed.in_order(encode_share(positions)):
             parts.append(ids)
             progress.update(len(ids))
@@ -61,8 +61,8 @@ def cached_codes(H, images, split, autoencoder, device, say, flip=False):
 
 @torch.no_grad()
 def encode_batch(ae, x, precision=None):
-    """Floats in [0, 1], (B, C, H, W) -> ids (B, L) int64. Without a Precision in float32, not a GPU's TF32: in three
-    digits other codes are nearest."""
+    """Floats in [0, 1], (B, C, H, W) -> ids (B, L) int64. Without a Precision it computes in float32, not in a GPU's
+    TF32: with only three digits, other codes would be the nearest."""
     precise = torch.autocast(x.device.type, enabled=False)
     with precision.autocast() if precision else precise, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return ae.encode(x)

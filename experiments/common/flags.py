@@ -1,4 +1,4 @@
-"""Flags of the experiments, beside those of hparams/config.py. Standard library only: --help is to be fast."""
+"""Flags of the experiments, in addition to those of hparams/config.py. Standard library only, to keep --help fast."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""The jobs that the benchmark times: what each computes in its fast form, and in its plain one (tests/plain.py)."""
+"""The jobs that the benchmark times, each in its fast form and in its plain form (tests/plain.py)."""
 
 import contextlib
 import copy
@@ -31,7 +31,7 @@ from utils.training import compilation
 from utils.training.amp import Precision, cpu_has_bf16
 from utils.training.ema import EMA
 
-# Of each size: flags of the two stages, and how much of each job.
+# For each size: the flags of the two stages, and the amount of work of each job.
 SIZES = {
     "paper": dict(
         vqgan="--batch_size 4",
@@ -57,7 +57,7 @@ SIZES = {
 
 @dataclass
 class Job:
-    """fast() and plain() do the same `items` (units of work); flops: of one fast(), where they are counted."""
+    """fast() and plain() do the same number of `items` (units of work). flops: whether to count those of fast()."""
 
     name: str
     fast: object
@@ -87,7 +87,7 @@ class Bench:
 
     def sampler_H(self, more=""):
         words = "--dataset churches --ae_load_dir x --ae_load_step 1 --dry_run --sampler absorbing --ema"
-        words = f"{words} {self.size['sampler']} {more}"  # of a flag that comes twice the last one holds
+        words = f"{words} {self.size['sampler']} {more}"  # if a flag occurs twice, the last one counts
         return get_hparams("sampler", "", words.split(), script="train_sampler")
 
     def sampler(self, H):

@@ -1,4 +1,4 @@
-"""Features of both sides of a comparison: real images, and what the models make."""
+"""Features of both sides of a comparison: real images, and images that the models make."""
 
 import contextlib
 import itertools
@@ -20,9 +20,10 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torc
 
 
 def each_image(images, H, work, what):
-    """work(x) of every decodable image of an ImageSet once, uint8 x (B, C, H, W), shared out and in order as
-    utils.core.distributed.in_order says. work gives a tuple of CPU tensors of B rows. Broken images are named. what:
-    beside the bar.
+    """Yield work(x) for every decodable image of an ImageSet once, uint8 x (B, C, H, W).
+
+    The processes share the work, and the main process gets the results in order (utils.core.distributed.in_order).
+    work returns a tuple of CPU tensors of B rows. Broken images are reported. what: the text of the progress bar.
     """
 
     def share():
@@ -41,7 +42,7 @@ def image_features(H, extractor, images, kind="real", keep=False):
     """The FeatureSet of an ImageSet, from the cache or computed now. kind: 'real' or 'fake'."""
     header = dict(kind=kind, **extractor.identity, images=distributed.from_main(images.identity))
     if distributed.from_main(features.cache_path(dict(header, keep=True)).is_file):
-        keep = True  # more than was asked for
+        keep = True  # a cache with more than requested exists
     what = f"features of {kind} images"
 
     def compute():
@@ -61,7 +62,7 @@ class Samples:
         self.ids = None if latents_path is None else read_latents(latents_path, n, H, models.autoencoder)
 
     def id_batches(self):
-        """Yield ids (b, L), n rows altogether: this process's share of them, as in sample_batches."""
+        """Yield ids (b, L): this process's share of the n rows, as in sample_batches."""
         H, models = self.H, self.models
         if self.ids is None:
             yield from sample_batches(models.sampler.model, self.n, H, models.precision, models.device)
@@ -72,7 +73,7 @@ class Samples:
                 progress.update(of_all)
 
     def header(self):
-        """For the keys of caches: all that the samples depend on."""
+        """Everything that the samples depend on, for the keys of caches."""
         H, models = self.H, self.models
         common = dict(
             autoencoder=models.autoencoder.hash,
@@ -88,7 +89,7 @@ class Samples:
     def features(self, extractor, on_ids=None, on_images=None):
         """Their FeatureSet with features and logits, from the cache or computed now.
 
-        on_ids, on_images: called with each batch on its way; with either, the samples are drawn in any case.
+        on_ids, on_images: called with each batch; if one is given, the samples are drawn even if a cache exists.
         """
 
         model, device = self.models.autoencoder.model, self.models.device
@@ -128,8 +129,8 @@ def read_latents(path, n, H, autoencoder):
     """The first n rows of codes in a file: ids (n, L) int64.
 
     A torch file (a tensor, a list of tensors, {'ids': tensor}, or a cache under latents/) or a .npy file, of
-    integers (N, L) or (N, h, w). Raises UserError for anything else, for fewer than n, and where the file
-    says that they are another autoencoder's.
+    integers (N, L) or (N, h, w). Raises UserError for anything else, for fewer than n rows, and if the file
+    records another autoencoder.
     """
     if str(path).endswith(".npy"):
         ids = tensor_of_npy(path)
@@ -145,7 +146,7 @@ def read_latents(path, n, H, autoencoder):
         value = value.get("tensors", value) if isinstance(value, dict) else value
         ids = value.get("ids") if isinstance(value, dict) else value
         if isinstance(ids, list):
-            with contextlib.suppress(TypeError, RuntimeError):  # not tensors, or of different shapes: told below
+            with contextlib.suppress(TypeError, RuntimeError):  # not tensors, or of different shapes: reported below
                 ids = torch.cat(ids)
     if not is_plain(ids) or ids.dtype not in INTEGERS or ids.ndim < 2 or ids.shape[1:].numel() != H.block_size:
         found = type(ids).__name__
@@ -168,8 +169,8 @@ def compute_fid(real, fake):
 
 
 def new_folder(path):
-    """A folder for this run's images alone: what an earlier run left there must not be taken for them. (The main
-    process alone looks, and writes.)"""
+    """Make a folder for the images of this run only: images of an earlier run must not be mixed with them. (Only the
+    main process checks and creates it.)"""
     if not distributed.is_main():
         return path
     if path.exists() and any(path.iterdir()):
@@ -179,7 +180,7 @@ def new_folder(path):
 
 
 def saving_images(folder):
-    """A function that writes each image of each batch it is called with as a PNG file."""
+    """Return a function that writes each image of a batch as a PNG file."""
     number = itertools.count()
 
     def save(batch):

@@ -37,14 +37,14 @@ def load_models(H, with_sampler=True):
 
 
 def require_size(H):
-    """Where no model is loaded --ae_load_dir says only how large the images are: refuse one that does not exist,
-    unless the command line says it."""
+    """If no model is loaded, --ae_load_dir only gives the size of the images. Refuse a folder that does not exist,
+    unless --img_size is given."""
     if "img_size" not in H.explicit:
         require_folder("ae_load_dir", H.ae_load_dir)
 
 
 def check_autoencoder(run, autoencoder):
-    """A run goes on only with the autoencoder that it has learned with, which is noted in its manifests."""
+    """Raise UserError unless a resumed run has the autoencoder that it was trained with. Its manifests record which."""
     known = (run.manifest or {}).get("autoencoder")
     if known and known["hash"] != autoencoder.hash:
         raise UserError(

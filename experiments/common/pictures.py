@@ -1,4 +1,4 @@
-"""Pictures of what the models do: a sample as it comes about, and what each code of the codebook stands for."""
+"""Pictures of what the models do: a sample while it is drawn, and the image patch that each code stands for."""
 
 import math
 
@@ -16,8 +16,8 @@ from utils.display.images import enlarge, sheet, to_pillow
 
 FRAMES = 8
 SHOWN = 5  # samples in the strip; the animation holds them all
-GREY = 0.55  # of codes that are not known
-PAPER = 200  # between the means of codes, many of which are white
+GREY = 0.55  # for codes that are not known yet
+PAPER = 200  # grey value between the means of codes, because many means are white
 
 
 # ---------------------------------------------------------------------- denoising
@@ -27,7 +27,7 @@ PAPER = 200  # between the means of codes, many of which are white
 def decode_canvas(ae, ids, mask_id, latent_shape, precision):
     """Codes (B, L), some of them masked -> uint8 (B, C, H, W), grey where a code is masked.
 
-    Around what is known the decoder sees the mean of all codes in their place.
+    For the decoder, the mean vector of the codebook replaces each masked code.
     """
     h, w = latent_shape
     mask = (ids == mask_id).reshape(-1, 1, h, w)
@@ -44,9 +44,10 @@ def decode_canvas(ae, ids, mask_id, latent_shape, precision):
 
 
 def show_denoising(report, H, models, ids, first):
-    """A strip of the first samples in FRAMES frames, denoising_<first>.png, and an animation of all of them, .gif.
+    """Write a strip of the first samples in FRAMES frames, denoising_<first>.png, and an animation of all samples,
+    denoising_<first>.gif.
 
-    ids (N, L): the samples with the numbers `first` and following.
+    ids (N, L): the samples with the numbers first ... first + N - 1.
     """
     sampler, ae = models.sampler.model, models.autoencoder.model
     u = sample_uniforms(H.seed, range(first, first + len(ids)), sampler.draws_per_sample(), models.device)
@@ -64,7 +65,7 @@ def show_denoising(report, H, models, ids, first):
     stem = report.folder / "images" / f"denoising_{first}"
     write_picture(f"{stem}.png", strip)
     write_gif(f"{stem}.gif", [to_pillow(enlarge(sheet(frame), 256)) for frame in frames])
-    caption = f"samples from {first} on, by the share of sampling that is done"
+    caption = f"samples from {first} on, by the completed share of sampling"
     report.dashboard.image("denoising", np.asarray(strip).transpose(2, 0, 1), caption)
 
 
@@ -72,9 +73,10 @@ def show_denoising(report, H, models, ids, first):
 
 
 class CodeMeans:
-    """What each of K codes stands for: the mean of the pixels where it is used, its cell and half a cell around.
+    """What each of K codes stands for: the mean of the pixels in its cell, and half a cell around it, wherever it is
+    used.
 
-    (A code decoded alone says little: the decoder has never seen a canvas of one code.)
+    (Decoding a canvas of a single code shows little: the decoder was not trained on such canvases.)
     """
 
     def __init__(self, codebook_size, n_channels, cell, device):
@@ -83,11 +85,11 @@ class CodeMeans:
         side = cell + 2 * self.half
         self.shape = (n_channels, side, side)
         self.counts = torch.zeros(codebook_size, dtype=torch.int64, device=device)
-        # Of bytes, so that a sum does not depend on the order, nor on how the images are shared out.
+        # Integer sums do not depend on the order, nor on how the images are shared among processes.
         self.sums = torch.zeros(codebook_size, math.prod(self.shape), dtype=torch.int64, device=device)
 
     def add(self, x, ids):
-        """Images in [0, 1], (B, C, H, W), and their codes (B, L)."""
+        """Add images in [0, 1], (B, C, H, W), and their codes (B, L)."""
         padded = F.pad(x, (self.half,) * 4, mode="replicate")
         patches = F.unfold(padded, self.shape[1], stride=self.cell)  # (B, C side^2, L)
         patches, ids = patches.transpose(1, 2).flatten(0, 1), ids.flatten()
@@ -95,12 +97,12 @@ class CodeMeans:
         self.counts.index_add_(0, ids, torch.ones_like(ids))
 
     def share(self):
-        """Add up what the processes of a job have seen. Called by all of them."""
+        """Add up the sums and counts of all processes. All processes call it."""
         distributed.all_reduce_sum(self.sums)
         distributed.all_reduce_sum(self.counts)
 
     def sheet(self):
-        """One picture, uint8 (C, h, w): the codes that are used, most used first, then white for the others."""
+        """One picture, uint8 (C, h, w): the used codes, most used first, then white for the unused ones."""
         means = self.sums / (255 * self.counts.clamp(min=1))[:, None]
         means[self.counts == 0] = 1.0
         order = self.counts.argsort(descending=True, stable=True)

@@ -1,5 +1,5 @@
-"""What an experiment found: a table on the terminal, a line of metrics.jsonl, pictures, the dashboard. Of several
-processes the main one reports; to the others nothing is to do."""
+"""The results of an experiment: a table on the terminal, a line of metrics.jsonl, pictures, the dashboard. Only the
+main process reports; in the other processes these functions do nothing."""
 
 import contextlib
 import json
@@ -21,9 +21,9 @@ from utils.display.images import enlarge, save_png
 
 
 class Report:
-    """The results of one command; a context manager, unless the dashboard is somebody else's.
+    """The results of one command. Use it as a context manager, unless the caller owns the dashboard.
 
-    models: experiments.common.weights.Loaded, by name, of what was measured.
+    models: the measured models by name, each an experiments.common.weights.Loaded.
     """
 
     def __init__(self, H, device, dashboard=None, **models):
@@ -55,7 +55,7 @@ class Report:
             distributed.cleanup()
 
     def conclude(self):
-        """The last lines: what was written, and how to look at it."""
+        """Print the last lines: what was written, and how to view it."""
         images = f" and {self.folder / 'images'}" if self.pictures else ""
         say(f"written: {self.folder / 'metrics.jsonl'}{images}; as a page:\n  {commands.show_run(self.H)}")
 
@@ -85,7 +85,7 @@ class Report:
         self.dashboard.properties({"": title, **shown}, "results")
 
     def append(self, row):
-        """One line of metrics.jsonl, in one piece: several commands may write to the same file."""
+        """Append one line to metrics.jsonl in a single write: several commands may write to the same file."""
         with contextlib.closing(Lines(self.folder / "metrics.jsonl")) as lines:
             lines.append(json.dumps(row))
             lines.sync()

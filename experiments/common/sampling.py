@@ -7,8 +7,8 @@ from utils.training import compilation
 
 
 def sample_batches(sampler, n, H, precision, device, first=0):
-    """Yield ids (b, L) for samples first .. first+n-1, each a function of (--seed, its number) alone: this process's
-    share of them, as utils.core.distributed.in_order puts together."""
+    """Yield ids (b, L) of this process's share of the samples first ... first + n - 1. Each sample is a function of
+    (--seed, its number) only. utils.core.distributed.in_order joins the shares of all processes."""
     own = list(distributed.turns(first, n, H.batch_size))
     numbers = [i for some, _ in own for i in some]
 
@@ -19,7 +19,7 @@ def sample_batches(sampler, n, H, precision, device, first=0):
     with Progress(n, "sampling", "img", workers=distributed.world_size()) as progress:
         batches = sampler.sample_many(draw, len(numbers), len(own[0][0]) if own else 1, H.temp, progress)
         for _, of_all in own:
-            with precision.autocast():  # not while others work on what is yielded
+            with precision.autocast():  # not around the yield: the caller's code must not run in it
                 ids = next(batches)
             yield ids
             progress.update(of_all)

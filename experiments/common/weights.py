@@ -12,7 +12,7 @@ from utils.core.checkpoint import checkpoints_of, load_into
 from utils.core.errors import DamagedFile, UserError
 from utils.core.files import hash_tensors, load_tensors
 
-# Of each network of LPIPS: its name, torchvision's file of its weights, and what helps where that is missing.
+# For each network of LPIPS: its name, torchvision's file of its weights, and the remedy if the file is missing.
 LPIPS_NETS = {
     "vgg": ("VGG16", "vgg16-397923af.pth", "name the file with --perceptual_weights PATH"),
     "alex": ("AlexNet", "alexnet-owt-7be5be79.pth", "name the file with --alexnet_weights PATH"),
@@ -29,7 +29,7 @@ class Loaded:
 
 
 def find_weights(name, folder, step):
-    """(state dict, path) of the averaged weights <name>_ema_<step>.th where they are, else <name>_<step>.th."""
+    """(state dict, path) of the averaged weights <name>_ema_<step>.th if they exist, else of <name>_<step>.th."""
     store = checkpoints_of(folder)
     chosen = f"{name}_ema" if store.has(f"{name}_ema", step) else name
     path = str(store.path(chosen, step))
@@ -37,7 +37,7 @@ def find_weights(name, folder, step):
 
 
 def named(state, path):
-    """What a file held, if that is a dict by names. Raises DamagedFile for anything else."""
+    """Return `state` if it is a dict with names as keys. Raises DamagedFile otherwise."""
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise DamagedFile(f"{path} holds no state dict, but a {type(state).__name__} of something else")
     return state
@@ -46,7 +46,7 @@ def named(state, path):
 def load_autoencoder(H, device):
     """The VQGAN's autoencoder of --ae_load_dir, --ae_load_step -> Loaded.
 
-    A checkpoint's discriminator and `perceptual.*` are passed over, present or absent.
+    The discriminator and `perceptual.*` of a checkpoint are ignored.
     """
     state, path = find_weights("vqgan", H.ae_load_dir, H.ae_load_step)
     state = {k.removeprefix("ae."): v for k, v in state.items() if k.startswith("ae.")}
@@ -78,10 +78,10 @@ def lpips_place(net):
 def load_lpips(net, weights_path=None, checkpoint=None, otherwise=""):
     """LPIPS (Zhang et al. 2018) with VGG16 ('vgg') or AlexNet ('alex'), frozen. Nothing is downloaded.
 
-    weights_path: torchvision's state dict of that network, or a state dict of the whole LPIPS or VQGAN
-    (`perceptual.*`); default: torchvision's own place. checkpoint: the path of a VQGAN checkpoint
-    that is about to be loaded: when it holds `perceptual.*`, no other file is needed. Raises UserError
-    where the weights are missing (`otherwise`: what else would help then) or do not fit.
+    weights_path: torchvision's state dict of that network, or a state dict of the complete LPIPS or VQGAN
+    (`perceptual.*`); default: torchvision's own location. checkpoint: the path of a VQGAN checkpoint
+    that will be loaded: if it holds `perceptual.*`, no other file is needed. Raises UserError if the
+    weights are missing (`otherwise`: another remedy, for the message) or do not fit.
     """
     if not (weights_path or os.path.isfile(lpips_place(net))):
         if checkpoint is not None and os.path.isfile(checkpoint) and has_perceptual(checkpoint):
@@ -96,7 +96,7 @@ def load_lpips(net, weights_path=None, checkpoint=None, otherwise=""):
     state = named(load_tensors(path), path)
     import lpips
 
-    with warnings.catch_warnings():  # lpips calls torchvision as it was called once
+    with warnings.catch_warnings():  # lpips uses an outdated interface of torchvision
         warnings.simplefilter("ignore")
         model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
     load_into(model, to_lpips_names(state, model), path)

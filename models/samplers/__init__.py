@@ -1,7 +1,7 @@
 """Priors over the codes, one file each.
 
-To add one: put a file beside this one with a subclass of `Sampler` decorated by `@register("name")`.
-`--sampler name` finds it: no other file changes (but for flags of its own, in hparams/config.py).
+To add one, add a file to this folder with a subclass of `Sampler` decorated by `@register("name")`.
+`--sampler name` then finds it. No other file changes (except hparams/config.py, for flags of its own).
 """
 
 import importlib

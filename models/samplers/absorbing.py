@@ -45,7 +45,7 @@ class AbsorbingDiffusion(Sampler):
         return rng.rand(len(t), L).argsort(1).argsort(1) < count[:, None]
 
     def random_mask(self, t, rng, L):
-        """Each token masked with probability t/T: the masks of the bound, whatever the schedule in training."""
+        """Mask each token with probability t/T. The bound uses these masks, whatever the schedule in training."""
         return rng.rand(len(t), L) < (t / self.T)[:, None]
 
     def cross_entropy(self, ids, mask):
@@ -58,9 +58,9 @@ class AbsorbingDiffusion(Sampler):
     def loss(self, ids, rng=None, t=None, mask=None):
         """One Monte Carlo sample of the loss for ids (B, L).
 
-        t (B,) int64 in 1..T and mask (B, L) bool may be given (then nothing is drawn of them).
-        bits: L_vb in bits per token, CE * T / (t L ln 2) (paper, eq. 6). A bound with random masks; with fixed ones
-        only if T divides L.
+        t (B,) int64 in 1..T and mask (B, L) bool may be given; then they are not drawn.
+        bits: L_vb in bits per token, CE * T / (t L ln 2) (paper, eq. 6). It is a bound with random masks; with fixed
+        masks only if T divides L.
         """
         B, L = ids.shape
         if t is None:
@@ -72,7 +72,7 @@ class AbsorbingDiffusion(Sampler):
         if self.loss_type == "elbo":
             per_sample = vb
         elif self.loss_type == "mlm":
-            # A random mask can be empty: such a sample says nothing, and 0/0 must not say it.
+            # A random mask can be empty: such a sample must contribute 0, not 0/0.
             per_sample = ce / mask.sum(1).clamp(min=1)
         else:  # reweighted_elbo (paper, eq. 8)
             per_sample = (1 - t / self.T) * ce / (math.log(2) * L)
@@ -105,8 +105,8 @@ class AbsorbingDiffusion(Sampler):
     def nll(self, ids, rng=None, passes=0, progress=None):
         """An unbiased estimate of the bound sum_{t=T..1} E[CE_t] / t: ids (B, L) -> (B,) in nats.
 
-        passes: of the network. 0: T, one mask drawn at each t, as the original. Others spread few masks evenly. The
-        masks are random, whatever the schedule in training.
+        passes: the number of network passes. 0: T passes, with one mask drawn at each t, as in the original. Other
+        values spread fewer masks evenly. The masks are random, whatever the schedule in training.
         """
         if passes:
             return self.stratified_nll(ids, rng, passes, progress)
@@ -160,7 +160,7 @@ class AbsorbingDiffusion(Sampler):
             yield from in_order(finished, n, batch_size)
 
     def sample_mlm(self, uniforms, temp, progress=None):
-        """Masked-language-model sampling: S times mask again as at t (from T down to 1) and redraw."""
+        """Masked-language-model sampling: mask as at time t (from T down to 1) and redraw, S times."""
         B, S, _, L = uniforms.shape
         ids = torch.zeros(B, L, dtype=torch.int64, device=uniforms.device)
         times = torch.linspace(self.T, 1, S).round().long().tolist()
@@ -176,7 +176,7 @@ class AbsorbingDiffusion(Sampler):
 
 
 class FixedDraw:
-    """Hands out uniforms that were drawn before, in the shape of utils.core.seed.StepRandom."""
+    """Returns uniforms that were drawn before, with the interface of utils.core.seed.StepRandom."""
 
     def __init__(self, u):
         self.u = u

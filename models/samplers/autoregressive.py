@@ -23,7 +23,7 @@ class AutoregressiveSampler(Sampler):
         self.net = self.build_transformer(H, vocab_size=H.codebook_size, causal=True)
 
     def nll(self, ids, rng=None, passes=0, progress=None):
-        """Exact negative log likelihood, ids (B, L) -> (B,) in nats; the rest has no effect."""
+        """Exact negative log likelihood, ids (B, L) -> (B,) in nats; the other arguments have no effect."""
         logits = self.net(ids).float()
         return F.cross_entropy(logits.transpose(1, 2), ids, reduction="none").sum(1)
 
@@ -34,7 +34,7 @@ class AutoregressiveSampler(Sampler):
 
     def predict(self, ids, rows, cols):
         """Each token `cols` must come right after the known ones: see the base class."""
-        # The unknown tokens are in nobody's sight, but the embedding wants a code.
+        # No position attends to the unknown tokens, but the embedding needs a valid code.
         return self.net(ids.masked_fill(ids == self.mask_id, 0), at=(rows, cols))
 
     def draws_per_sample(self):

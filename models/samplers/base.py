@@ -1,4 +1,4 @@
-"""What every prior over codes offers. B samples, L tokens, K codes."""
+"""The interface of every prior over codes. B samples, L tokens, K codes."""
 
 from dataclasses import dataclass, field
 
@@ -23,8 +23,8 @@ def register(name):
 
 @dataclass
 class SamplerLoss:
-    """loss (): what is minimised; bits (B,): the (bound on the) negative log likelihood of each
-    sample in bits per token; extra: what the sampler's `record` wants to know, one row a sample."""
+    """loss (): the value to minimise; bits (B,): the negative log likelihood of each sample, or a bound
+    on it, in bits per token; extra: the input of the sampler's `record`, one row per sample."""
 
     loss: torch.Tensor
     bits: torch.Tensor
@@ -34,11 +34,11 @@ class SamplerLoss:
 class Sampler(nn.Module):
     """A distribution over ids (B, L) in [0, K).
 
-    Subclasses implement `loss`, `sample`, `predict` and `nll`; `record` and `histories` where they keep
+    Subclasses implement `loss`, `sample`, `predict` and `nll`; `record` and `histories` if they keep
     statistics of training.
     """
 
-    # Whether `predict` is right only where the tokens before a position are known and none after it.
+    # Whether `predict` is right only if all tokens before a position are known and none after it.
     needs_raster_order = False
 
     def __init__(self, H):
@@ -63,7 +63,7 @@ class Sampler(nn.Module):
         )
 
     def parts_to_compile(self):
-        """The blocks of the Transformers: all of the same shapes, so that compiling one compiles all."""
+        """The blocks of the Transformers. All have the same shapes, so that compiling one compiles all."""
         return [block for m in self.modules() if isinstance(m, Transformer) for block in m.blocks]
 
     def loss(self, ids, rng):
@@ -71,7 +71,7 @@ class Sampler(nn.Module):
         raise NotImplementedError
 
     def validation_loss(self, ids, rng):
-        """As `loss`, and its bits are the negative log likelihood or a bound on it, whatever is minimised."""
+        """Like `loss`, but its bits are always the negative log likelihood or a bound on it."""
         return self.loss(ids, rng)
 
     def record(self, extra):
@@ -84,7 +84,7 @@ class Sampler(nn.Module):
     def sample(self, uniforms, temp=1.0, progress=None):
         """Draw one sample for each row of `uniforms`, which `draws_per_sample` shapes.
 
-        All randomness comes in from outside, one row a sample, so that a sample does not depend
+        The caller provides all randomness, one row per sample, so that a sample does not depend
         on the batch that it is drawn in. Returns ids (B, L) int64.
         """
         raise NotImplementedError
@@ -110,10 +110,10 @@ class Sampler(nn.Module):
         raise NotImplementedError
 
     def nll(self, ids, rng=None, passes=0, progress=None):
-        """Negative log likelihood, or an estimate of an upper bound on it: ids (B, L) -> (B,) in nats a sample.
+        """Negative log likelihood, or an estimate of an upper bound on it: ids (B, L) -> (B,) in nats per sample.
 
-        rng: utils.core.seed.StepRandom; passes: of the network (0: as the original); progress: called with a list, one
-        entry a pass, returns an iterable of them. Exact samplers need none of these.
+        rng: utils.core.seed.StepRandom; passes: the number of network passes (0: as the original); progress: called
+        with a list of one entry per pass, returns an iterable of them. Exact samplers need none of these.
         """
         raise NotImplementedError
 
@@ -121,7 +121,7 @@ class Sampler(nn.Module):
 def draw_codes(logits, u, temp=1.0):
     """Draw from softmax(logits / temp) by inverting its distribution function.
 
-    logits (..., K), u (...) uniform in [0, 1) -> ids (...) int64. In float32 whatever the network's
+    logits (..., K), u (...) uniform in [0, 1) -> ids (...) int64. Computes in float32 whatever the network's
     precision: in half precision the probabilities of 1024 codes would not sum to one.
     """
     return invert_cdf(tempered(logits.float(), temp), u)
@@ -129,7 +129,7 @@ def draw_codes(logits, u, temp=1.0):
 
 def tempered(logits, temp):
     """softmax(logits / temp) of float32 logits (..., K), finite at every temp from 1e-37 on."""
-    if temp < COLDEST_PLAIN:  # the quotient can overflow; at usual temperatures the rounding stays as it is
+    if temp < COLDEST_PLAIN:  # the quotient can overflow; at usual temperatures this does not change the rounding
         logits = logits - logits.amax(-1, keepdim=True)
     # Beyond HOTTEST, where all codes are equally likely, temp can be infinite in float32: -inf / inf is no number.
     return (logits / min(temp, HOTTEST)).softmax(-1)

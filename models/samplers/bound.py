@@ -1,8 +1,10 @@
 """The absorbing diffusion's bound as a mean over the number of masked tokens, and how to sample that mean evenly.
 
-The bound sum_{t=1..T} E[CE(S)] / t, S the set of tokens masked at t, asks for t only to know how many are masked:
-given m = |S|, S is uniform over the sets of m tokens. So it equals W E[CE(S) / m] where m is drawn in proportion
-to w_m = m sum_t P(m | t) / t, W = sum_m w_m. Shapes: B samples, L tokens, P passes, T = total_steps.
+In the bound sum_{t=1..T} E[CE(S)] / t, S is the set of tokens masked at t. It depends on t only through the number of
+masked tokens: given m = |S|, S is uniform over the sets of m tokens. So the bound equals W E[CE(S) / m], where m is
+drawn in proportion to w_m = m sum_t P(m | t) / t, and W = sum_m w_m.
+
+Shapes: B samples, L tokens, P passes, T = total_steps.
 """
 
 import torch
@@ -25,7 +27,7 @@ def count_weights(T, L):
 def stratified_counts(weights, u, passes):
     """Numbers of masked tokens drawn in proportion to weights (L,), one from each P-th of their distribution.
 
-    u (B,) uniforms in [0, 1), one for all of a sample's passes. Returns (B, P) int64 on the CPU, ascending.
+    u (B,) uniforms in [0, 1), one per sample for all of its passes. Returns (B, P) int64 on the CPU, ascending.
     """
     # On the CPU because not every accelerator has float64.
     strata = (torch.arange(passes) + u.cpu().double()[:, None]) / passes
@@ -33,9 +35,9 @@ def stratified_counts(weights, u, passes):
 
 
 def balanced_masks(counts, order):
-    """Masks of counts (B, P) tokens that share the weight evenly: yields P masks (B, L) bool.
+    """Yield P masks (B, L) bool of counts (B, P) tokens, so that all tokens get a similar total weight.
 
-    A token that is one of m masked gets the weight 1/m, and each mask takes those that have least so far
+    A token in a mask of m tokens gets the weight 1/m. Each mask takes the tokens with the least weight so far
     (counts should ascend, so that the small weights come last and fill the gaps). order (B, L): permutations.
     If they are uniformly random, so is each mask among the sets of its size.
     """

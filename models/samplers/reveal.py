@@ -1,9 +1,11 @@
-"""Sampling of the absorbing diffusion: which tokens are revealed when, and a batch that stays full.
+"""Sampling of the absorbing diffusion: when each token is revealed, and how to keep the batch full.
 
-Going through t = S..1, each token still masked is revealed with probability 1/t. That makes each token's reveal time
-uniform on {1..S}, whatever the network says; so all times are drawn first, and the network runs only where something
-is revealed, each sample at its own next event: S (1 - (1 - 1/S)^L) passes on average, 162 for S = L = 256. The law of
-the samples is exactly that of visiting all S steps. Shapes: B samples at a time, L tokens, S sampling steps.
+For t = S..1, each token that is still masked is revealed with probability 1/t. The reveal time of each token is
+therefore uniform on {1..S}, independent of the network. So all times are drawn first, and the network runs only at
+times at which something is revealed, each sample at its own next event. This takes S (1 - (1 - 1/S)^L) passes on
+average, 162 for S = L = 256. The distribution of the samples is exactly that of visiting all S steps.
+
+Shapes: B samples at a time, L tokens, S sampling steps.
 """
 
 import numpy as np
@@ -18,7 +20,7 @@ def reveal_times(reveal_u, S):
 
 
 def reveal_events(reveal_u, S):
-    """Uniforms (B, L) -> at which of its sample's events, 0, 1, ..., each token is revealed: int64 array (B, L)."""
+    """Uniforms (B, L) -> the event (0, 1, ... of its sample) that reveals each token: int64 array (B, L)."""
     times, order = reveal_times(reveal_u.cpu(), S).sort(dim=1, descending=True)
     is_next = torch.zeros_like(times)
     is_next[:, 1:] = times[:, 1:] != times[:, :-1]
@@ -26,10 +28,10 @@ def reveal_events(reveal_u, S):
 
 
 class Slots:
-    """The samples that are being drawn: B rows of ids on the device, and on the CPU how far each is.
+    """The samples that are being drawn: B rows of ids on the device, and the progress of each row on the CPU.
 
-    draw: range of numbers -> uniforms (len, 2, L), for the reveal times and for the codes; samples 0 .. n-1 take the
-    free slots in order. What is revealed when is worked out ahead of the network, so that nothing waits for an
+    draw: range of numbers -> uniforms (len, 2, L), for the reveal times and for the codes. Samples 0 .. n-1 take the
+    free slots in order. The reveal times are computed before the network runs, so that nothing waits for an
     accelerator.
     """
 
@@ -43,7 +45,7 @@ class Slots:
         self.next = len(numbers)
 
     def at(self):
-        """(rows, columns) of the tokens that are next."""
+        """(rows, columns) of the tokens that are revealed next."""
         at = np.nonzero(self.events == self.done[:, None])
         return tuple(torch.from_numpy(x).to(self.ids.device, non_blocking=True) for x in at)
 
@@ -52,8 +54,8 @@ class Slots:
         return self.events.max(1) + 1
 
     def take_finished(self):
-        """After a pass: (numbers, ids (m, L)) of the samples that are finished. New ones take their slots; where none
-        is left to begin, the batch shrinks."""
+        """After a pass, return (numbers, ids (m, L)) of the finished samples. New samples take their slots; if none is
+        left, the batch shrinks."""
         self.done += 1
         finished = np.flatnonzero(self.done >= self.length())
         if not len(finished):
@@ -74,7 +76,7 @@ class Slots:
 
 @torch.no_grad()
 def reveal(denoise, slots, temp=1.0, on_pass=None):
-    """Draw all samples of `slots`; yields (numbers, ids (m, L)) of those that are finished, after each pass with any.
+    """Draw all samples of `slots`. After each pass that finishes samples, yield their (numbers, ids (m, L)).
 
     denoise: (ids (B, L), at=(rows, columns)) -> logits at these tokens; on_pass: called after each pass with the
     share of a sample's work that it has done, summed over the batch.
@@ -90,7 +92,7 @@ def reveal(denoise, slots, temp=1.0, on_pass=None):
 
 
 def in_order(finished, n, size):
-    """What `reveal` yields -> ids (b, L) of samples 0 .. n-1 in order, `size` at a time (the last time fewer)."""
+    """Order the results of `reveal`: yield ids (b, L) of samples 0 .. n-1, `size` at a time (the last time fewer)."""
     found, group = {}, range(min(size, n))
     for numbers, ids in finished:
         found.update(zip(numbers, ids, strict=True))

@@ -1,7 +1,7 @@
-"""How samples came about, without drawing them again: which codes were known at a given time.
+"""Reconstructs how samples were drawn without drawing them again: which codes were known at a given time.
 
-When a code is revealed does not depend on the network, but on the uniforms that the sample was drawn with (or on
-nothing): with these and the final codes all canvases in between are known. Shapes: B samples, L tokens.
+The time at which a code is revealed does not depend on the network. It is fixed, or depends only on the uniforms that
+the sample was drawn with. These and the final codes give all canvases in between. Shapes: B samples, L tokens.
 """
 
 import torch
@@ -10,11 +10,11 @@ from models.samplers.reveal import reveal_times
 
 
 def revealed_at(sampler, uniforms):
-    """The share of sampling that is done when each token is revealed: uniforms (B, ...) -> (B, L) in (0, 1].
+    """The completed share of sampling at which each token is revealed: uniforms (B, ...) -> (B, L) in (0, 1].
 
     uniforms: as sampler.sample was given. Diffusion goes from t = S to 1, and reveals token i at
     t = floor(S u_i) + 1, u the first of its two draws; autoregressive sampling goes from left to right.
-    Raises ValueError for sample_type mlm, which masks and draws codes again and again.
+    Raises ValueError for sample_type mlm, which masks and redraws codes many times.
     """
     if sampler.needs_raster_order:
         share = torch.arange(1, uniforms.shape[-1] + 1, device=uniforms.device) / uniforms.shape[-1]
@@ -25,8 +25,8 @@ def revealed_at(sampler, uniforms):
 
 
 def canvases(sampler, uniforms, ids, n):
-    """n canvases of samples, from all masked to all known, evenly over sampling: ids (B, L) -> (n, B, L) with the
-    sampler's mask_id where a code is unknown yet."""
+    """n canvases of samples at evenly spaced times, from all masked to all known: ids (B, L) -> (n, B, L), with the
+    sampler's mask_id for codes that are not known yet."""
     shares = torch.linspace(0, 1, n, device=ids.device)
     masked = revealed_at(sampler, uniforms) > shares[:, None, None]
     return ids.masked_fill(masked, sampler.mask_id)

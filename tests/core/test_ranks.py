@@ -45,7 +45,7 @@ STAGE_2 = (
     f"--train_steps {LAST} --batch_size 6 --lr 1e-4 --ema --steps_per_update_ema 2 --steps_per_log 5 "
     "--steps_per_eval 10 --steps_per_checkpoint 0 --horizontal_flip"
 )
-# Softmax does not see what is added to all keys: the gradient is exactly zero but for rounding, likewise.
+# Softmax ignores a constant added to all keys: the exact gradient is zero, and only rounding errors remain.
 WITHOUT_GRADIENT = re.compile(r"\.(k|key)\.bias$")
 
 

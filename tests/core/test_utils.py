@@ -1,4 +1,4 @@
-"""Seeds, averages, meters, precision, signals, the rounding of images, what is said."""
+"""Seeds, averages, meters, precision, signals, the rounding of images, messages."""
 
 import io
 import itertools
@@ -329,7 +329,7 @@ with StopRequest() as stop:
     assert done.returncode == 128 + getattr(signal, second)
 
 
-# ---------------------------------------------------------------------- what is said
+# ---------------------------------------------------------------------- messages
 
 
 def test_what_the_terminal_cannot_show_is_escaped(monkeypatch):
@@ -357,7 +357,7 @@ def test_progress_without_a_terminal(monkeypatch, capsys):
         assert (bar.done, bar.begun) == (4, 0)
     lines = capsys.readouterr().out.splitlines()
     assert [line.rpartition(" ")[2] for line in lines] == ["1/2", "2/2", "2/2", "2/2"]
-    assert [line.split(",")[0] for line in lines] == [  # the count goes on within a batch, as the time left does
+    assert [line.split(",")[0] for line in lines] == [  # within a batch, the count continues, as the time left does
         "sampling: 0/8 (0%) step 1/2",
         "sampling: 2/8 (25%)",
         "sampling: 4/8 (50%)",

@@ -52,7 +52,7 @@ def encoded(image, kind="PNG", **options):
 
 
 def grey(value):
-    """Bytes of a small image whose pixels are all `value`: the images of a set are told apart by it."""
+    """Bytes of a small image whose pixels are all `value`, which identifies the image in a set."""
     return encoded(Image.new("RGB", (SIZE, SIZE), (value,) * 3))
 
 
@@ -558,7 +558,7 @@ def test_nothing_but_broken_images(tmp_path, workers):
     with pytest.raises(UserError, match=r"^\d+ of 100 images cannot be decoded") as caught:
         next(training_batches(images, configuration(tmp_path, num_workers=workers), 1))
     assert "\n" not in str(caught.value), "no traceback of a worker"
-    assert int(images.broken.sum()) < 20, "it does not read them all before it says so"
+    assert int(images.broken.sum()) < 20, "it reports this before it has read all images"
     assert list(one_pass(images, 8, workers)) == []
     with pytest.raises(UserError, match="of 100 images cannot be decoded"):
         fixed_images(images, 3)

@@ -1,6 +1,6 @@
 """The dashboard in a real browser: the server of `make dashboard`, the runs of all scripts, pages opened in Chromium.
 
-`make test-browser`; skipped where there is no Chromium, or where the page's scripts cannot be had.
+`make test-browser`; skipped if there is no Chromium, or if the page's scripts are not available.
 """
 
 import base64
@@ -94,7 +94,7 @@ class Server:
             self.said.append(line)
             if line.startswith("the dashboard is at"):
                 return
-        if self.process.wait(10) == 1 and "cannot be had" in "".join(self.said):
+        if self.process.wait(10) == 1 and "are not available" in "".join(self.said):
             pytest.skip("".join(self.said))
         pytest.fail("".join(self.said))
 

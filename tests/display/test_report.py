@@ -148,7 +148,7 @@ def test_damaged_and_missing_files_are_noted(here):
     Path("logs/ae/bars.json").write_text('{"a": [1')
     Path("logs/ae/config.json").write_text("[]")
     Path("logs/ae/images/reconstructions_12.png").write_bytes(b"\x89PNG")
-    os.mkfifo("logs/ae/images/codebook_99.png")  # to open it would be to wait for ever
+    os.mkfifo("logs/ae/images/codebook_99.png")  # opening it would block
     os.mkfifo("logs/ae/images/other.png")
     page, run = report()
     text = " ".join(run.notes)

@@ -146,7 +146,7 @@ def test_neither(static, monkeypatch, packed, said, downloaded, also):
     if packed:
         npm(static, packed)
     downloads(static, downloaded, monkeypatch)
-    with pytest.raises(UserError, match=f"cannot be had .*{said}.*{also}.*no dashboard.*stats.jsonl") as caught:
+    with pytest.raises(UserError, match=f"are not available .*{said}.*{also}.*no dashboard.*stats.jsonl") as caught:
         put(static)
     assert "\n" not in str(caught.value)
     assert content(static) == {"js/main.js": "visdom's own"}  # nothing half done is left

@@ -1,4 +1,4 @@
-"""What people see of a run: its lines, its pictures, commands that can be pasted, samples as they come about."""
+"""What users see of a run: its lines, its pictures, commands to paste, samples while they are drawn."""
 
 import os
 import re
@@ -63,7 +63,8 @@ def test_a_strip_has_a_row_for_each_step_and_leaves_out_what_is_damaged(tmp_path
     for step, value in ((1, 10), (5, 90), (20, 170), (100, 250)):
         save_sheet(tmp_path, f"samples_{step}.png", flat(value))
     (tmp_path / "samples_5.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    save_png(tmp_path / "samples_30.png", sheet(flat(0)))  # by an earlier version: nobody knows where its images are
+    # An earlier version wrote this sheet without the positions of its images.
+    save_png(tmp_path / "samples_30.png", sheet(flat(0)))
     said = []
     (path,) = write_strips(str(tmp_path), said.append)
     assert path == str(tmp_path / "samples_progress.png")
@@ -239,7 +240,7 @@ def test_a_forecast_is_made_once(monkeypatch):
         now[0] += 100.0 if step == 1 else 0.5  # the first step is no measure
         said.append(forecast.text(step))
     assert [i + 1 for i, text in enumerate(said) if text] == [21]
-    assert said[20].startswith("0.5 s a step: 8.3 min to step 1021 (1970-01-01 ")
+    assert said[20].startswith("0.5 s per step: 8.3 min to step 1021 (1970-01-01 ")
     slow, said = progress.Forecast(10**12), []
     for step in range(1, 5):
         now[0] += 31.0

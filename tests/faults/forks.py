@@ -145,7 +145,7 @@ class Disk:
         return self.happen("mkdir", path, lambda: _REAL["mkdir"](path, *args, **kw))
 
     def write(self, fd, data):
-        """os.write, of what is not for the terminal."""
+        """os.write, except for writes to the terminal."""
         if fd < 3:
             return _REAL["write"](fd, data)
         return self.happen(

@@ -1,5 +1,5 @@
-"""Files that are damaged between two runs: an error in one line, or what is named and passed over or made again,
-or no difference at all; never a traceback, a run that does not end, or another result that nobody was told of."""
+"""Files that are damaged between two runs. Allowed: an error of one line; a reported file that is skipped or made
+again; or no difference at all. Never: a traceback, a run that does not end, or a different result without a message."""
 
 import itertools
 import json
@@ -175,7 +175,7 @@ def test_an_experiment_gives_the_same_or_says_why_not(
         path = damage_one(rng, place, MEASURING[script], turn)
         outcome = forked(EXPERIMENTS[script], place)
         result = verdict(outcome, path)
-        # It knows which images were held out; without it that is said, and none are.
+        # config.json records which images were held out. Without it, a message reports this, and none are held out.
         if not outcome.code and "config.json is gone" not in outcome.text:
             assert_same_results(same, place)
         tried[result] += 1

@@ -1,5 +1,5 @@
-"""A disk that is full, read-only, or not ours, at each write in turn: one clear line, exit code 1, the last
-checkpoint intact, and when there is space again --resume goes on bit for bit."""
+"""A disk that is full, read-only, or owned by someone else, at each write in turn. The run prints one clear line and
+exits with code 1, and the last checkpoint is intact. When there is space again, --resume continues bit for bit."""
 
 import errno
 import os
@@ -27,7 +27,7 @@ FAULTS_IN_A_ROW = 8
 
 
 def assert_one_line(outcome, words):
-    """Exit code 1, and of the output one line, the last, is an error that says so."""
+    """Exit code 1, and exactly one line of the output, the last, is an error that contains `words`."""
     assert outcome.code == 1 and "Traceback" not in outcome.text, outcome.text
     lines = outcome.text.splitlines()
     assert [line for line in lines if "error: " in line] == lines[-1:] and words in lines[-1], outcome.text
@@ -83,7 +83,7 @@ def test_a_disk_that_takes_no_more(stage, number, few_or_all, whole, new_place, 
         met = refuse_and_resume(stage, place, left[::stride], number)
         assert_same_and_tidy(same, place, LAST)
         assert met, f"{left[0]} did not come"
-        tried["mended"] += len(met)
+        tried["recovered"] += len(met)
         left = [event for event in left if event not in met]
 
 
@@ -110,7 +110,7 @@ def test_a_limit_of_the_size_of_files(stage, few_or_all, whole, new_place, figur
             assert_one_line(outcome, os.strerror(errno.EFBIG))
         assert forked(work, place).code == 0
         assert_same_and_tidy(same, place, LAST)
-        tried["mended"] += 1
+        tried["recovered"] += 1
 
 
 @pytest.mark.parametrize("script", EXPERIMENTS)
@@ -126,7 +126,7 @@ def test_a_disk_that_takes_nothing_of_an_experiment(script, few_or_all, trained_
         assert not leftovers(place)
         assert forked(EXPERIMENTS[script], place).code == 0
         assert_same_results(same, place)
-        tried["mended"] += 1
+        tried["recovered"] += 1
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")

@@ -1,4 +1,4 @@
-"""SIGKILL at chosen and at random moments: what was written before is whole, and --resume goes on bit for bit."""
+"""SIGKILL at chosen and at random moments: what was written before is complete, and --resume continues bit for bit."""
 
 import itertools
 import os
@@ -37,7 +37,7 @@ TURNS = {
 
 
 def moments(rng, events, turns):
-    """[(where, event to die at or None)], in an order in which each of them comes when the run goes on."""
+    """[(where, event to die at or None)], ordered so that the resumed run reaches each of them."""
     drawn = []
     for where in turns:
         event = None if where == RANDOM_TIME else draw(rng, filter(WHERE[where], events))

@@ -1,4 +1,4 @@
-"""Numbers that training cannot go on with, or that are at the edge of what makes sense."""
+"""Numbers with which training cannot continue, and numbers at the limits of what makes sense."""
 
 import json
 import math
@@ -102,7 +102,7 @@ POISONS = {"loss": poison_loss, "update": poison_update, "weights": poison_weigh
 @BOTH
 @pytest.mark.parametrize("poison", POISONS)
 def test_a_number_that_is_none_stops_the_run(stage, poison, whole, new_place, few_or_all, figures):
-    """It says at which step, keeps the checkpoints before, and --resume goes on as if nothing had been."""
+    """It reports the step and keeps the earlier checkpoints. --resume then continues as if nothing had happened."""
     same, _ = whole(stage, *SHORT)
     cases = [(step, value) for step in range(2, LAST + 1) for value in (math.nan, math.inf, -math.inf)]
     at = sorted(POISONS).index(poison)
@@ -129,7 +129,7 @@ def test_a_number_that_is_none_stops_the_run(stage, poison, whole, new_place, fe
 
 @pytest.mark.parametrize("flags", ["", "--disc_start_step 10000", "SAMPLER"])
 def test_fp16_updates_that_overflow_are_skipped_and_counted(place, flags, figures):
-    """The loss scale begins far too high, comes down by half a step, and then training goes on."""
+    """The loss scale starts far too high and is halved at each step until training continues."""
     work = stage_2 if flags == "SAMPLER" else stage_1
     more = "--amp --amp_dtype fp16 --train_steps 60 --steps_per_save_output 0 --steps_per_checkpoint 0".split()
 

@@ -16,7 +16,7 @@ STEPS = [10, 20, 30, 40, 50]
 
 @pytest.fixture
 def store(tmp_path):
-    """Five checkpoints of a run, and weights that somebody else put there."""
+    """Five checkpoints of a run, and weights that another program put there."""
     store = Checkpoints(tmp_path / "logs" / "run")
     for step in STEPS:
         store.save(step, dict(vqgan=STATE, ae_optim=STATE), dict(count=step), {})

@@ -21,8 +21,8 @@ from utils.core.errors import UsageError
 
 SAMPLER = "--sampler absorbing --ae_load_dir ae --ae_load_step 1"
 
-# The frozen interface: name -> (type, default with --dataset churches[, choices]). To change a line
-# here is to break somebody's command line.
+# The frozen interface: name -> (type, default with --dataset churches[, choices]). A change
+# here breaks command lines of users.
 COMMON = {
     "dataset": ("str", "churches"),
     "custom_dataset_path": ("str", None),
@@ -404,7 +404,7 @@ def test_a_sampler_takes_its_autoencoder_and_its_own_shape():
 def test_what_a_loaded_sampler_says_unless_the_command_line_does():
     save_run("old", resolved("--mask_schedule fixed --steps_per_eval 7 --sampler absorbing", "sampler"))
     H = resolved("--load_dir old --load_step 3", "sampler")
-    assert (H.mask_schedule, H.steps_per_eval) == ("fixed", 0)  # a new run validates as it is told
+    assert (H.mask_schedule, H.steps_per_eval) == ("fixed", 0)  # a new run follows its own flags
     assert resolved("--load_dir old --load_step 3 --mask_schedule random", "sampler").mask_schedule == "random"
 
     def measured(words, dataset="churches"):

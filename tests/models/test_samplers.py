@@ -308,7 +308,8 @@ def test_batches_stay_full():
 
 @pytest.mark.parametrize("name", ["absorbing", "autoregressive"])
 def test_weights_are_frozen_only_while_sampling(name):
-    """In bf16, too, a training model samples as its copy, and goes on with its float32 weights and gradients."""
+    """Also in bf16, a model in training draws the same samples as its copy and keeps its float32 weights and
+    gradients."""
     model = tiny(name, block_size=9, codebook_size=11)
     model.loss(torch.randint(0, 11, (2, 9)), StepRandom("x")).loss.backward()
     before = {k: v.clone() for k, v in model.state_dict().items()}

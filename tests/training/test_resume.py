@@ -1,4 +1,4 @@
-"""Runs that are killed go on as if nothing had happened, bit for bit (CPU)."""
+"""Killed runs resume as if nothing had happened, bit for bit (CPU)."""
 
 import json
 import signal
@@ -108,7 +108,7 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path, shapes, number, code):
     step = json.loads(manifests[0].read_text())["step"]
     lines = (tmp_path / "logs" / "run" / "stats.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["step"] == step
-    # What was saved in the middle of a log interval goes on exactly, too.
+    # A checkpoint in the middle of a log interval resumes exactly, too.
     text = run("train_vqgan.py", [*flags, "--resume", "--train_steps", str(step + 2)], tmp_path)
     assert f"after step {step}" in text
 

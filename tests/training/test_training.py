@@ -224,7 +224,7 @@ def test_existing_checkpoints_are_never_written_over(here, shapes):
         with pytest.raises(UserError, match="--resume continues it, another --log_dir"):
             train_stage_1(shapes, "ae", more)
     assert before == {p: p.read_bytes() for p in Path("logs/ae/saved_models").iterdir()}
-    train_stage_1(shapes, "ae", "--train_steps 5 --load_dir ae --load_step 3")  # its newest: goes on
+    train_stage_1(shapes, "ae", "--train_steps 5 --load_dir ae --load_step 3")  # its newest: resumes
     assert Checkpoints("logs/ae").steps() == [2, 3, 5]
 
 

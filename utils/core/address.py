@@ -1,4 +1,4 @@
-"""Where a visdom server is. Standard library only: the command line is checked with it."""
+"""The address of a visdom server. Standard library only: the command line is checked with it."""
 
 from urllib.parse import urlsplit
 
@@ -8,8 +8,8 @@ from utils.core.errors import UsageError
 def server_address(server, port):
     """Split None, a host name or a URL into (origin, port, path): ('http://localhost', 8097, '').
 
-    A port within the URL goes before `port`. Raises UsageError where it is neither a name nor a URL, or holds a
-    login: it would stand in every log.
+    A port within the URL takes precedence over `port`. Raises UsageError if the address is neither a name nor a URL, or
+    if it holds a login, which would appear in every log.
     """
     text = str(server or "localhost")
     try:

@@ -1,9 +1,9 @@
-"""Files of tensors that say what made them: nothing is reused for anything else.
+"""Cache files of tensors. Each file records what its tensors were computed from, and is reused for nothing else.
 
-Each holds {name: tensor}, a header (JSON values: everything that the tensors depend on), their hash, and their origin:
-a sample of the images' contents and the versions of libraries, which are compared on reading (the header, and so the
-file's name, has the images' names, sizes and times only). A header that differs means another file; a file that does
-not hold what its header says is damaged.
+A file holds {name: tensor}, a header, a hash of the tensors, and their origin. The header is a dict of JSON values:
+everything that the tensors depend on. Of the images it has only names, sizes and times. The origin holds a sample of
+the images' contents and the versions of libraries; it is compared when the file is read. A different header gives a
+different file name. A file that does not match its header is damaged.
 """
 
 import importlib.metadata
@@ -20,10 +20,10 @@ ABANDONED = 3600.0  # seconds: another process may be writing into the same fold
 
 
 def read(path, header):
-    """({name: tensor}, origin) stored under this header, or None if there is no file. origin: None in a file of an
-    earlier version.
+    """Return ({name: tensor}, origin) stored under this header, or None if there is no file. The origin is None in a
+    file written by an earlier version.
 
-    Raises DamagedFile for a file that does not hold them.
+    Raises DamagedFile if the file does not hold them.
     """
     if not Path(path).exists():
         return None
@@ -40,21 +40,21 @@ def read(path, header):
 
 
 def fits_range(numbers, count, positions):
-    """Whether a tensor that was read holds `count` different int64 numbers of a range."""
+    """Whether a tensor that was read holds `count` distinct int64 numbers from the range `positions`."""
     if numbers.dtype != torch.int64 or numbers.shape != (count,):
         return False
     return len(numbers.unique()) == count and bool(((numbers >= positions.start) & (numbers < positions.stop)).all())
 
 
 def write(path, header, tensors, origin=None):
-    """Store {name: tensor} under this header; complete or absent."""
+    """Store {name: tensor} under this header. The file is complete or absent."""
     digest = hash_tensors(tensors)
     save_tensors(path, dict(format=FORMAT, header=header, tensors=tensors, sha256=digest, origin=origin))
 
 
 def store(path, header, tensors, say, what, origin=None):
-    """As write, but where that cannot be done only a warning is said: the tensors are there all the same.
-    Returns whether it was done."""
+    """Like write, but if the file cannot be written, only print a warning: the caller still has the tensors.
+    Returns whether the file was written."""
     try:
         write(path, header, tensors, origin)
     except OSError as error:
@@ -65,7 +65,7 @@ def store(path, header, tensors, say, what, origin=None):
 
 
 def versions(*libraries):
-    """{library: version} of packages that determine results, by their names in the package index."""
+    """{library: version} of packages that affect results, by their names in the package index."""
     found = {}
     for name in libraries:
         try:
@@ -76,11 +76,12 @@ def versions(*libraries):
 
 
 def is_current(origin, now, path, say, what, renew=False):
-    """Whether a cache may be reused. A difference, and what is not known, is reported in one line.
+    """Whether a cache may be reused. Reports a difference, or an unknown origin, in one line.
 
-    origin, now: what was stored, and what would be stored now: dict(versions={library: version}) and, if images are
-    read, `contents`, a digest of some of them. Other contents: no. Other versions: with `renew` no, else yes with a
-    warning, so that a run continues with what it learned from. None stored, by an earlier version: yes, with a note.
+    origin, now: the stored origin, and the one that would be stored now: dict(versions={library: version}) and, if
+    images are read, `contents`, a digest of some of them. If the contents differ, the cache is not reused. If only the
+    versions differ, it is reused with a warning, so that a run continues with what it learned from; with `renew` it is
+    not reused. If an earlier version stored no origin, it is reused with a note.
     """
     if origin is None:
         say(
@@ -110,12 +111,12 @@ def is_current(origin, now, path, say, what, renew=False):
 
 
 def cached(path, header, compute, say, what, origin, check, renew=False):
-    """The tensors of this header from `path`, or from compute(), which are then stored there.
+    """Read the tensors of this header from `path`, or call compute() and store its result there.
 
-    what: their name in messages ("codes"). origin: a function that returns what else they come from; renew: see
-    is_current. check: called with tensors that were read; raises DamagedFile if compute() cannot have given them.
-    The main process reads, and decides whether there is anything to compute; then all processes do that, and it
-    stores. Elsewhere the result is None.
+    what: the name of the tensors in messages ("codes"). origin: a function that returns their origin; renew: see
+    is_current. check: called with tensors that were read; raises DamagedFile if compute() cannot have returned them.
+    The main process reads the file and decides whether to compute. If so, all processes call compute(), and the main
+    process stores the result. In the other processes the result is None.
     """
     tensors = None
     if distributed.is_main():

@@ -1,9 +1,9 @@
 """Checkpoints that are complete or absent.
 
 logs/<log_dir>/saved_models/<name>_<step>.th     plain state dicts, as the original program writes them
-logs/<log_dir>/saved_stats/stats_<step>          what else a resume needs (meters, loss scale, counts)
-logs/<log_dir>/saved_models/manifest_<step>.json sizes and hashes of these and its own; written last: a step
-                                                 without a manifest that holds is not a checkpoint
+logs/<log_dir>/saved_stats/stats_<step>          everything else that a resume needs (meters, loss scale, counts)
+logs/<log_dir>/saved_models/manifest_<step>.json sizes and hashes of these files, and its own hash; written last: a step
+                                                 without a valid manifest is not a checkpoint
 logs/<log_dir>/saved_models/.unfinished_<step>.json  while a checkpoint is written or removed: the names of its files
 """
 
@@ -42,7 +42,8 @@ def _has(**fields):
 
 
 _is_file = _has(bytes=_is_count, sha256=_is_text)
-# What a manifest holds: `step` and `files` always, the others depending on the run and its age. Others are not read.
+# The fields of a manifest. It always has `step` and `files`; the others depend on the run and on the version that
+# wrote it. Unknown fields are ignored.
 _FIELDS = dict(
     step=_is_count,
     files=lambda value: isinstance(value, dict) and all(map(_is_file, value.values())),
@@ -57,7 +58,7 @@ _FIELDS = dict(
 
 
 def _file_of(step):
-    """A pattern of the names that manifests give the files of a step."""
+    """A pattern that matches the names of a step's files in manifests."""
     return re.compile(rf"saved_models/\w+_{step}\.th|saved_stats/stats_{step}")
 
 
@@ -91,7 +92,7 @@ class Checkpoints:
         return self._steps_of(r"manifest_(\d+)\.json")
 
     def steps_with(self, name):
-        """Steps for which there is a file of this name, with a manifest or not (published checkpoints)."""
+        """Steps that have a file of this name, with or without a manifest (published checkpoints have none)."""
         return self._steps_of(re.escape(name) + r"_(\d+)\.th")
 
     def _steps_of(self, pattern):
@@ -101,8 +102,9 @@ class Checkpoints:
         return sorted(int(m.group(1)) for m in matches if m)
 
     def lost_steps(self):
-        """Steps of which saved_stats holds what is written last, and saved_models nothing: it is not the same folder
-        any more (not mounted, or emptied). A checkpoint that was interrupted has left weights or a note."""
+        """Steps that have a file in saved_stats but nothing in saved_models. The stats file is written after the
+        weights, so saved_models is no longer the same folder (not mounted, or emptied). An interrupted checkpoint
+        leaves weights or a note."""
         names = os.listdir(self.stats) if self.stats.is_dir() else []
         steps = sorted(int(m.group(1)) for m in map(re.compile(r"stats_(\d+)").fullmatch, names) if m)
         return [s for s in steps if not (any(self.models.glob(f"*_{s}.th")) or self._unfinished_path(s).exists())]
@@ -111,7 +113,7 @@ class Checkpoints:
 
     def save(self, step, state_dicts, extra, about):
         """Write one checkpoint: state_dicts {name: state dict}, extra (tensors and plain values), about
-        (JSON values for the manifest). Nothing counts until the manifest is there."""
+        (JSON values for the manifest). The checkpoint counts only once its manifest is written."""
         self.sweep()
         values = {self.path(name, step): state for name, state in state_dicts.items()}
         values[self.stats_path(step)] = extra
@@ -123,15 +125,15 @@ class Checkpoints:
             manifest = dict(format=FORMAT, step=step, **about, files=files)
             write_json(self.manifest_path(step), dict(manifest, digest=hash_json(manifest)))
         except OSError:
-            with contextlib.suppress(OSError):  # on a full disk, its half of the checkpoint is in the way
+            with contextlib.suppress(OSError):  # on a full disk, the incomplete files take up space
                 self.sweep()
             raise
         self._whole.add(step)
         self.sweep()
 
     def sweep(self):
-        """Remove what was begun and not finished, by a process that was killed or by a disk that was full: temporary
-        files, and the files of checkpoints that were being written or removed."""
+        """Remove what a killed process or a full disk left unfinished: temporary files, and the files of checkpoints
+        that were being written or removed."""
         for folder in (self.models, self.stats):
             remove_temporaries(folder)
         for step in self._steps_of(r"\.unfinished_(\d+)\.json"):
@@ -141,7 +143,7 @@ class Checkpoints:
             self._unfinished_path(step).unlink(missing_ok=True)
 
     def _files_of_unfinished(self, step):
-        """The files that a note (or what was a manifest) names, if they can be this step's at all."""
+        """The files that a note (or a former manifest) lists, except names that cannot belong to this step."""
         allowed = _file_of(step)
         try:
             names = [str(name) for name in read_json(self._unfinished_path(step))["files"]]
@@ -150,16 +152,16 @@ class Checkpoints:
         return [self.folder / name for name in names if allowed.fullmatch(name)]
 
     def prune(self, keep):
-        """Remove all checkpoints that are older than the `keep` newest whole ones (2 at least); of steps that have
-        a manifest, and only what that names."""
+        """Remove all checkpoints that are older than the `keep` newest complete ones (at least 2). Only steps with a
+        manifest are removed, and only the files that the manifest lists."""
         whole = 0
         for step in reversed(self.steps()):
             if whole < max(keep, 2):
                 whole += self._is_whole(step)
                 continue
-            with contextlib.suppress(DamagedFile):  # nobody knows what the manifest named
+            with contextlib.suppress(DamagedFile):  # which files it listed is unknown
                 self.manifest(step)
-                # At one stroke it is no checkpoint any more, and what is still to be removed is noted.
+                # One atomic step: it is no longer a checkpoint, and the files to remove are noted.
                 os.replace(self.manifest_path(step), self._unfinished_path(step))
         fsync_folder(self.models)
         self.sweep()
@@ -172,8 +174,8 @@ class Checkpoints:
     # ------------------------------------------------------------------ reading
 
     def manifest(self, step):
-        """What was written as the manifest of a step. Raises DamagedFile if it holds anything else: the folder may come
-        from someone else."""
+        """The manifest of a step as it was written. Raises DamagedFile if the file holds anything else: the folder may
+        come from someone else."""
         path = self.manifest_path(step)
         manifest = read_json(path)
         if not isinstance(manifest, dict):
@@ -181,7 +183,7 @@ class Checkpoints:
         digest = manifest.pop("digest", None)
         wrong = [name for name, is_right in _FIELDS.items() if name in manifest and not is_right(manifest[name])]
         wrong += [name for name in ("step", "files") if name not in manifest]
-        # Manifests had no digest at first, and no configuration.
+        # The first versions wrote manifests without a digest and without a configuration.
         if digest != hash_json(manifest) and (digest is not None or "hparams" in manifest):
             wrong.append("digest")
         if not wrong and (manifest["step"] != step or not all(map(_file_of(step).fullmatch, manifest["files"]))):
@@ -191,7 +193,7 @@ class Checkpoints:
         return manifest
 
     def verify(self, step):
-        """The manifest of a step whose files all are what it says. Raises DamagedFile otherwise."""
+        """The manifest of a step. Raises DamagedFile unless all files match it."""
         manifest = self.manifest(step)
         for name, expected in manifest["files"].items():
             self._verify_file(self.folder / name, expected["bytes"], expected["sha256"])
@@ -206,8 +208,8 @@ class Checkpoints:
             raise DamagedFile(f"{path} is damaged: its contents are not what was written")
 
     def newest_good(self, warn):
-        """(step, manifest) of the newest checkpoint that verifies; (None, None) where there is none.
-        Damaged ones are named through `warn` and passed over."""
+        """(step, manifest) of the newest checkpoint that passes verification; (None, None) if there is none.
+        Damaged checkpoints are reported through `warn` and skipped."""
         for step in reversed(self.steps()):
             try:
                 return step, self.verify(step)
@@ -219,16 +221,16 @@ class Checkpoints:
         return load_tensors(self.stats_path(step))
 
     def has(self, name, step):
-        """Whether <name>_<step>.th is there, or was: a manifest names it."""
+        """Whether <name>_<step>.th exists, or existed: a manifest lists it."""
         path = self.path(name, step)
         return path.is_file() or (
             self.manifest_path(step).is_file() and self._key(path) in self.manifest(step)["files"]
         )
 
     def load(self, name, step):
-        """The state dict <name>_<step>.th, verified where a manifest names it.
+        """The state dict <name>_<step>.th, verified if a manifest lists it.
 
-        Raises UserError that lists what there is where the file is missing.
+        Raises UserError, which lists the available steps, if the file is missing.
         """
         path = self.path(name, step)
         if not path.is_file():
@@ -250,7 +252,7 @@ def checkpoints_of(run_name):
 
 
 def load_into(module, state, what):
-    """module.load_state_dict(state) strictly, with one readable line when the names or shapes differ."""
+    """Call module.load_state_dict(state), strict. Raises a UserError of one line if names or shapes differ."""
     try:
         module.load_state_dict(state)
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:

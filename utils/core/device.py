@@ -7,7 +7,7 @@ from utils.core.errors import UserError
 
 
 def pick_device(name):
-    """'auto', 'cpu', 'cuda' or 'mps' -> torch.device. Raises UserError where the device is not there."""
+    """'auto', 'cpu', 'cuda' or 'mps' -> torch.device. Raises UserError if the device is not available."""
     mps = torch.backends.mps.is_available()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
@@ -29,5 +29,5 @@ def pick_device(name):
 
 
 def device_name(device):
-    """As its maker calls it, where PyTorch knows."""
+    """The name of the CUDA device; for other devices their type."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

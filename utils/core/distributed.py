@@ -1,8 +1,8 @@
 """The processes of one job under torchrun. With one process every function is the identity.
 
-Every process must call these functions in the same order: a process that ends, or calls another, ends all.
-The group is joined at the first call. CPU tensors travel by gloo, CUDA tensors by NCCL; plain objects and
-decisions by gloo, so that nothing waits for a GPU.
+Every process must call these functions in the same order: if one process ends or calls another function, all end.
+The first call joins the group. CPU tensors are sent by gloo, CUDA tensors by NCCL. Plain objects and decisions are
+sent by gloo, so that nothing waits for a GPU.
 """
 
 import datetime
@@ -17,18 +17,18 @@ from utils.core.errors import UserError
 from utils.core.files import hash_json
 from utils.core.job import is_main, local_rank, local_size, rank, world_size  # noqa: F401 (offered here, too)
 
-# One process may be busy alone (hashing a checkpoint, k-means) while the others wait; one that has died is noticed
-# otherwise, by its connections and by torchrun.
+# One process may work alone (hashing a checkpoint, k-means) while the others wait. A process that has died is noticed
+# without this limit, by its closed connections and by torchrun.
 PATIENCE = datetime.timedelta(hours=1)
 
 
 def several():
-    """Whether there is more than one process; then they have joined."""
+    """Whether there is more than one process. If so, join the group."""
     if world_size() == 1:
         return False
     if not dist.is_initialized():
         store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
-        # After --max_restarts torchrun's store can still hold the addresses of the processes that were there before.
+        # After a restart, torchrun's store can still hold the addresses of the previous processes.
         store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=PATIENCE)
@@ -36,7 +36,7 @@ def several():
 
 
 def cleanup():
-    """Leave the group, when all that concerns it has gone well."""
+    """Leave the group, after everything that uses it has succeeded."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -60,7 +60,7 @@ def all_reduce_mean(tensor):
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over the processes, which every process's loss depends on."""
+    """The sum over the processes. The loss of every process depends on it."""
 
     @staticmethod
     def forward(_ctx, tensor):
@@ -72,8 +72,8 @@ class _Sum(torch.autograd.Function):
 
 
 def mean_with_gradient(tensor):
-    """The mean of `tensor` over the processes. Gradients flow back to every process's tensor, as those of the
-    sum of all processes' losses: averaging the parameters' gradients makes them the mean loss's."""
+    """The mean of `tensor` over the processes. Each process's tensor receives the gradient of the sum of all
+    processes' losses. Averaging the parameters' gradients afterwards gives those of the mean loss."""
     return _Sum.apply(tensor) / world_size() if several() else tensor
 
 
@@ -92,7 +92,7 @@ def average_gradients(parameters):
 
 
 def all_gather_rows(tensor):
-    """Concatenate `tensor` (n, ...) of all processes in the order of their ranks."""
+    """Concatenate the tensors (n, ...) of all processes, ordered by rank."""
     if not several():
         return tensor
     parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
@@ -111,14 +111,14 @@ def tensors_from_main(tensors):
 
 
 def tensor_from_main(tensor):
-    """The main process's CPU tensor, which the others need not know (their argument is not looked at)."""
+    """The main process's CPU tensor, in every process (the argument of the other processes is ignored)."""
     if not several():
         return tensor
     shape, dtype = from_main(lambda: (tensor.shape, tensor.dtype))
     if not is_main():
         tensor = torch.empty(shape, dtype=dtype)
     if tensor.numel():
-        dist.broadcast(tensor.contiguous().view(-1).view(torch.uint8), 0)  # as bytes: gloo does not know all types
+        dist.broadcast(tensor.contiguous().view(-1).view(torch.uint8), 0)  # as bytes: gloo does not support all types
     return tensor
 
 
@@ -126,7 +126,7 @@ def tensor_from_main(tensor):
 
 
 def any_rank(flag):
-    """The largest of the processes' integers `flag`: how a signal to one reaches all."""
+    """The largest of the processes' integers `flag`. This is how a signal to one process reaches all."""
     if not several():
         return flag
     value = torch.tensor(flag)
@@ -139,7 +139,7 @@ def barrier():
 
 
 def from_main(function):
-    """function(), called by the main process alone; every process gets the result (a plain object)."""
+    """Call function() in the main process only; every process gets the result (a plain object)."""
     if not several():
         return function()
     box = [function() if is_main() else None]
@@ -148,7 +148,7 @@ def from_main(function):
 
 
 def from_all(value):
-    """The plain objects or CPU tensors of all processes, in the order of their ranks."""
+    """The plain objects or CPU tensors of all processes, ordered by rank."""
     if not several():
         return [value]
     values = [None] * world_size()
@@ -157,7 +157,7 @@ def from_all(value):
 
 
 def must_agree(value, what):
-    """UserError where value(), a JSON value, is not the same in all processes. what: the message's subject."""
+    """Raise UserError if value(), a JSON value, is not the same in all processes. what: the message's subject."""
     if not several():
         return
     digests = from_all(hash_json(value()))
@@ -175,11 +175,11 @@ _END = object()
 
 
 def in_order(own):
-    """The results of work that is shared out, in order, on the main process; nothing on the others, which must
-    exhaust this iterator nevertheless: their work is done by it.
+    """Yield the results of shared work in order in the main process, and nothing in the others. The others must
+    exhaust this iterator too, because iterating does their work.
 
-    own: iterable over this process's results; the i-th of all is made by process i % world_size. CPU tensors and
-    plain values; None for one that came to nothing, which is left out.
+    own: iterable over this process's results, which are CPU tensors or plain values. Process i % world_size makes
+    result i. A result that is None is left out.
     """
     own = iter(own)
     while True:
@@ -194,8 +194,8 @@ def in_order(own):
 
 
 def turns(first, n, size):
-    """How the processes take range(first, first + n) in turns, up to `size` of them each, evenly: yields of each turn
-    (this process's range, how many all take together)."""
+    """Share range(first, first + n) evenly among the processes, in turns of up to `size` items each. Yields for each
+    turn (this process's range, the number of items of all processes)."""
     size = min(size, math.ceil(n / world_size()))
     for start in range(first, first + n, size * world_size()):
         stop = min(start + size * world_size(), first + n)

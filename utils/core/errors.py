@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one clear line, never a traceback. Standard library only."""
+"""Errors that the user can fix: one clear line, never a traceback. Standard library only."""
 
 import os
 import signal
@@ -11,13 +11,13 @@ EXIT_USAGE = 2
 
 
 def printable(text):
-    """Text that does nothing to a terminal but show: control characters, what turns the writing direction and
-    bytes that are no text (all of which names of files may hold) are escaped, line breaks kept."""
+    """Text that is safe to print on a terminal. Control characters, characters that change the writing direction, and
+    bytes that are not text are escaped; file names may hold all of these. Line breaks are kept."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(text))
 
 
 class UserError(ValueError):
-    """Something the user can mend; the message says what is wrong and how. Exit code 1."""
+    """An error that the user can fix; the message states what is wrong and how to fix it. Exit code 1."""
 
     exit_code = EXIT_FAILURE
 
@@ -32,14 +32,14 @@ class UsageError(UserError):
 
 
 class DamagedFile(UserError):
-    """A file is there but does not hold what it must (truncated, altered, of another kind)."""
+    """A file exists but does not hold what it must (truncated, altered, of another kind)."""
 
 
 def fail(message, exit_code=EXIT_FAILURE):
-    """Print one line to stderr (once, where several processes of a job meet the same) and exit."""
+    """Print one line to stderr and exit. If several processes of a job fail at the same time, only one prints."""
     try:
         sys.stdout.flush()
-    except OSError:  # nobody reads it any more, or the disk is full: Python would try again at its end
+    except OSError:  # a closed pipe or a full disk: Python would write again when it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if job.first_to_tell():
         print(f"error: {printable(' '.join(str(message).splitlines()))}", file=sys.stderr, flush=True)
@@ -47,8 +47,8 @@ def fail(message, exit_code=EXIT_FAILURE):
 
 
 def quit_quietly_at_interrupt():
-    """From now on, and until run_main, Ctrl-C ends the process without a traceback: while torch is imported there is
-    nothing yet to put in order."""
+    """From now until run_main, Ctrl-C ends the process without a traceback: while torch is imported there is nothing
+    to clean up."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
         signal.signal(signal.SIGINT, _quit)
 
@@ -58,7 +58,7 @@ def _quit(*_):
 
 
 def run_main(main, *args):
-    """Call main(*args) and turn the errors that a user can mend into one line and an exit code."""
+    """Call main(*args) and turn the errors that a user can fix into one line and an exit code."""
     if signal.getsignal(signal.SIGINT) is _quit:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -75,12 +75,12 @@ def run_main(main, *args):
     except (RuntimeError, MemoryError) as error:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             fail(f"torch.compile does not work here ({' '.join(str(error).split())[:200]}); train with --compile off")
-        if str(error).startswith("DataLoader worker"):  # torch's signal handler: one died between batches
+        if str(error).startswith("DataLoader worker"):  # from torch's signal handler: a worker died between batches
             fail(f"{str(error).splitlines()[0]}: a process that decodes images ended; try --num_workers 0")
         if _is_loss_of_others(error):
             fail(
-                "another process of this job has ended, and this one cannot go on alone (what that said stands above, "
-                "or in its machine's output); the last complete checkpoint is intact: --resume continues it"
+                "another process of this job has ended, and this one cannot continue alone (the error is printed "
+                "above, or in the output of its machine); the last complete checkpoint is intact: --resume continues it"
             )
         if not _is_out_of_memory(error):
             raise
@@ -91,7 +91,7 @@ def run_main(main, *args):
 
 
 def _is_out_of_memory(error):
-    """PyTorch has an exception of its own for CUDA only; elsewhere its words must tell."""
+    """PyTorch has an exception class of its own for CUDA only; for other devices, check the message."""
     words = ("out of memory", "can't allocate memory", "not enough memory", "Storage size calculation overflowed")
     return (
         isinstance(error, MemoryError)
@@ -101,7 +101,7 @@ def _is_out_of_memory(error):
 
 
 def _is_loss_of_others(error):
-    """Whether a message between processes failed: PyTorch has exceptions of its own for NCCL and the store only."""
+    """Whether communication between processes failed: PyTorch has its own exceptions for NCCL and the store only."""
     kind, words = type(error).__name__, str(error).lower()
     return job.world_size() > 1 and (kind.startswith("Dist") or "gloo" in words or "nccl" in words)
 
@@ -113,6 +113,6 @@ def _disk_hint(error):
         errno.ENOSPC: " (free some space; the last complete checkpoint is intact: --resume continues it)",
         errno.EFBIG: " (a file-size limit was hit; the last complete checkpoint is intact)",
         errno.EROFS: " (the file system is read-only: choose another place for logs/ and latents/)",
-        errno.EACCES: " (no permission: choose another place, or mend the folder's permissions)",
+        errno.EACCES: " (no permission: choose another place, or fix the folder's permissions)",
     }
     return hints.get(error.errno, "")

@@ -1,6 +1,6 @@
 """Files that are complete or absent, and reading that never executes anything.
 
-torch is imported where tensors are written or read: what only looks at a run need not wait for it.
+torch is imported inside the functions that write or read tensors, so that programs that only inspect a run start fast.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from utils.core.json_files import hash_json, parse_json, read_json  # noqa: F401
 
 
 def fsync_folder(folder):
-    """Make a rename in this folder durable (a no-op where the system cannot)."""
+    """Make a rename in this folder durable (a no-op if the system does not support it)."""
     with contextlib.suppress(OSError):
         fd = os.open(folder, os.O_RDONLY)
         try:
@@ -32,7 +32,7 @@ def fsync_folder(folder):
 
 
 class _HashingFile:
-    """Passes bytes on to a file and hashes them on the way."""
+    """Writes bytes to a file and hashes them."""
 
     def __init__(self, file):
         self.file, self.sha256 = file, hashlib.sha256()
@@ -47,8 +47,8 @@ class _HashingFile:
 
 @contextlib.contextmanager
 def atomic_write(path):
-    """Open a temporary file beside `path` (.<name>.<...>.tmp) for binary writing; on success it is flushed to
-    the disk and renamed to `path`, on any error removed. The file object hashes what it is given (`.sha256`)."""
+    """Open a temporary file next to `path` (.<name>.<...>.tmp) for binary writing. On success it is flushed to
+    the disk and renamed to `path`; on any error it is removed. The file object hashes what is written (`.sha256`)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -61,7 +61,7 @@ def atomic_write(path):
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        # torch's zip writer wraps the disk's error; the user needs the disk's own words, and which file.
+        # torch's zip writer wraps the disk's error; the user needs the original message and the name of the file.
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if not isinstance(cause, OSError):
             raise
@@ -71,21 +71,21 @@ def atomic_write(path):
 
 
 def remove_temporaries(folder, unused_for=0.0):
-    """Remove what processes that were killed within atomic_write left in a folder: it can be large.
+    """Remove the files in a folder that killed processes left in atomic_write: they can be large.
 
-    unused_for: only what nobody has written to for so many seconds: where others may be writing now.
+    unused_for: remove only files that were not modified for so many seconds, if other processes may be writing now.
     """
     folder = Path(folder)
     for path in folder.iterdir() if folder.is_dir() else ():
         if re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", path.name):
-            with contextlib.suppress(OSError):  # it was in use, another process is as tidy, the place read-only
+            with contextlib.suppress(OSError):  # in use, already removed by another process, or read-only
                 if time.time() - path.stat().st_mtime >= unused_for:
                     path.unlink()
 
 
 def check_appendable(path):
-    """UserError if a path holds anything but a regular file. A run's folder may come from someone else: a link in it
-    could lead to any file of the user, and a pipe would block."""
+    """Raise UserError if a path exists and is not a regular file. A run's folder may come from someone else: a link in
+    it could lead to any file of the user, and a pipe would block."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -97,21 +97,22 @@ def check_appendable(path):
 
 
 def _open_to_append(path):
-    """The flags cover what appears at the path after the check. Windows has neither of them."""
+    """The flags protect against a file that appears at the path after the check. Windows has neither of them."""
     check_appendable(path)
     more = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     return open(path, "ab", buffering=0, opener=lambda name, flags: os.open(name, flags | more, 0o666))
 
 
 class Lines:
-    """A file that grows by whole lines, each handed to the system at once.
+    """A file that grows by complete lines. Each line is written at once, without a buffer.
 
-    size and sha256 (a hex digest) are of what it holds. UserError for anything but a regular file (check_appendable).
+    size and sha256 (a hex digest) describe the contents. Raises UserError if the path is not a regular file (see
+    check_appendable).
     """
 
     def __init__(self, path, keep=None):
-        """keep: cut the file back to so many bytes (default: all of it). A last line without its end is cut off, too,
-        unless it is a complete row (as an editor leaves it), which then gets its end."""
+        """keep: truncate the file to so many bytes (default: keep all of it). An incomplete last line is removed, too.
+        A complete row without a line break (as some editors leave it) is kept and gets one."""
         self.path = path
         self.file = _open_to_append(path)
         content = Path(path).read_bytes()
@@ -131,11 +132,11 @@ class Lines:
         return self._hash.hexdigest()
 
     def append(self, line):
-        """Write one line: all of it, or, where the disk does not take it, nothing."""
+        """Write one line completely, or nothing if the disk fails."""
         data = line.encode("utf-8", "backslashreplace") + b"\n"
         done = 0
         try:
-            while done < len(data):  # a disk that is nearly full takes a part
+            while done < len(data):  # a nearly full disk may write only a part
                 done += self.file.write(data[done:])
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -158,7 +159,7 @@ class Lines:
 
 
 def _is_row(data):
-    """Whether bytes are a JSON object. What a write that was cut off leaves of one is none."""
+    """Whether bytes are a complete JSON object. The start of an object, left by an interrupted write, is not."""
     try:
         return isinstance(json.loads(data), dict)
     except (ValueError, RecursionError):
@@ -182,7 +183,7 @@ def save_tensors(path, value):
 
 
 def require_file(path):
-    """UserError where there is none (a pipe would keep its reader waiting for ever)."""
+    """Raise UserError unless the path is a regular file (reading from a pipe would block)."""
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder, not a file")
     if not os.path.isfile(path):
@@ -192,32 +193,32 @@ def require_file(path):
 def load_tensors(path, map_location="cpu"):
     """torch.load of tensors and plain values only: a file cannot run code.
 
-    Raises UserError where the file is missing, DamagedFile where it cannot be read.
+    Raises UserError if the file is missing, DamagedFile if it cannot be read.
     """
     import torch
 
     require_file(path)
     try:
-        with warnings.catch_warnings():  # of torch, on files that are refused below
+        with warnings.catch_warnings():  # torch warns about files that are refused below
             warnings.simplefilter("ignore")
             return torch.load(path, map_location=map_location, weights_only=True)
     except (PermissionError, MemoryError):
         raise
     except pickle.UnpicklingError as error:
         raise DamagedFile(f"{path} is refused: damaged, or holds more than tensors ({_first_line(error)})") from None
-    except Exception as error:  # bytes that are no checkpoint can make the reader raise anything
+    except Exception as error:  # on arbitrary bytes the reader can raise anything
         raise DamagedFile(f"{path} is damaged and cannot be read ({_first_line(error)})") from None
 
 
 def load_npy(path):
-    """A .npy file as an array; it cannot run code. Raises UserError where it is
-    missing, DamagedFile where it cannot be read."""
+    """A .npy file as an array; it cannot run code. Raises UserError if it is missing, DamagedFile if it cannot be
+    read."""
     require_file(path)
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # of a damaged header numpy's parser raises anything
+    except Exception as error:  # on a damaged header numpy's parser can raise anything
         raise DamagedFile(f"{path} is no readable .npy file ({_first_line(error)})") from None
 
 

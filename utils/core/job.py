@@ -1,4 +1,4 @@
-"""Which process of its job this one is, as torchrun's environment says. Standard library only."""
+"""The rank of this process in its job, from torchrun's environment variables. Standard library only."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ def rank():
 
 
 def local_rank():
-    """Its number among the processes of its machine."""
+    """The rank of this process among those of its machine."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
@@ -23,18 +23,19 @@ def world_size():
 
 
 def is_main():
-    """True on the one process that writes, logs and talks to the dashboard."""
+    """True in the one process that writes, logs and sends to the dashboard."""
     return rank() == 0
 
 
 def first_to_tell():
-    """Whether no other process of the job has told an error on this machine (since torchrun's last restart).
+    """Whether no other process of the job has reported an error on this machine (since torchrun's last restart).
 
-    All meet the same mistake at once, and when one ends, the others lose it: the first alone is to be heard.
+    All processes meet the same mistake at once, and when one ends, the others lose their connection to it. Only the
+    first one reports an error.
     """
     record = os.environ.get("TORCHELASTIC_ERROR_FILE")  # <a folder for each start>/<local rank>/error.json
     if world_size() > 1 and record:
-        with contextlib.suppress(OSError):  # a place that cannot be written: all are heard
+        with contextlib.suppress(OSError):  # not writable: all processes report
             told = os.path.join(os.path.dirname(os.path.dirname(record)), "told")
             try:
                 os.close(os.open(told, os.O_CREAT | os.O_EXCL))

@@ -1,7 +1,8 @@
 """One process at a time writes a run's folder.
 
-logs/<log_dir>/.lock is held with a kernel lock (flock), which the system releases however the process ends. The file
-says who holds it. On a file system without locks, logs/<log_dir>/.in_use says so instead, and is removed at the end.
+The process holds a kernel lock (flock) on logs/<log_dir>/.lock; the system releases it however the process ends. The
+file names the process that holds it. On a file system without locks, the file logs/<log_dir>/.in_use marks the folder
+as in use; it is removed at the end.
 """
 
 import errno
@@ -19,13 +20,13 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-WAIT_AFTER_RESTART = 60.0  # seconds: torchrun starts the processes again while the last ones are still ending
+WAIT_AFTER_RESTART = 60.0  # seconds: torchrun restarts the processes while the previous ones are still ending
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 _HELD = set()  # descriptors
 
 
 def _close_inherited():
-    """In a forked child, which would hold the lock for as long as it lives."""
+    """Called in a forked child, which would otherwise hold the lock as long as it runs."""
     for fd in _HELD:
         os.close(fd)
     _HELD.clear()
@@ -36,9 +37,10 @@ if hasattr(os, "register_at_fork"):
 
 
 class FolderLock:
-    """The lock of a run's folder, which is made if necessary. UserError if another process holds it.
+    """The lock of a run's folder. The folder is created if necessary. Raises UserError if another process holds the
+    lock.
 
-    warn: is called with one line if the file system has no locks.
+    warn: called with one line if the file system has no locks.
     """
 
     def __init__(self, folder, warn):
@@ -109,7 +111,7 @@ def _owner():
 
 
 def _described(path):
-    """Who holds the lock, as text. The file can be incomplete while it is written."""
+    """The process that holds the lock, as text. The file can be incomplete while it is written."""
     try:
         owner = read_json(path)
         return f"process {owner['pid']} on {owner['host']} since {owner['since']}"

@@ -1,4 +1,4 @@
-"""Progress on the terminal: a bar with ETA; plain lines where there is no terminal."""
+"""Progress: a bar with ETA on a terminal, plain lines otherwise."""
 
 import sys
 import time
@@ -9,14 +9,14 @@ from utils.core.errors import printable
 from utils.core.job import is_main
 
 PLAIN_INTERVAL = 15.0  # seconds between lines without a terminal, at first
-CALM = 300.0  # after so many seconds they become rarer, to at most RAREST times as far apart: logs of days stay short
+CALM = 300.0  # after so many seconds the interval grows, to at most RAREST times: logs of long runs stay short
 RAREST = 20
 BAR = "{desc} {n_fmt}/{total_fmt} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
 
 
 def say(message):
-    """Print a line without breaking a bar; what the terminal's encoding lacks, and what would not be shown but
-    obeyed, is escaped (file names!). Of several processes the main one speaks for all."""
+    """Print a line without breaking a progress bar. Characters that the terminal's encoding lacks and control
+    characters are escaped: file names may hold them. Only the main process prints."""
     if not is_main():
         return
     encoding = sys.stdout.encoding or "utf-8"
@@ -27,8 +27,9 @@ def say(message):
 class Progress:
     """A count towards a total. `update(n, **shown)`; use as a context manager.
 
-    lazy: nothing is shown before the first skip_to or update: perhaps there is nothing to do. Of several processes
-    the main one shows its own, which must count for all; workers: how many do as much as it does of what is under way.
+    lazy: show nothing before the first skip_to or update, because there may be nothing to do. Only the main process
+    shows its count, which must include the work of all. workers: the number of processes that work at the same pace,
+    to estimate the unfinished work of all.
     """
 
     def __init__(self, total, description, unit="it", initial=0, enabled=True, lazy=False, workers=1):
@@ -37,14 +38,14 @@ class Progress:
         self.start = self.last_line = time.monotonic()
         self.plain = enabled and is_main() and not sys.stderr.isatty()
         self.bar = self.last_shown = None
-        self.begun = 0.0  # units of work that is under way
+        self.begun = 0.0  # units of unfinished work
         self.wants_bar = enabled and is_main() and not self.plain
         if not lazy:
             self._show_bar()
 
     def _show_bar(self):
         if self.wants_bar and self.bar is None:
-            pace = "" if self.unit == "step" else ", {rate_fmt}"  # who trains shows images a second
+            pace = "" if self.unit == "step" else ", {rate_fmt}"  # training shows images per second itself
             self.bar = tqdm(
                 total=self.total,
                 desc=self.description,
@@ -58,18 +59,19 @@ class Progress:
             )
 
     def update(self, n=1, shown=None):
-        """Advance by n; shown: {name: value} to stand beside the count."""
+        """Advance by n; shown: {name: value} to show next to the count."""
         self.done += n
         self.begun = max(0.0, self.begun - n)
         self._show(shown)
 
     def has_begun(self, share):
-        """So much more of the units that are not done yet is under way."""
+        """Count a share of units that are started but not done."""
         self.begun += share * self.workers
         self._show(None)
 
     def within(self, n):
-        """A function that iterates over a list, the steps of work on the next n, and shows what is done of it."""
+        """Return a function that iterates over a list (the steps that complete the next n units) and shows how many
+        steps are done."""
 
         def steps(items):
             for i, item in enumerate(items):
@@ -94,11 +96,11 @@ class Progress:
                 say(self.line())
 
     def count(self):
-        """What is done, with the part of what is under way."""
+        """The units done, including the finished part of the current work."""
         return min(int(self.done + self.begun), max(self.total, self.done))
 
     def skip_to(self, done):
-        """Count what was done before this run, and need not be done again."""
+        """Count work that was done before this run and is not repeated."""
         if done > self.done:
             self.initial += done - self.done
             self.done = done
@@ -107,12 +109,12 @@ class Progress:
             self.bar.initial, self.bar.n = self.initial, self.done
 
     def rate(self):
-        """Units a second since the start."""
+        """Units per second since the start."""
         return (self.done + self.begun - self.initial) / max(time.monotonic() - self.start, 1e-9)
 
     def line(self):
         shown, pace = _shown_text(self.last_shown or {}), ""
-        if rate := self.rate():  # else nobody knows
+        if rate := self.rate():  # 0: the time left is unknown
             left = tqdm.format_interval((self.total - self.done - self.begun) / rate)
             pace = f", {rate:.2f} {self.unit}/s, {left} left"
         share = f"{100 * self.count() / max(self.total, 1):.0f}%"
@@ -129,20 +131,20 @@ class Progress:
 
 
 class Forecast:
-    """Tells once, as soon as it is known, how long a run will take. total: its last step."""
+    """Reports once, as soon as it is known, how long a run will take. total: its last step."""
 
-    STEPS, SECONDS = 20, 30.0  # measured over so many steps after the first, or so long
-    SHORT = 10.0  # seconds that nobody wants to be told of
-    LONG = 3650 * 86400.0  # beyond, clocks have no words
+    STEPS, SECONDS = 20, 30.0  # measured over so many steps after the first, or so many seconds
+    SHORT = 10.0  # seconds: shorter times are not reported
+    LONG = 3650 * 86400.0  # seconds: longer times have no date
 
     def __init__(self, total):
         self.total, self.first, self.told = total, None, False
 
     def text(self, step):
-        """Call it after each step: None, or once one line."""
+        """Call it after each step. Returns one line, once, and None otherwise."""
         now = time.monotonic()
         if self.told or self.first is None:
-            self.first = self.first or (step, now)  # which is slower than the others
+            self.first = self.first or (step, now)  # the first step is slower and not counted
             return None
         steps, seconds = step - self.first[0], now - self.first[1]
         if steps < self.STEPS and seconds < self.SECONDS:
@@ -152,11 +154,11 @@ class Forecast:
         if left < self.SHORT:
             return None
         end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left)) if left < self.LONG else "in decades"
-        return f"{span(seconds / steps)} a step: {span(left)} to step {self.total} ({end})"
+        return f"{span(seconds / steps)} per step: {span(left)} to step {self.total} ({end})"
 
 
 def span(seconds):
-    """Seconds in words: 0.21 s, 45 s, 12 min, 3.5 h, 4.1 days."""
+    """A duration in seconds as text: 0.21 s, 45 s, 12 min, 3.5 h, 4.1 days."""
     for size, unit, most in ((1, "s", 90), (60, "min", 90), (3600, "h", 48)):
         if seconds < most * size:
             return f"{seconds / size:.2g} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
@@ -168,7 +170,7 @@ def _shown_text(shown):
 
 
 def track(iterable, description, total=None, unit="it", each=1):
-    """Iterate with a progress bar. each: what one of its items counts for."""
+    """Iterate with a progress bar. each: the number of units that one item counts for."""
     total = len(iterable) if total is None else total
     with Progress(total * each, description, unit) as progress:
         for item in iterable:

@@ -1,6 +1,6 @@
-"""Randomness as a function of (seed, what for, step, sample): nothing to save, nothing to restore.
+"""Randomness as a function of (seed, purpose, step, sample): no state to save or to restore.
 
-A resumed run draws what the uninterrupted one would have drawn, and N processes together draw what
+A resumed run draws what the uninterrupted run would have drawn, and N processes together draw what
 one process draws.
 """
 
@@ -11,7 +11,7 @@ import torch
 
 
 def derive_seed(*words):
-    """A 63-bit seed from any words (int or str); different words, unrelated seeds."""
+    """A 63-bit seed from any words (int or str). Different words give unrelated seeds."""
     text = "\x1f".join(str(w) for w in words).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
@@ -27,11 +27,11 @@ class StepRandom:
     """Random numbers for the samples of one step's global batch.
 
     Every rank draws the rows of all ranks and keeps its own, so that a sample's numbers do not depend
-    on how many processes share the batch. Draws come in the order of the calls.
+    on how many processes share the batch. The draws depend on the order of the calls.
     """
 
     def __init__(self, *words, device="cpu", rank=0, world_size=1, at=None):
-        """rank, world_size: of blocks of equal size; or at: (number of the first row, rows of all blocks)."""
+        """rank, world_size: which of the equal blocks of rows to return. Or at: (first row, number of all rows)."""
         self.words, self.generator = words, torch.Generator(device=device).manual_seed(derive_seed(*words))
         self.rank, self.world_size, self.at = rank, world_size, at
 
@@ -42,7 +42,7 @@ class StepRandom:
         return u[first : first + n]
 
     def split(self, parts):
-        """One of these for each of `parts` equal parts of this rank's rows (before anything was drawn)."""
+        """A list of StepRandom, one for each of `parts` equal parts of this rank's rows. Call it before any draw."""
         if parts == 1:
             return [self]
         return [

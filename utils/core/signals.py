@@ -7,12 +7,12 @@ import time
 
 from utils.core import job
 
-# Seconds in which a launcher passes on what all processes of a job may have got already: that is one request.
+# Seconds. A launcher may forward a signal that all processes of a job have already received: both count as one request.
 PASSING_ON = 3.0
 
 
 class StopRequest:
-    """Context manager. `number` is the signal that came, 0 while none did."""
+    """Context manager. `number` is the signal that was received, or 0 if there was none."""
 
     SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
 
@@ -30,7 +30,7 @@ class StopRequest:
 
     def __exit__(self, *_):
         for number, handler in self._previous.items():
-            # None: a handler that was not set from Python, and cannot be.
+            # None: a handler that was not set from Python, and cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number, _frame):
@@ -40,7 +40,7 @@ class StopRequest:
                 return
             os._exit(128 + number)
         self.number, self._since = number, now
-        with contextlib.suppress(OSError):  # the terminal may be gone; the step must not fail for it
+        with contextlib.suppress(OSError):  # the terminal may be gone; this must not make the step fail
             if job.is_main():
                 os.write(2, b"\nstopping after this step; once more ends the run at once\n")
 

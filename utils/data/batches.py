@@ -21,8 +21,8 @@ from utils.core.signals import StopRequest
 def batch_positions(seed, step, batch_size, n):
     """Which items form the global batch of a step: int64 (batch_size,) in [0, n).
 
-    Item p of the endless stream belongs to epoch p // n, which has an order of its own; step 1 takes
-    the first batch_size of the stream. Nothing but (seed, step) is needed to go on anywhere.
+    Item p of the endless stream belongs to epoch p // n, and each epoch has an order of its own. Step 1 takes
+    the first batch_size items of the stream. Only (seed, step) is needed to resume at any step.
     """
     stream = np.arange((step - 1) * batch_size, step * batch_size)
     epochs, offsets = stream // n, stream % n
@@ -37,7 +37,7 @@ _ORDERS = {}
 
 
 def _order(seed, epoch, n):
-    """permutation(seed, epoch, n), the last two kept."""
+    """permutation(seed, epoch, n), with a cache of the last two."""
     key = (seed, epoch, n)
     if key not in _ORDERS:
         while len(_ORDERS) > 1:
@@ -56,7 +56,7 @@ def local_rows(batch_size):
 
 
 def local_batch(H):
-    """How many of a batch a process holds at once in training."""
+    """The number of images of a batch that a process holds at once in training."""
     return max(1, H.batch_size // (distributed.world_size() * H.accumulate_steps))
 
 
@@ -79,7 +79,7 @@ class StepBatches:
 
 
 def training_batches(images, H, start_step):
-    """Endless (uint8 (B, C, H, W), indices (B,)) of this process, from start_step on."""
+    """Yield the endless batches (uint8 (B, C, H, W), indices (B,)) of this process, from start_step on."""
     sampler = StepBatches(len(images), H.batch_size, H.seed, start_step, H.horizontal_flip)
     loader = DataLoader(
         images,
@@ -92,11 +92,11 @@ def training_batches(images, H, start_step):
 
 
 def one_pass(images, batch_size, num_workers, flip=False, positions=None, shared=False):
-    """Every decodable image once, in order, the last partial batch included.
+    """Yield every decodable image once, in order, including the last partial batch.
 
-    positions: a range of them (default: all). Yields (uint8 (B, C, H, W), indices (B,)); broken images are left out.
-    shared: this process's share, batch i going to process i % world_size; also the batches in which nothing was
-    left, so that they can be counted.
+    positions: a range of positions (default: all). Yields (uint8 (B, C, H, W), indices (B,)) without broken images.
+    shared: yield only this process's share: batch i belongs to process i % world_size. Empty batches are then yielded
+    too, so that the caller can count them.
     """
     positions = range(len(images)) if positions is None else positions
     batches = [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
@@ -116,7 +116,7 @@ def one_pass(images, batch_size, num_workers, flip=False, positions=None, shared
 
 
 def worker_errors_in_words(loader):
-    """The loader's batches; what goes wrong in a worker comes as the UserError it was, without its traceback."""
+    """Yield the loader's batches. An error in a worker is raised as a UserError without the worker's traceback."""
     batches = None
     try:
         batches = iter(loader)
@@ -127,15 +127,15 @@ def worker_errors_in_words(loader):
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
     except (RuntimeError, OSError, MemoryError) as error:
         if batches is None and isinstance(error, OSError):
-            _MultiProcessingDataLoaderIter._shutdown = True  # else the unfinished one complains when it is collected
+            _MultiProcessingDataLoaderIter._shutdown = True  # else the incomplete iterator raises when it is collected
         elif "DataLoader worker" not in str(error):
             raise
-        reason = (str(error).strip().splitlines() or [repr(error)])[-1]  # of a worker's traceback the last line
+        reason = (str(error).strip().splitlines() or [repr(error)])[-1]  # the last line of a worker's traceback
         raise UserError(
             f"a process that decodes images failed ({reason}); most likely memory, or the shared memory /dev/shm, is "
             "full: give fewer --num_workers, or --num_workers 0"
         ) from None
-    finally:  # now: an error's traceback would keep the workers until some later garbage collection
+    finally:  # end them now: an error's traceback would keep them until a later garbage collection
         if batches is not None and loader.num_workers:
             batches._shutdown_workers()
 
@@ -147,7 +147,7 @@ def _collate_good(items):
 
 
 def ignore_signals(_worker):
-    """In a worker: a signal to the whole process group is the main process's to handle (see end_workers)."""
+    """Called in a worker: the parent process handles a signal to the process group (see end_workers)."""
     for name in StopRequest.SIGNALS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -158,14 +158,14 @@ _WITH_WORKERS = weakref.WeakSet()
 
 @atexit.register
 def end_workers():
-    """Tell the workers that are left at exit to end, and make an end of those that do not. (An error's
-    traceback keeps its batches alive; a worker can be stuck in a read, or in a lock that a thread of its
-    parent held when it was forked.)
+    """At exit, ask the remaining workers to end, then kill those that do not. (An error's traceback keeps
+    its batches alive. A worker can be stuck in a read, or in a lock that a thread of its parent held when it
+    was forked.)
 
-    Otherwise multiprocessing would send SIGTERM, which they ignore, and wait for them for ever.
+    Otherwise multiprocessing would send SIGTERM, which they ignore, and wait for them indefinitely.
     """
     for batches in list(_WITH_WORKERS):
         batches._shutdown_workers()
     for child in multiprocessing.active_children():
-        if child.daemon:  # multiprocessing itself ends such processes, only not those that ignore SIGTERM
+        if child.daemon:  # multiprocessing ends these with SIGTERM, which workers ignore
             child.kill()

@@ -1,9 +1,9 @@
 """The cache of latent ids: what stage 2 trains on.
 
-A file under latents/ holds ids (N, L), int16 (int32 if the codebook is too large for that), the positions of the images
-that were left out because they could not be decoded, and a header of all that made them: the autoencoder's weights, the
-images, split and flip. Nothing is reused for another autoencoder. While a large set is encoded, what is done is kept in
-parts next to it: a job that is killed loses one part.
+A file under latents/ holds ids (N, L) as int16 (int32 if the codebook has more than 32,768 codes), the positions of the
+images that were left out because they could not be decoded, and a header of everything that the ids depend on: the
+autoencoder's weights, the images, split and flip. It is never reused for another autoencoder. While a large set is
+encoded, finished parts are stored next to it: a job that is killed loses at most one part.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from utils.core.files import hash_json
 
 LATENTS = Path("latents")
 FORMAT = 2  # part of the header
-PART = 1 << 14  # images of a part: minutes of work, some megabytes
+PART = 1 << 14  # images in a part: minutes of work, a few megabytes
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -37,12 +37,12 @@ def cache_path(header):
 
 
 def cached(header, images, codebook_size, batch_size, encode, say):
-    """The ids of an ImageSet from the cache of this header, or from encode(), which are then cached. Images that were
-    left out are named.
+    """The ids of an ImageSet, from the cache of this header, or from encode() and then cached. Reports the images that
+    were left out.
 
-    header: its latent_shape says how many codes an image has. encode: positions (a range within range(len(images)))
-    -> dict(ids=int (up to as many, L), left_out=positions int64 (n,)) of those images; of several processes all call
-    it together, and the main one has the result.
+    header: its latent_shape gives the number of codes of an image. encode: positions (a range within
+    range(len(images))) -> dict(ids=int (at most as many, L), left_out=positions int64 (n,)) of those images. All
+    processes call it together, and the main process gets the result.
     """
     path, n = cache_path(header), len(images)
     origin = functools.cache(images.origin)
@@ -61,7 +61,7 @@ def cached(header, images, codebook_size, batch_size, encode, say):
         )
 
     def compute():
-        size = PART // batch_size * batch_size or PART  # the batches are those of one pass over all
+        size = PART // batch_size * batch_size or PART  # a multiple: the batches equal those of one pass
         ranges = [range(start, min(start + size, n)) for start in range(0, n, size)]
         if len(ranges) == 1:
             return encode(ranges[0])
@@ -83,7 +83,7 @@ def cached(header, images, codebook_size, batch_size, encode, say):
     )
     images.leave_out(found and found.get("left_out"), n - len(found["ids"]) if found else 0, path, say)
     ids = distributed.tensor_from_main(found and found["ids"])
-    if distributed.is_main() and path.exists():  # else the parts are all there is
+    if distributed.is_main() and path.exists():  # otherwise only the parts hold the codes
         for place in _parts(path):
             with contextlib.suppress(OSError):
                 place.unlink()
@@ -93,8 +93,8 @@ def cached(header, images, codebook_size, batch_size, encode, say):
 def check(path, found, positions, length, codebook_size, most_missing=None):
     """Raises DamagedFile unless tensors that were read are what `cached` stores for a range of images.
 
-    most_missing: how many of the images may be left out; in a file of an earlier version, which does not say which
-    they are, too. None, for a part: any number, but it must be stored which.
+    most_missing: how many of the images may be left out. This limit also holds for files of earlier versions, which do
+    not list the missing images. None (for a part): any number may be missing, but the file must list them.
     """
     ids, left_out = found.get("ids"), found.get("left_out")
     if not torch.is_tensor(ids) or ids.dtype not in INTEGERS or ids.ndim != 2 or ids.shape[1] != length:

@@ -8,19 +8,19 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-# Whatever a file is called, it is read as one of these: Pillow's other readers (EPS runs Ghostscript)
-# are not for files from anywhere.
+# A file is read as one of these formats, whatever its name. Pillow's other readers are unsafe for files of unknown
+# origin (the EPS reader runs Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 LONG_IMAGE = 8  # aspect ratio from which an image is cropped before it is resized
-LONGEST_SIDE = 1 << 20  # pixels: Pillow bounds the area (179 million), but keeps a pointer for each row, too
-PIECE = 1 << 22  # pixels converted at once: of an image of that area every copy takes 0.7 GB
+LONGEST_SIDE = 1 << 20  # pixels: Pillow limits the area (179 million), but also allocates a pointer per row
+PIECE = 1 << 22  # pixels converted at once: each copy of an image of the largest area takes 0.7 GB
 
 
 def decode(data, size, n_channels=3):
-    """Encoded bytes -> uint8 (C, size, size): short side resized to `size`, then the centre cut out.
+    """Encoded bytes -> uint8 (C, size, size): short side resized to `size`, then cropped at the centre.
 
-    Any size and mode: transparency is put on white, 16-bit greys are scaled, EXIF rotation applied;
-    of an animation the first frame. Raises some Exception for what is not an image.
+    Accepts any size and mode. Transparent pixels are put on white, 16-bit greys are scaled, and the EXIF rotation is
+    applied. An animation gives its first frame. Raises an Exception of any type if the bytes are not an image.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -38,13 +38,13 @@ def decode(data, size, n_channels=3):
 
 
 def set_upright(image):
-    """Turn the image as its EXIF data says it was taken; leave it as it is where these cannot be read."""
-    with contextlib.suppress(Exception):  # whatever: the pixels are good
+    """Rotate the image as its EXIF data requires; leave it unchanged if the EXIF data cannot be read."""
+    with contextlib.suppress(Exception):  # any error in the EXIF data: the pixels are good
         ImageOps.exif_transpose(image, in_place=True)
 
 
 def to_rgb(image):
-    """Any Pillow mode -> RGB, in pieces where it is large."""
+    """Any Pillow mode -> RGB. A large image is converted in pieces."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     width, height = image.size
@@ -68,16 +68,17 @@ def _convert(image):
 
 
 def resize_and_crop(image, size):
-    """Resize(size) and CenterCrop(size) of torchvision, pixel for pixel; of long strips to within rounding.
+    """Resize(size) and CenterCrop(size) of torchvision, pixel for pixel. For long strips the result can differ by
+    rounding.
 
-    In Pillow alone, which is what torchvision calls: importing it takes longer than all else at start.
+    It uses Pillow directly, as torchvision does: importing torchvision would take most of the start-up time.
     """
     w, h = image.size
     short = min(w, h)
     new_w, new_h = size * w // short, size * h // short
     left, top = round((new_w - size) / 2), round((new_h - size) / 2)
     if max(w, h) > LONG_IMAGE * short:
-        # Resizing all of a 1 x 5000 strip only to cut a square out of it would fill the memory.
+        # Resizing a complete 1 x 5000 strip only to crop a square would use too much memory.
         box = (left * w / new_w, top * h / new_h, (left + size) * w / new_w, (top + size) * h / new_h)
         return image.resize((size, size), Image.BILINEAR, box=box)
     if (w, h) != (new_w, new_h):

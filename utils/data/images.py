@@ -1,4 +1,4 @@
-"""Sets of images: which of them train and validate, which cannot be decoded."""
+"""Sets of images: which images train and which validate, and which cannot be decoded."""
 
 import hashlib
 import os
@@ -20,42 +20,42 @@ MAX_BROKEN_SHARE = 0.05
 VALIDATION_SHARE = 0.05
 
 
-MAX_NAMED = 100  # broken images that are named one by one
+MAX_NAMED = 100  # broken images that are reported by name
 
 
-SKETCHED = 1000  # names that a sketch has in a digest of their own: manifests of earlier versions have no other
+SKETCHED = 1000  # names in the first digest of a sketch: manifests of earlier versions have only this one
 
 
-SAMPLED = 64  # images whose contents are compared, where a cache is read
+SAMPLED = 64  # images whose contents are compared when a cache is read
 
 
 class ImageSet(Dataset):
-    """Some images of a source, decoded to img_size; shared by all workers.
+    """Some images of a source, decoded to img_size. All workers share it.
 
-    Broken images are marked in `broken` (shared memory) by whichever process meets them; in training
-    the next good image takes the place of a broken one, so that batches stay full.
+    The process that finds a broken image marks it in `broken` (shared memory). In training, the next good image
+    replaces a broken one, so that batches stay full.
     """
 
     def __init__(self, source, indices, img_size, n_channels=3):
         self.source, self.indices = source, np.asarray(indices)
         self.img_size, self.n_channels = img_size, n_channels
-        self.packed = None  # utils.data.packed.PackedImages, where there is a cache of decoded images
+        self.packed = None  # utils.data.packed.PackedImages, if there is a cache of decoded images
         self.broken = torch.zeros(len(self.indices), dtype=torch.bool).share_memory_()
         self._reported = set()
-        self._known_to_all = 0  # how many broken images every process of the job knows of
+        self._known_to_all = 0  # the number of broken images that every process of the job knows
 
     def __len__(self):
         return len(self.indices)
 
     def load(self, i):
-        """Image i, uint8 (C, H, W); None where it cannot be decoded."""
+        """Image i, uint8 (C, H, W); None if it cannot be decoded."""
         if self.packed is not None and (image := self.packed.read(i)) is not None:
             return image
         try:
             return decode(self.source.read(self.indices[i]), self.img_size, self.n_channels)
         except UserError:
             raise  # the source itself cannot be read
-        except Exception:  # Pillow's readers raise nearly everything, and one bad file must not end a run
+        except Exception:  # Pillow's readers raise many types, and one bad file must not end a run
             self.broken[i] = True
             return None
 
@@ -72,7 +72,7 @@ class ImageSet(Dataset):
         raise UserError(self._too_many(i))
 
     def most_broken(self):
-        """How many images may be broken."""
+        """The number of images that may be broken."""
         return int(MAX_BROKEN_SHARE * len(self))
 
     def _too_many(self, i):
@@ -83,8 +83,8 @@ class ImageSet(Dataset):
         )
 
     def check_broken(self, say):
-        """Name newly found broken images through `say`; UserError when there are more than 5%."""
-        count = np.count_nonzero(self.broken.numpy())  # at every step: 0.2 ms for 3 million, torch's sum 4 ms
+        """Report newly found broken images through `say`. Raises UserError if more than 5% are broken."""
+        count = np.count_nonzero(self.broken.numpy())  # each step: 0.2 ms for 3 million; torch.sum takes 4 ms
         if count == len(self._reported):
             return
         found = self.broken.nonzero().squeeze(1).tolist()
@@ -96,13 +96,13 @@ class ImageSet(Dataset):
             raise UserError(self._too_many(found[0]))
 
     def share_broken(self):
-        """Tell the other processes of the job which images are broken. Called by all of them."""
+        """Exchange with the other processes of the job which images are broken. All processes call it."""
         if distributed.any_rank(int(np.count_nonzero(self.broken.numpy()) != self._known_to_all)):
             self.broken.copy_(distributed.all_reduce_sum(self.broken.int()) > 0)
             self._known_to_all = np.count_nonzero(self.broken.numpy())
 
     def check_all_broken(self, say):
-        """check_broken, after what the processes have met together. Called by all of them."""
+        """check_broken with the broken images that any process has found. All processes call it."""
         self.share_broken()
         self.check_broken(say)
 
@@ -111,10 +111,10 @@ class ImageSet(Dataset):
         return positions.start + self.broken[positions.start : positions.stop].nonzero().flatten()
 
     def leave_out(self, left_out, missing, path, say):
-        """Name the images that a cache was made without, and mark them as broken. Called by all processes.
+        """Mark the images that a cache was made without as broken, and report them. All processes call it.
 
-        left_out: int64 (n,), in the main process; None in the others, and for a cache of an earlier version, which
-        does not say which of them are the `missing` ones.
+        left_out: int64 (n,) in the main process, None in the others. It is also None for a cache of an earlier version,
+        which does not list its `missing` images.
         """
         if left_out is not None:
             self.broken[left_out] = True
@@ -136,14 +136,15 @@ class ImageSet(Dataset):
         )
 
     def origin(self):
-        """What else is compared where a cache is read: see utils.core.cache.is_current."""
+        """What else is compared when a cache is read: see utils.core.cache.is_current."""
         digest = hashlib.sha256()
         for i in evenly_spaced(min(SAMPLED, len(self)), len(self)):
             digest.update(hashlib.sha256(self.source.sample(self.indices[i])).digest())
         return dict(contents=digest.hexdigest(), versions=versions("Pillow"))
 
     def sketch(self):
-        """Enough to notice that a set is another one, wherever it is: how many, and digests of their names."""
+        """The number of images and digests of their names: enough to recognise another set, independent of its
+        location."""
 
         def names(positions):
             return (os.path.basename(self.source.name(self.indices[i])) for i in positions)
@@ -158,17 +159,17 @@ class ImageSet(Dataset):
         return known
 
     def evenly(self, n):
-        """n of these images, spread evenly over them."""
+        """An ImageSet of n of these images, evenly spaced."""
         return ImageSet(self.source, self.indices[evenly_spaced(n, len(self))], self.img_size, self.n_channels)
 
 
 def evenly_spaced(count, n):
-    """`count` positions spread evenly over range(n), int64 (count,)."""
+    """`count` evenly spaced positions in range(n), int64 (count,)."""
     return np.linspace(0, n, count, endpoint=False).astype(np.int64)
 
 
 def split_sizes(n):
-    """How many of n images train and validate: the last 5% validate, at least one."""
+    """How many of n images train and how many validate: the last 5% validate, at least one."""
     n_val = max(round(n * VALIDATION_SHARE), 1)
     return n - n_val, n_val
 
@@ -176,8 +177,8 @@ def split_sizes(n):
 def open_images(H, split):
     """The ImageSet of H.dataset's split ('train' or 'val').
 
-    A set that brings validation images keeps to them. Otherwise the first 95% (sorted by path) train
-    and the last 5% validate, but that all train when --steps_per_eval is 0.
+    If a set has validation images of its own, these are used. Otherwise the first 95% (sorted by path) train
+    and the last 5% validate. If --steps_per_eval is 0, all images train.
     """
     own_validation = open_source(H.data_entry, "val", H.unique_images)
     if split == "val" and own_validation is not None:
@@ -200,7 +201,7 @@ def open_images(H, split):
 
 
 def fixed_images(images, count):
-    """Up to `count` images spread evenly over the set, uint8 (n, C, H, W): the same ones whenever pictures are
-    drawn. Broken ones are replaced by the next."""
+    """Up to `count` evenly spaced images of the set, uint8 (n, C, H, W). They are the same whenever pictures are
+    drawn. The next good image replaces a broken one."""
     spread = evenly_spaced(min(count, len(images)), len(images))
     return torch.stack([images[i, False][0] for i in spread.tolist()])

@@ -1,9 +1,9 @@
-"""A packed cache of decoded images (--cache_images): what an epoch reads is then pixels, not files to decode.
+"""A packed cache of decoded images (--cache_images): an epoch then reads pixels instead of decoding files.
 
 packed/<dataset>_<split>_<key>/part_<first image>.u8: images one after the other, uint8 (C, H, W), then the CRC-32 of
-each (0: the image is broken). The key is a hash of what the images are: their files, sizes, times, resizing;
-origin.json holds what is compared besides (see utils.core.cache). Each part is complete or absent, so that a killed run
-continues with the next; an image whose CRC is wrong is decoded instead.
+each (0: the image is broken). The key is a hash of the images' identity: their files, sizes, times and resizing.
+origin.json holds what else is compared (see utils.core.cache). Each part is complete or absent, so that a killed run
+continues with the next part. An image with a wrong CRC is decoded instead.
 """
 
 import shutil
@@ -26,7 +26,7 @@ BATCH = 64  # images decoded at a time
 
 
 class PackedImages:
-    """The packed images of an ImageSet, in the folder of its key; `read` gives those whose part is there."""
+    """The packed images of an ImageSet, in the folder of its key. `read` returns images whose part exists."""
 
     def __init__(self, images, folder):
         self.folder = Path(folder)
@@ -47,7 +47,7 @@ class PackedImages:
         return len(part) * (self.bytes + self.crc.itemsize)
 
     def renew(self, now, say):
-        """Remove the parts if they are of another origin than `now`, and store that. Called by the main process."""
+        """Remove the parts if their origin is not `now`, and store `now`. Only the main process calls it."""
         path = self.folder / "origin.json"
         parts = list(self.folder.glob("part_*.u8"))
         try:
@@ -61,7 +61,7 @@ class PackedImages:
         write_json(path, now)
 
     def open(self, part):
-        """Read the CRCs of a part. Returns whether it is there."""
+        """Read the CRCs of a part. Returns whether the part exists."""
         path = self.path(part)
         if not path.is_file() or path.stat().st_size != self.size(part):
             return False
@@ -71,7 +71,7 @@ class PackedImages:
         return True
 
     def write(self, part, batches):
-        """batches: (uint8 (B, C, H, W), numbers (B,)) of the images of a part that can be decoded, in order."""
+        """Write a part. batches: (uint8 (B, C, H, W), numbers (B,)) of its images that can be decoded, in order."""
         crc, next_one = np.zeros(len(part), dtype=self.crc.dtype), part.start
         with atomic_write(self.path(part)) as f:
             for x, numbers in batches:
@@ -83,7 +83,7 @@ class PackedImages:
         self.crc[part.start : part.stop] = crc
 
     def read(self, i):
-        """Image i, uint8 (C, H, W); None where it is not packed, or not what was written."""
+        """Image i, uint8 (C, H, W); None if it is not packed, or if its bytes are not what was written."""
         if self.crc[i] == 0:
             return None
         first = i - i % self.part
@@ -99,11 +99,10 @@ class PackedImages:
 
 
 def pack(images, H, split, say):
-    """Let an ImageSet read from its packed cache, which is made as far as it is not there; of several processes each
-    makes some of the parts.
+    """Write the missing parts of an ImageSet's packed cache and let the set read from it. Several processes share the
+    parts.
 
-    Raises UserError where the disk is too small; where it cannot be written to, the images stay unpacked, with a
-    warning.
+    Raises UserError if the disk is too small. If the disk is not writable, the images stay unpacked, with a warning.
     """
     key = hash_json(distributed.from_main(images.identity))
     packed = PackedImages(images, PACKED / f"{H.dataset}_{split}_{key}")
@@ -147,7 +146,7 @@ def _make(packed, images, num_workers, say):
             f"--cache_images needs {needed / 1e9:.1f} GB in {packed.folder}, and {free / 1e9:.1f} are free: free some "
             "space (that folder may be a link to another disk), or leave the flag out"
         )
-    with Progress(len(images), "packing images", "img") as progress:  # of several processes, as if all were as far
+    with Progress(len(images), "packing images", "img") as progress:  # assumes that all processes are equally far
         for done, part in enumerate(missing, start=len(own) - len(missing)):
             progress.skip_to(len(images) * done // len(own))
             packed.write(part, one_pass(images, BATCH, num_workers, positions=part))

@@ -9,5 +9,5 @@ def to_float(x):
 
 
 def to_uint8(x):
-    """Floats in [0, 1] (clamped) -> uint8, rounding half up: the one rule by which images become bytes."""
+    """Floats in [0, 1] (clamped) -> uint8, rounding half up: the only rule that turns images into bytes."""
     return (x.float().clamp(0, 1) * 255 + 0.5).to(torch.uint8)

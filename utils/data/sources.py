@@ -15,10 +15,10 @@ from utils.core.files import hash_json
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LARGEST_FILE = 1 << 30  # bytes of an encoded image
-END = 1 << 16  # bytes at either end of an image that a sample of its contents has
-LMDB_SLACK = 1 << 20  # bytes that a whole LMDB file may be shorter than its page count says
+END = 1 << 16  # bytes at each end of an image that belong to a sample of its contents
+LMDB_SLACK = 1 << 20  # bytes by which a complete LMDB file may be shorter than its page count
 
-# Errors of a disk, a network or this machine: they say nothing about the file that is read.
+# Temporary errors of a disk, a network or this machine: the file itself may be good.
 PASSING = (
     errno.EIO,
     errno.ESTALE,
@@ -33,15 +33,15 @@ PAUSES = (0.1, 1.0, 5.0)  # seconds between tries
 
 
 def is_passing(error):
-    """Whether an exception is an error of PASSING. (Those of LMDB hold the system's words alone.)"""
+    """Whether an exception is an error of PASSING. (LMDB's exceptions hold only the system's message.)"""
     if isinstance(error, OSError):
         return error.errno in PASSING
     return type(error).__module__ == "lmdb" and str(error).endswith(tuple(map(os.strerror, PASSING)))
 
 
 def patiently(read, path):
-    """read(), again after a pause if it meets an error of PASSING. Raises UserError, naming the file, after the last
-    try: the run must stop, because to continue without this file would leave out a good image."""
+    """Call read(), and again after a pause if it raises an error of PASSING. After the last try, raise a UserError that
+    names the file: the run must stop, because continuing without this file would leave out a good image."""
     for pause in (*PAUSES, None):
         try:
             return read()
@@ -60,8 +60,8 @@ def patiently(read, path):
 class Packed:
     """A list of byte strings in two flat buffers.
 
-    Millions of Python objects would take three times the memory, and once in every worker: counting
-    references writes to the pages that a forked process shares with its parent.
+    Millions of Python objects would take three times the memory, and every worker would need a copy:
+    reference counting writes to the memory pages that a forked process shares with its parent.
     """
 
     def __init__(self, items):
@@ -84,8 +84,8 @@ class Packed:
 
 
 class FolderImages:
-    """The image files under some folders, recursive, sorted by path. unique: of several paths or links to one file
-    the first counts."""
+    """The image files under some folders, recursive, sorted by path. unique: if several paths or links lead to one
+    file, only the first counts."""
 
     def __init__(self, folders, unique=False):
         files = sorted({os.fsencode(f) for folder in folders for f in find_images(folder)})
@@ -95,7 +95,7 @@ class FolderImages:
         return len(self.files)
 
     def enumeration(self):
-        """What must be the same in all processes of a job: the names, in order."""
+        """A digest of the names in order, which must be the same in all processes of a job."""
         return self.files.digest()
 
     def read(self, i):
@@ -112,7 +112,7 @@ class FolderImages:
         return os.fsdecode(self.files[i])
 
     def identity(self):
-        """What the images are, for the keys of caches: names, sizes and times of all files."""
+        """A hash of the names, sizes and times of all files, for the keys of caches."""
         digest = hashlib.sha256()
         for i in range(len(self)):
             status = stat_file(self.files[i])
@@ -121,7 +121,7 @@ class FolderImages:
 
 
 def first_of_each(paths, real=os.path.realpath):
-    """A list of the paths, without those that lead where an earlier one does. real: path -> where it leads."""
+    """A list of the paths without those that lead to the same file as an earlier one. real: path -> real path."""
     found = {}
     for path in paths:
         found.setdefault(real(path), path)
@@ -129,7 +129,7 @@ def first_of_each(paths, real=os.path.realpath):
 
 
 def real_file():
-    """os.path.realpath for many files of a few folders, each of which is followed once."""
+    """Return a fast os.path.realpath for many files in few folders: each folder is resolved once."""
     real_folder = functools.cache(os.path.realpath)
 
     def real(path):
@@ -145,8 +145,8 @@ def stat_file(path):
 
 
 def read_file(path):
-    """The bytes of a file. OSError for what is none (a pipe would keep its reader waiting for ever) or is larger
-    than any image."""
+    """The bytes of a file. Raises OSError if it is not a regular file (reading from a pipe would block) or is larger
+    than LARGEST_FILE."""
     return patiently(lambda: _read_file(path), path)
 
 
@@ -172,7 +172,7 @@ def find_images(folder):
 def _walk(folder):
     seen = set()
     for root, dirs, names in os.walk(folder, followlinks=True, onerror=_raise_passing):
-        dirs.sort()  # of two ways to one folder, the same one is taken everywhere
+        dirs.sort()  # if two paths lead to one folder, every machine takes the same one
         real = os.path.realpath(root)
         if real in seen:
             dirs.clear()  # a loop of links
@@ -180,7 +180,7 @@ def _walk(folder):
         seen.add(real)
         for name in names:
             path = os.path.join(root, name)
-            # "._x.png" is what macOS leaves beside x.png on foreign disks: not an image.
+            # macOS writes "._x.png" next to x.png on some file systems; it is not an image.
             if name.lower().endswith(EXTENSIONS) and not name.startswith("._") and _is_file(path):
                 yield path
 
@@ -228,7 +228,7 @@ class LmdbImages:
         return len(self.keys)
 
     def enumeration(self):
-        """What must be the same in all processes of a job: the LMDBs and their keys, in order."""
+        """The LMDBs and their keys in order, which must be the same in all processes of a job."""
         return [self.paths, self.starts, self.keys.digest()]
 
     def read(self, i):
@@ -264,7 +264,7 @@ def open_lmdb(path):
     key = os.getpid(), path
     if key not in _OPEN_LMDBS:
         env = lmdb.open(path, readonly=True, create=False, lock=False, readahead=False, meminit=False)
-        # Reading past the end of the mapped file would kill the process without a word.
+        # Reading past the end of the mapped file would kill the process without a message.
         expected = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
         size = os.path.getsize(os.path.join(path, "data.mdb"))
         if size + LMDB_SLACK < expected:
@@ -280,10 +280,10 @@ def is_lmdb(path):
 
 def open_source(entry, split, unique=False):
     """The images of a datasets.yaml entry for 'train', or its own validation images for 'val'. unique: a file or an
-    LMDB to which several paths or links lead counts once.
+    LMDB that several paths or links lead to counts once.
 
-    Returns None for 'val' where the set brings none. Raises UserError, naming what to edit, where
-    there is nothing to read.
+    Returns None for 'val' if the set has no validation images of its own. Raises a UserError that names the place to
+    edit if there is nothing to read.
     """
     paths = [os.path.expanduser(p) for p in entry["paths"]]
     for path in paths:

@@ -1,4 +1,4 @@
-"""Command lines that can be pasted: what comes after a run, and how it goes on."""
+"""Command lines to paste: what to run after a run, and how to resume it."""
 
 import os
 import shlex
@@ -11,7 +11,7 @@ from utils.core.checkpoint import LOGS
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {name: f"{name}.py" for name in ("train_vqgan", "train_sampler")}
 SCRIPTS["calc_approximate_ELBO"] = "experiments/calc_approximate_ELBO.py"
-# What holds for this machine and this user, so that the next command has it too where it was given to this one.
+# Flags that depend on the machine and the user: the next command repeats them if this command has them.
 DASHBOARD = ("visdom_server", "visdom_port", "no_visdom")
 KEPT = ("device", "num_workers", "amp", "amp_dtype", *DASHBOARD)
 
@@ -47,7 +47,7 @@ def command(script, **flags):
 
 
 def new_name(name):
-    """A --log_dir that is not there yet: the name, or with a number behind it."""
+    """A --log_dir that does not exist yet: the name, with a number appended if necessary."""
     names = [name, *(f"{name}_{i}" for i in range(2, 1000))]
     return next((n for n in names if not (LOGS / n).exists()), name)
 
@@ -62,7 +62,7 @@ def _given(H, *names):
 
 def resume(script, values, **more):
     """The command that continues a run, from its script's name and its hyperparameters {flag: value}; the rest is in
-    its config.json. None where the script is none of those that resume."""
+    its config.json. None if the script cannot resume."""
     if script not in SCRIPTS:
         return None
     models = () if script == "train_vqgan" else ("sampler", "ae_load_dir", "ae_load_step")

@@ -1,34 +1,34 @@
-"""The curves of a dashboard: points in bounded number, raw and smoothed, and the plots that show them."""
+"""The curves of a dashboard: a limited number of points, raw and smoothed, and the plots that show them."""
 
 import bisect
 import math
 
 from utils.display import panes
 
-MARKED_POINTS = 100  # shorter curves are drawn with markers: one point alone makes no line
-SMOOTHED_FROM = 20  # points, from which a curve is drawn smoothed, too
-SPAN = 0.05  # of all points so far, and 5 at least: about what the moving average that smooths goes over
+MARKED_POINTS = 100  # shorter curves are drawn with markers, because a single point draws no line
+SMOOTHED_FROM = 20  # points: longer curves are also drawn smoothed
+SPAN = 0.05  # the share of all points so far (at least 5 points) that the moving average covers
 NEVER_SMOOTHED = ("lr", "gpu_memory_gib", "codes_used", "skipped_updates")  # steps are steps
 
 
 class Curve:
     """The points of one trace by rising x; at most `limit`, evenly thinned, and always the newest.
 
-    Beside each y stands the exponential moving average so far. Its span grows with the curve, so that a long one is
-    as smooth to the eye as a short one; the first 5 points weigh the same. smooth=False: it is not shown.
+    Each y comes with the exponential moving average so far. Its span grows with the curve, so that long and short
+    curves look equally smooth; the first 5 points have equal weights. smooth=False: it is not shown.
     """
 
     def __init__(self, limit, smooth=True):
         self.smooth, self.limit, self.xs, self.ys, self.means, self.sent = smooth, limit, [], [], [], 0
         self.stride, self.count = 1, 0  # every stride-th of the `count` points put in is in xs, ys
         self.mean = None  # at the last point put in
-        self.newest, self.newest_sent = None, False  # the last point (x, y, mean) where it is not in xs, ys
+        self.newest, self.newest_sent = None, False  # the last point (x, y, mean) if it is not in xs, ys
         self.smoothed = False
 
     def add(self, x, y):
-        """Put in a point; points at x and later are dropped: a resumed run does those steps again.
+        """Add a point. Earlier points at x and later are dropped, because a resumed run repeats those steps.
 
-        Returns True where the curve can no longer be shown by appending to what was sent.
+        Returns True if the curve can no longer be shown by appending to what was sent.
         """
         rewritten = self._cut(x)
         self.count += 1
@@ -60,7 +60,7 @@ class Curve:
         """(xs, ys, means) to send now, all or only the new ones; from now on they count as sent."""
         start = 0 if whole else self.sent
         columns, self.sent = [values[start:] for values in (self.xs, self.ys, self.means)], len(self.xs)
-        # Appended at every send, newest points that thinning leaves out would pile up on the server.
+        # If they were appended at every send, newest points that thinning removes would accumulate on the server.
         if self.newest and (whole or (final and not self.newest_sent)):
             for column, value in zip(columns, self.newest, strict=True):
                 column.append(value)
@@ -71,7 +71,8 @@ class Curve:
 class Plot:
     """Curves that share one pane. `whole`: send all points as a replacement, not only the new ones.
 
-    images_per_step: None, or what hovering counts images with. run: the name of the run, where others are beside it.
+    images_per_step: None, or the number of images per step, for the hover text. run: the name of the run, if others
+    are shown next to it.
     """
 
     def __init__(self, name, limit, images_per_step=None, run=""):
@@ -89,7 +90,7 @@ class Plot:
         self.whole = True
 
     def take(self, final):
-        """A function of the viewer that sends what is new, or None where nothing is."""
+        """A function of the viewer that sends the new points, or None if there are none."""
         whole, self.whole = self.whole, False
         # Appending needs an entry for every trace, in the server's order; those without news are empty.
         traces = self._traces(whole, final)

@@ -1,8 +1,8 @@
 """The live visdom dashboard of a training run: curves, bars, images, hyperparameters.
 
-The public methods only note what is to be shown and return at once. One daemon thread sends it, so that
-a slow, hanging or absent server never delays a training step. Everything shown is kept in memory, in
-bounded size, and sent again in full when a server comes (back) or has lost it.
+The public methods only store what to show and return at once. A daemon thread sends it, so that a slow,
+hanging or absent server never delays a training step. Everything shown is kept in memory, in limited size,
+and is sent again in full when a server appears, returns, or has lost it.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ LONGEST = 100  # characters
 def env_name(log_dir):
     """The name of the visdom environment of a run that logs to `log_dir` (a path or any text); different for each.
 
-    visdom takes '/' for '_', lists 'a_b' under an environment 'a' that need not exist, and reads 'a+b' as two; names
-    are part of URLs and file names. So names consist of letters, digits, '.' and '-'. The number of hyphens shows
-    which of SEPARATORS it was; a name in which words are separated otherwise ends with four hyphens and a hash.
+    visdom replaces '/' by '_', lists 'a_b' under an environment 'a' that need not exist, and reads 'a+b' as two names.
+    Names are also part of URLs and file names. Therefore names consist of letters, digits, '.' and '-'. The number of
+    hyphens encodes which of SEPARATORS was replaced. A name with other separators ends with four hyphens and a hash.
     """
     text = Path(log_dir).as_posix()
     name = re.sub(r"[_/-]", lambda match: SEPARATORS[match[0]], text)
@@ -50,7 +50,7 @@ class Dashboard:
     server: None (localhost), a host name or a URL; raises UsageError for anything else. port: int.
     env: any text, e.g. the log folder; made a valid name by env_name(), see the attribute `env`.
     plan: names of panes (utils/display/panes.py) that are to be on the page from the start, in this order.
-    images_per_step: with it the curves' steps are also told as images seen.
+    images_per_step: if given, the curves also show the number of images seen.
     enabled: False makes every method do nothing. warn: called from a thread with one line of text.
     interval: seconds between sends. backoff: shortest and longest wait after a failure in seconds.
     timeouts: seconds for (connecting, an answer). max_points: bound on the points of a curve, at least 2.
@@ -112,7 +112,7 @@ class Dashboard:
     def history(self, rows):
         """Add the points of an earlier run: dicts with 'step' and names as in scalars().
 
-        What is not a number is passed over, and so are rows without 'step'. Call it before scalars().
+        Values that are not numbers and rows without 'step' are skipped. Call it before scalars().
         """
         for row in rows if self.enabled else ():
             if numbers := _numbers(row):
@@ -121,7 +121,7 @@ class Dashboard:
     def compare(self, run, rows):
         """Show the curves of another run in the plots of this one: `rows` as of history(); `run`: its name.
 
-        What this run has no plot for is left out. Call it before the first point.
+        Curves without a plot in this run are left out. Call it before the first point.
         """
         curves = {}
         for row in rows if self.enabled else ():
@@ -162,7 +162,7 @@ class Dashboard:
             raise ValueError(f"image {name!r}: shape {array.shape} instead of (3, H, W)")
         if array.dtype != np.uint8:
             array = np.rint(np.clip(np.nan_to_num(array), 0, 255))
-        array = array.astype(np.uint8)  # a copy: the caller may go on writing into its buffer
+        array = array.astype(np.uint8)  # a copy: the caller may write into its buffer again
         scale = np.clip(max(array.shape), *PANE_SIZE) / max(array.shape)
         height, width = (math.ceil(n * scale) for n in array.shape[1:])
         # The page would show a caption twice, over the picture's edges: it stands in the title.
@@ -192,7 +192,7 @@ class Dashboard:
             self._warn = lambda text: None  # printing while the interpreter shuts down can crash it
 
     def _plot(self, window):
-        """The plot of this name; made where there is none."""
+        """The plot of this name, created if it does not exist."""
         if window not in self._plots:
             self._plots[window] = plot = Plot(window, self._max_points, self._images_per_step, self._env_text)
             plot.compare(self._others.get(window, {}))
@@ -218,7 +218,7 @@ class Dashboard:
     def _run(self):
         try:  # here and not at the top, because it takes seconds
             self._viewer_class = viewer_class()
-        except Exception as error:  # a broken installation fails in many ways; training goes on
+        except Exception as error:  # a broken installation fails in many ways; training continues
             self.enabled = False
             self._say(f"visdom cannot be imported ({_describe(error)}): no dashboard")
             return
@@ -228,7 +228,7 @@ class Dashboard:
         self._round(final=True)
 
     def _round(self, final):
-        """Send what is new; whatever fails, only say so. Returns the seconds until the next round."""
+        """Send what is new; report a failure, but never raise. Returns the seconds until the next round."""
         try:
             self._flush(final)
         except (OSError, Refused) as error:
@@ -237,7 +237,7 @@ class Dashboard:
             self._report_down(error)
             wait, self._delay = self._delay, min(2 * self._delay, self._backoff[1])
             return wait
-        except Exception as error:  # a mistake in here must not end the dashboard, still less training
+        except Exception as error:  # an error in here must end neither the dashboard nor training
             self._complain(error)
         else:
             self._report_up()
@@ -246,7 +246,7 @@ class Dashboard:
     def _flush(self, final):
         if self._viewer is None:
             self._viewer = self._viewer_class(self._timeouts, **self._options)
-        # Asked every time, also with nothing to send: notices a server that was restarted in between.
+        # Ask every time, even with nothing to send, to notice that the server was restarted.
         if self.env not in self._viewer.environments():
             self._forget()
         try:
@@ -276,7 +276,7 @@ class Dashboard:
             raise refusals[0]
 
     def _forget(self):
-        """Take nothing for sent: next time everything goes out in full, as a replacement."""
+        """Mark everything as not sent: it is sent again in full, as a replacement."""
         with self._lock:
             for plot in self._plots.values():
                 plot.whole = True
@@ -297,7 +297,7 @@ class Dashboard:
 
     def _complain(self, error):
         if not self._complained:
-            self._say(f"the dashboard could not show something ({_describe(error)}); training goes on")
+            self._say(f"the dashboard could not show something ({_describe(error)}); training continues")
         self._complained = True
 
     def _say(self, text):

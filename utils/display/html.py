@@ -68,7 +68,7 @@ def plot(svg, name):
 
 
 def row(figures):
-    """Beside each other where there is room. Nothing where there are none."""
+    """The figures in a row, if the page is wide enough. Empty if there are no figures."""
     return f'<div class="row">{body}</div>' if (body := "".join(figures)) else ""
 
 
@@ -77,7 +77,7 @@ def grid(figures):
 
 
 def section(title, *parts):
-    """Nothing where there is nothing in it."""
+    """A section with a title. Empty if it has no content."""
     body = "\n".join(part for part in parts if part)
     return f"<section><h2>{escape(title)}</h2>\n{body}</section>" if body else ""
 
@@ -91,7 +91,7 @@ def code(text):
 
 
 def table(heads, rows):
-    """rows of texts; nothing where there are none."""
+    """A table of texts. Empty if there are no rows."""
     if not rows:
         return ""
     head = "".join(f"<th>{escape(h)}</th>" for h in heads)

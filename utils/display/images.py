@@ -28,7 +28,7 @@ def sheet(images, n_columns=None, padding=2, group=1, gap=0, background=255):
 
 def triples(left, right):
     """Originals and reconstructions, uint8 (N, C, H, W) each -> (3N, C, H, W): original, reconstruction, and their
-    difference |left - right|, AMPLIFIED (black where there is none)."""
+    difference |left - right| times AMPLIFIED (black if they are equal)."""
     left, right = left.cpu(), right.cpu()
     difference = (left.int() - right.int()).abs().mul(AMPLIFIED).clamp(max=255).to(torch.uint8)
     return torch.stack((left, right, difference), dim=1).flatten(0, 1)

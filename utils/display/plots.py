@@ -78,7 +78,8 @@ def curves(name, traces):
 
 
 def bars(name, values, x=None, xlabel="", ylabel=""):
-    """Bars of height values (None: no bar) over x as SVG text; of many the sorted heights beside them."""
+    """Bars of heights `values` (None: no bar) over x as SVG text. If there are many bars, a second plot next to them
+    shows the sorted heights."""
     heights = np.array([np.nan if v is None else v for v in values], float)
     places = np.arange(len(heights)) if x is None or any(isinstance(v, str) for v in x) else np.asarray(x, float)
     with rc_context(STYLE):

@@ -25,7 +25,7 @@ MOST_BARS = 24
 SAYS = dict(
     reconstructions=SAYS_TRIPLES,
     codebook="the mean of the pixels where a code is used, most used first",
-    denoising="samples as they come about, by the share of sampling that is done",
+    denoising="samples while they are drawn, by the completed share of sampling",
 )
 LAST_LINES = 60  # of log.txt
 LAST_BYTES = 1 << 16  # of log.txt

@@ -20,7 +20,7 @@ def is_number(value):
 
 
 def read_rows(path):
-    """(dicts of a .jsonl file, how many of its lines are something else); nothing where there is no such file."""
+    """(dicts of a .jsonl file, number of its lines that are not dicts). Empty if there is no such file."""
     rows, damaged = [], 0
     if not os.path.isfile(path):
         return rows, damaged
@@ -55,7 +55,7 @@ def curves_of(row):
 
 
 def curve_rows(path):
-    """The curves in a stats.jsonl: dicts of a step and curves_of() its row; what is no row is passed over."""
+    """The curves in a stats.jsonl: for each row a dict of its step and curves_of(row). Damaged lines are skipped."""
     return [dict(step=row["step"], **curves_of(row)) for row in read_curves(path)[0]]
 
 

@@ -72,7 +72,7 @@ def lead(run):
         state = "Finished" if step >= last else "Not finished"
         done = f"{state}: step {step:,} of {last:,}"
         rates = [r["images_per_second"] for r in run.speed if is_number(r.get("images_per_second"))]
-        pace = f", {statistics.median(rates):.3g} images a second" if rates else ""
+        pace = f", {statistics.median(rates):.3g} images per second" if rates else ""
         seconds = run.seconds()
         yield done + (f" after {span(seconds)} of training" if seconds else "") + pace + "."
     if run.is_empty():
@@ -154,9 +154,9 @@ def checkpoints_section(run):
     again, last = commands.resume(run.script, run.hparams), run.hparams.get("train_steps")
     how = ""
     if again and found:
-        how = "Go on from the newest that is whole, in the repository's root:"
+        how = "Resume from the newest complete checkpoint, in the repository's root:"
         if is_number(last) and found[-1][0] >= last:
-            how = "Train for longer, from the newest that is whole, in the repository's root:"
+            how = "Train for longer, from the newest complete checkpoint, in the repository's root:"
             again = commands.resume(run.script, run.hparams, train_steps=2 * last)
     return html.section(
         "Checkpoints",

@@ -1,9 +1,9 @@
-"""The scripts, styles and fonts that visdom's page needs beside its own, put in place without visdom's server.
+"""Installs the third-party scripts, styles and fonts that visdom's page needs, without visdom's server.
 
-visdom's package brings none of them: its server fetches them from several places at its first start, takes whatever
-is answered, and shows an empty page for ever where one was missing. Here they come from npm packages (one source,
-which may be a mirror), each held to a known hash; without npm visdom's own download is tried, with time-outs, and
-looked at before it is used. Standard library only.
+visdom's package does not contain them. Its server downloads them from several hosts at its first start, accepts any
+answer, and shows an empty page from then on if a file was missing. This module fetches them as npm packages (from one
+registry, which may be a mirror) and checks each against a known hash. Without npm it tries visdom's own download, with
+time-outs, and checks the files before they are used. Standard library only.
 """
 
 import contextlib
@@ -138,16 +138,16 @@ def _looks_right(path):
 
 
 def put_in_place(static, say):
-    """See that visdom's folder `static` has all files; say(text) is told what is done. Idempotent.
+    """Make sure that visdom's folder `static` has all files; report what is done through say(text). Idempotent.
 
-    Raises UserError where they cannot be had or not be written.
+    Raises UserError if the files cannot be downloaded or written.
     """
     if are_in(static):
         return
     if not os.access(static, os.W_OK):
         raise UserError(
             f"the page's scripts are not in {static} yet, which cannot be written: start the dashboard once as "
-            "somebody who may write there"
+            "a user who may write there"
         )
     say("the page's scripts are not there yet: fetching them (25 MB, once)")
     failures = []
@@ -159,17 +159,17 @@ def put_in_place(static, say):
             except _NotHad as error:
                 failures.append(str(error))
     raise UserError(
-        f"the page's scripts cannot be had ({'; '.join(failures)}): no dashboard. Training needs none (--no_visdom): "
-        "its curves are in logs/<log_dir>/stats.jsonl and its pictures in logs/<log_dir>/images"
+        f"the page's scripts are not available ({'; '.join(failures)}): no dashboard. Training needs none "
+        "(--no_visdom): its curves are in logs/<log_dir>/stats.jsonl and its pictures in logs/<log_dir>/images"
     )
 
 
 class _NotHad(Exception):
-    """Why a source did not give the files."""
+    """The reason why a source did not provide the files."""
 
 
 def from_npm(folder):
-    """Fetch the packages with npm and unpack what is needed of them into `folder`."""
+    """Fetch the packages with npm and unpack the needed files into `folder`."""
     npm = shutil.which("npm")
     if npm is None:
         raise _NotHad("there is no npm")

@@ -1,9 +1,9 @@
-"""Features in files that a user names, and a header that says what made them.
+"""Features in files that a user names, with a header that records how they were computed.
 
 A torch file holds {'features': (N, D) float32, 'header': JSON text}. A .npy file holds two arrays one after the other:
-the features, which numpy.load reads, and the header's JSON text as bytes. So a copy keeps its header, and no second
-file can go stale. The header names the hash of the features: after a change of either the file is damaged. Files of
-other programs have no header.
+the features, which numpy.load reads, and the header's JSON text as bytes. A copy therefore keeps its header, and there
+is no second file that could be outdated. The header holds the hash of the features: if either is changed, the file
+counts as damaged. Files of other programs have no header.
 """
 
 import io

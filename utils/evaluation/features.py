@@ -178,7 +178,7 @@ def _tensors(s):
 
 
 def tensor_of_npy(path):
-    """The array of a .npy file as a tensor. Raises UserError where there is none that a tensor could hold."""
+    """The array of a .npy file as a tensor. Raises UserError if a tensor cannot hold the array."""
     array = load_npy(path)
     try:
         return torch.from_numpy(array)

@@ -4,9 +4,9 @@ LPIPS is a squared Euclidean distance between weighted features of unit length o
 
     d(x, y) = sum_l mean_hw sum_c w_lc (f_lchw(x) - f_lchw(y))^2
 
-so that the distances of all queries to a batch of images are |a|^2 + |b|^2 - 2ab, one matrix product. That
-loses digits where images are near, hence two passes: the first picks a few more candidates than are wanted,
-the second calls LPIPS itself on these.
+so the distances of all queries to a batch of images are |a|^2 + |b|^2 - 2ab, one matrix product. This formula
+loses digits if images are close. Therefore there are two passes: the first selects a few more candidates than
+requested, the second calls LPIPS itself on these.
 """
 
 import math
@@ -91,8 +91,8 @@ class QueryDistances:
 
 
 class NearestK:
-    """The k + SPARE nearest images of each query among all that came by (in whichever process, after `merge`);
-    nothing else is kept.
+    """The k + SPARE nearest images of each query among all images added so far (after `merge`, by any process).
+    Nothing else is kept.
 
     `distances` and `indices` (Q, up to k + SPARE) by (distance, index), on the CPU.
     """

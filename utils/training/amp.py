@@ -6,13 +6,13 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def cpu_has_bf16():
-    """True where the processor multiplies bf16 in hardware; elsewhere it is emulated, and slow."""
+    """True if the processor multiplies bf16 in hardware; otherwise bf16 is emulated, and slow."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
     return any(getattr(torch.cpu, name, bool)() for name in checks)
 
 
 def resolve_dtype(amp_dtype, device):
-    """'auto' -> bf16 where the device has it, fp16 on older CUDA devices."""
+    """'auto' -> bf16 if the device supports it, fp16 on older CUDA devices."""
     if amp_dtype != "auto":
         return DTYPES[amp_dtype]
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -39,21 +39,21 @@ class Precision:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.enabled)
 
     def scale(self, value):
-        """value times the loss scale."""
+        """Return value times the loss scale."""
         return self.scaler.scale(value)
 
     def unscaled(self, value):
-        """value divided by the loss scale (one synchronisation with the device under fp16, else none)."""
+        """Return value divided by the loss scale (with fp16 this synchronises with the device once)."""
         return value / self.scaler.get_scale() if self.scaling else value
 
     def step(self, optimiser):
-        """Unscale the gradients and update, or skip where they overflowed."""
+        """Unscale the gradients and update, or skip the update if they overflowed."""
         self.scaler.step(optimiser)
         if self.scaling:
             self.skipped += sum(f.to(self.device) for f in self.scaler._found_inf_per_device(optimiser).values())
 
     def update(self):
-        """Adapt the loss scale; once a step, after the last optimiser."""
+        """Adapt the loss scale. Call it once per step, after the last optimiser."""
         self.scaler.update()
 
     def describe(self):

@@ -1,23 +1,23 @@
-"""torch.compile for parts of a network: where it pays, and a way back where it does not work."""
+"""torch.compile for parts of a network: when it saves time, and what to do if it fails."""
 
 import torch
 
 OPTIONS = {}  # of torch.compile
-MANY_STEPS = 1000  # of training: what compiling them saves is more than it takes
+MANY_STEPS = 1000  # of training: from here on, compiling saves more time than it takes
 MANY_SAMPLES = 1000
 
 
 def pays(choice, device, much=True):
-    """Whether to compile: --compile 'on' or 'off', or 'auto': on CUDA devices that Triton supports, if there is much
-    to do (compiling takes a minute or so)."""
+    """Whether to compile: --compile 'on' or 'off'. With 'auto': on CUDA devices that Triton supports, if there is much
+    work (compiling takes about a minute)."""
     if choice != "auto":
         return choice == "on"
     return much and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def compile_parts(choice, parts):
-    """Compile modules (calls of them, not of their methods) and bound methods in place, each when it is first
-    called; names in state dicts stay. With 'auto' a part that cannot be compiled runs as it is, and PyTorch warns."""
+    """Compile modules (their calls, not their methods) and bound methods in place, each at its first call. Names in
+    state dicts stay the same. With 'auto', a part that cannot be compiled runs uncompiled, and PyTorch warns."""
     import torch._dynamo  # here: importing it takes seconds
 
     torch._dynamo.config.suppress_errors = choice == "auto"
@@ -29,6 +29,6 @@ def compile_parts(choice, parts):
 
 
 def compile_model(model, choice, device, much=True):
-    """Compile what a model calls its large parts, where that pays."""
+    """Compile the parts that a model names as its large ones, if that saves time."""
     if pays(choice, device, much):
         compile_parts(choice, model.parts_to_compile())

@@ -21,7 +21,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self):
-        """One step towards the source, in one kernel launch for all parameters."""
+        """Move one step towards the source, in one kernel launch for all parameters."""
         averaged, current = zip(*self.pairs, strict=True)
         torch._foreach_lerp_(averaged, current, 1.0 - self.beta)
 

@@ -1,4 +1,4 @@
-"""Means that stay on the device until somebody looks."""
+"""Means that stay on the device until they are read."""
 
 import torch
 
@@ -10,28 +10,28 @@ class Meters:
 
     def __init__(self, device):
         self.device = torch.device(device)
-        # Over a long validation, float32 sums lose digits; Apple's GPUs have nothing wider.
+        # In a long validation, float32 sums lose digits; Apple's GPUs do not support float64.
         self.dtype = torch.float32 if self.device.type == "mps" else torch.float64
         self.sums = {}
 
     def add(self, values, count=1):
-        """values: {name: number or () tensor}, each weighted with count."""
+        """Add values {name: number or () tensor}, each weighted by count."""
         for name, value in values.items():
             if torch.is_tensor(value):
                 value = value.detach().to(self.device, self.dtype)
-            else:  # a copy from the host would wait for all that the device has yet to do
+            else:  # a copy from the host would wait for all pending work of the device
                 value = torch.full((), value, dtype=self.dtype, device=self.device)
             pair = torch.stack((value * count, torch.full_like(value, count)))
             self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
     def pop_means(self):
-        """{name: mean over the steps and processes since the last call}; starts again from nothing."""
+        """Return {name: mean over the steps and processes since the last call}, and reset."""
         means = {name: total / count for name, (total, count) in self._totals().items()}
         self.sums = {}
         return means
 
     def _totals(self):
-        """{name: (sum, count)} of all processes: of some there may be nothing, where there was little to do."""
+        """{name: (sum, count)} over all processes. A process that had little work may lack some names."""
         table = torch.stack(list(self.sums.values())).cpu().tolist() if self.sums else []
         totals = {}
         for own in distributed.from_all(dict(zip(self.sums, table, strict=True))):
@@ -40,7 +40,7 @@ class Meters:
         return totals
 
     def state_dict(self):
-        """As one process would have them, so that any number of processes can go on. Called by all of them."""
+        """The state that one process would have, so that any number of processes can resume. All processes call it."""
         totals = {name: torch.tensor(pair, dtype=self.dtype) for name, pair in self._totals().items()}
         return {name: pair / distributed.world_size() for name, pair in totals.items()}
 
@@ -49,24 +49,24 @@ class Meters:
 
 
 class CodeUsage:
-    """How often each code was used since the last reset: counts (K,) on the device."""
+    """The number of uses of each code since the last reset: counts (K,) on the device."""
 
     def __init__(self, codebook_size, device):
         self.counts = torch.zeros(codebook_size, dtype=torch.int64, device=device)
 
     def add(self, ids):
-        """ids: any shape, values in [0, K). (torch.bincount would wait for the device: it looks for the largest.)"""
+        """ids: any shape, values in [0, K). (torch.bincount would wait for the device, to find the largest value.)"""
         ids = ids.flatten().long()
         self.counts.scatter_add_(0, ids, torch.ones_like(ids))
 
     def pop_counts(self):
-        """Counts (K,) int64 on the CPU, summed over the processes; starts again from zero."""
+        """Return counts (K,) int64 on the CPU, summed over the processes, and reset."""
         counts = distributed.all_reduce_sum(self.counts.clone()).cpu()
         self.counts.zero_()
         return counts
 
     def state_dict(self):
-        """The counts of all processes. Called by all of them."""
+        """The counts of all processes together. All processes call it."""
         return dict(counts=distributed.all_reduce_sum(self.counts.clone()).cpu())
 
     def load_state_dict(self, state):

@@ -1,6 +1,6 @@
 """A training run: where it writes, how it resumes, when it logs, how it ends.
 
-The script owns the arithmetic; the run owns the events:
+The script computes the updates; the run handles everything between them:
 
     with Run(H, "vqgan") as run:
         ... build models, optimisers ...
@@ -10,8 +10,8 @@ The script owns the arithmetic; the run owns the events:
             run.report(loss=loss)
             if run.due(H.steps_per_eval): ...
 
-Randomness and data order are functions of (seed, step), so that what is saved is only what was learned;
-a resumed run equals the uninterrupted one bit for bit on the CPU.
+Randomness and data order are functions of (seed, step), so only what was learned is saved. On the CPU, a resumed run
+equals the uninterrupted one bit for bit.
 """
 
 import contextlib
@@ -43,8 +43,9 @@ class Run(Shown):
     """One training run in logs/<log_dir>; see the module's docstring."""
 
     def __init__(self, H, name, name_batch=None, loads=True):
-        """name: of the model, and so of its files. name_batch: step -> words for the images of its batch, or None.
-        loads: whether --load_step names weights to start from, rather than a model that the script measures."""
+        """name: the name of the model and of its files. name_batch: step -> text that names the images of its batch, or
+        None. loads: True if --load_step names weights to start from; False if it names a model that the script
+        measures."""
         self.H, self.name = H, name
         self.load_step = H.load_step if loads else 0
         self.name_batch = name_batch or (lambda step: None)
@@ -57,10 +58,10 @@ class Run(Shown):
         self.first_bad = torch.zeros((), dtype=torch.int64, device=self.device)
         self.dashboard, self.progress, self.bars = None, None, {}
         self.about = {}  # JSON values for the manifests: what the weights depend on
-        self.facts = {}  # JSON values for config.json: what is known only when the models are built
+        self.facts = {}  # JSON values for config.json that are known only after the models are built
         self._lock = self._log = self._stats = self._speed = None
         distributed.must_agree(lambda: dict(H.to_dict(), num_workers=None), "the configuration")
-        # manifest: of the checkpoint that is resumed; _saved_step: what need not be saved again
+        # manifest: of the checkpoint that is resumed; _saved_step: the step that is already saved
         self.step, self.manifest, self._saved_step = distributed.from_main(self._lock_and_choose)
         self.resumed = self._saved_step is not None
 
@@ -75,8 +76,8 @@ class Run(Shown):
             raise
 
     def _choose_start(self):
-        """What to start from: (step, the manifest of that checkpoint, the same step if all of it is saved); None for
-        what does not exist. Refuses to write over another run."""
+        """What to start from: (step, its manifest or None, the same step if its checkpoint is complete,
+        else None). Raises UserError rather than overwrite another run."""
         H, store = self.H, self.store
         config = self._recorded_config()
         if config.get("script", H.script) != H.script:
@@ -96,7 +97,7 @@ class Run(Shown):
             complete = self.load_step in store.steps()
             return self.load_step, store.verify(self.load_step) if complete else None, None
         if H.resume:
-            # A run of this program that was killed in its first checkpoint has left its config.json, too.
+            # A run that was killed while it wrote its first checkpoint has left its config.json, too.
             if existing and not config:
                 raise UserError(
                     f"{self.folder} holds weights (step {existing[-1]}) but nothing else that a resume needs: start "
@@ -112,7 +113,7 @@ class Run(Shown):
         return self.load_step, None, None
 
     def _recorded_config(self):
-        """What config.json holds; {} if it does not exist. A damaged one is reported, and replaced by the next."""
+        """The contents of config.json; {} if it does not exist. A damaged one is reported, and is replaced later."""
         path = os.path.join(self.folder, "config.json")
         try:
             config = read_json(path) if os.path.exists(path) else {}
@@ -161,8 +162,8 @@ class Run(Shown):
         return self
 
     def _open_stats(self):
-        """stats.jsonl, cut back to what the checkpoint knew: later lines will be written again. Without a checkpoint
-        an old file is moved aside."""
+        """Open stats.jsonl, truncated to its size at the checkpoint: the run writes the later lines again. Without a
+        checkpoint, an old file is renamed."""
         path = os.path.join(self.folder, "stats.jsonl")
         if self.manifest is None and os.path.isfile(path) and os.path.getsize(path):
             numbered = (os.path.join(self.folder, f"stats_{i}.jsonl") for i in itertools.count(1))
@@ -176,11 +177,11 @@ class Run(Shown):
         return stats
 
     def restore(self, files, extra):
-        """Say what a checkpoint holds, and load what this run starts from. A fresh run writes its config.json then,
+        """Declare what a checkpoint holds, and load what this run starts from. A fresh run then writes its config.json,
         before long work begins.
 
-        files: {file name: object with state_dict and load_state_dict}, each its own .th file;
-        extra: likewise, kept together in stats_<step>.
+        files: {file name: object with state_dict and load_state_dict}, each saved in a .th file of its own.
+        extra: {name: object} of the same kind, saved together in stats_<step>.
         """
         self.files, self.extra = files, dict(extra, meters=self.meters)
         if self.resumed:
@@ -194,7 +195,7 @@ class Run(Shown):
             self._load_weights()
         if distributed.is_main() and not self.resumed:
             self.write_config()
-        for name, item in files.items():  # whatever the machines, the processes begin alike
+        for name, item in files.items():  # all processes start with the same values on any machine
             if not name.endswith("_optim"):
                 distributed.tensors_from_main(item.state_dict().values())
 
@@ -215,18 +216,18 @@ class Run(Shown):
         self.say(f"loaded step {H.load_step} of {LOGS}/{H.load_dir}" + (" with optimisers" if H.load_optim else ""))
 
     def _load(self, name, item):
-        """The object of one file. Averages that the source does not have start at its weights."""
+        """Load the object of one file. Averages that the source does not have start from its weights."""
         source = self.source
         if name == f"{self.name}_ema" and not source.has(name, self.step):
             name = self.name
         load_into(item, source.load(name, self.step), str(source.path(name, self.step)))
 
     def trains_on(self, images):
-        """Note in the manifests what the weights learn from, and warn if a resumed run has other images."""
+        """Record in the manifests what the weights learn from, and warn if a resumed run has other images."""
         if not distributed.is_main():
             return
         known, now = (self.manifest or {}).get("images"), images.sketch()
-        if known and known != {k: now.get(k) for k in known}:  # an earlier version knew less
+        if known and known != {k: now.get(k) for k in known}:  # earlier versions recorded less
             self.say(
                 f"warning: {self.folder} continues with other images than it was trained on until step {self.step} "
                 f"({now['count']} of '{self.H.dataset}', {known['count']} before)"
@@ -236,7 +237,7 @@ class Run(Shown):
     # ------------------------------------------------------------------ the loop
 
     def steps(self, make_batches):
-        """Yield (step, batch) from where the run stands up to train_steps, and do what is due between.
+        """Yield (step, batch) from the current step up to train_steps. Between steps, write logs and checkpoints.
 
         make_batches(start_step) -> an endless iterator whose first item belongs to start_step.
         """
@@ -270,16 +271,16 @@ class Run(Shown):
             self.save_checkpoint()
 
     def due(self, every):
-        """True where the current step is a multiple of `every` (0: never), and at the last step."""
+        """True if the current step is a multiple of `every` or the last step; always False if `every` is 0."""
         return every > 0 and (self.current % every == 0 or self.current == self.H.train_steps)
 
     def ends_epoch(self, n):
-        """True where the current step is the first to complete a pass over n items."""
+        """True if the current step completes a pass over n items."""
         done = self.current * self.H.batch_size
         return done // n > (done - self.H.batch_size) // n
 
     def report(self, **scalars):
-        """Take numbers or () tensors into the means of stats.jsonl. `loss` must stay finite."""
+        """Add numbers or () tensors to the means of stats.jsonl. `loss` must stay finite."""
         self.meters.add(scalars)
         if "loss" in scalars:
             bad = ~torch.isfinite(scalars["loss"].detach())
@@ -294,7 +295,7 @@ class Run(Shown):
         shown = self._write_log() if log else None
         if distributed.is_main():
             self.progress.update(1, shown)
-            if step == H.train_steps:  # before the checkpoint: after that nothing is done again
+            if step == H.train_steps:  # before the checkpoint: a resume after it would not repeat this
                 self.show_strips()
         if checkpoint:
             self.save_checkpoint()
@@ -309,7 +310,7 @@ class Run(Shown):
             )
 
     def _check_weights(self):
-        """What an update has done to the weights the next step's loss would show: a checkpoint comes before that."""
+        """Check that the weights are finite before they are saved: only the next step's loss would show it."""
         for name, item in self.files.items():
             if name.endswith("_optim"):
                 continue
@@ -343,7 +344,7 @@ class Run(Shown):
         return dict(shown, **{"img/s": round(rate, 1)})
 
     def _show_progress(self, state, rate=None):
-        """How far the run is, on the dashboard; rate: images a second now."""
+        """Show the progress of the run on the dashboard. rate: current images per second."""
         H = self.H
         shown = {"images seen": f"{self.step * H.batch_size:,}"}
         if self.progress is not None and self.progress.rate():
@@ -364,18 +365,18 @@ class Run(Shown):
     # ------------------------------------------------------------------ what is written
 
     def write_config(self, **more):
-        """config.json: the configuration and the facts. A fresh run writes it before its first step, a resumed one with
-        its next checkpoint: a resume that fails changes nothing. more: further JSON values."""
+        """Write config.json (configuration and facts). A fresh run writes it before its first step, a resumed run
+        with its next checkpoint, so that a failed resume changes nothing. more: further JSON values."""
         hparams = self.H.to_dict()
         config = dict(format=1, script=self.H.script, hparams=hparams, digest=hash_json(hparams), facts=self.facts)
         write_json(os.path.join(self.folder, "config.json"), dict(config, **more))
 
     def save_checkpoint(self):
-        """Write the checkpoint of the current step, unless it is there and whole."""
+        """Write the checkpoint of the current step, unless a complete one exists."""
         self._check_finite()
         if self._saved_step != self.step:
             self._check_weights()
-            extra = {name: item.state_dict() for name, item in self.extra.items()}  # all processes' counts
+            extra = {name: item.state_dict() for name, item in self.extra.items()}  # sums all processes' counts
             if distributed.is_main():
                 self._write_checkpoint(extra)
             self._saved_step = self.step
@@ -401,7 +402,7 @@ class Run(Shown):
             self.store.prune(self.H.keep_checkpoints)
 
     def say(self, message):
-        """One line on the terminal and in log.txt (rank 0 only)."""
+        """Print one line on the terminal and append it to log.txt (rank 0 only)."""
         if not distributed.is_main():
             return
         say(message)
@@ -410,17 +411,17 @@ class Run(Shown):
 
     def __exit__(self, kind, error, _traceback):
         if isinstance(error, UserError) and self._log is not None:
-            with contextlib.suppress(OSError):  # what is on its way up says more
+            with contextlib.suppress(OSError):  # the error being raised matters more
                 self._log.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {error}")
         if kind is not None:
-            self._show_progress("stopped, go on with --resume" if kind is SystemExit else "failed")
+            self._show_progress("stopped, continue with --resume" if kind is SystemExit else "failed")
         self.dashboard.close()
         for file in (self._log, self._stats, self._speed):
             if file is not None:
                 file.close()
         if self._lock is not None:
             self._lock.release()
-        if kind in (None, SystemExit):  # done, or stopped by a signal, which all have agreed on
+        if kind in (None, SystemExit):  # finished, or all processes agreed to stop after a signal
             distributed.cleanup()
         sys.stdout.flush()
         return False

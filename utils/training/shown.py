@@ -15,10 +15,10 @@ from utils.display.records import pictures_by_step, read_bars
 
 
 class Shown:
-    """The part of utils.training.run.Run that shows."""
+    """The part of utils.training.run.Run that shows results."""
 
     def introduce(self, n_items, n_parameters, precision, items="images"):
-        """The first lines: what trains, on what, where it is written."""
+        """Print the first lines: the model, its data and device, and where the run writes."""
         H, self.n_items = self.H, n_items
         self.say(
             f"{self.name}: {n_parameters / 1e6:.1f}M parameters, {n_items} {items} of '{H.dataset}', "
@@ -38,7 +38,7 @@ class Shown:
             self.write_config()
 
     def restore_bars(self):
-        """Go on with what bars.json held when the run was stopped."""
+        """Load the bars that bars.json held when the run was stopped."""
         try:
             self.bars = read_bars(os.path.join(self.folder, "bars.json")) if self.step else {}
         except DamagedFile as error:
@@ -50,11 +50,12 @@ class Shown:
         return commands.resume(self.H.script, vars(self.H), **dashboard) or "the same command with --resume"
 
     def show_strips(self):
-        """The pictures of all steps as one strip of each name, at the end."""
+        """At the end, write one strip for each picture name, with the pictures of all steps."""
         write_strips(os.path.join(self.folder, "images"), self.say)
 
     def show_bars(self, name, values, xlabel, ylabel, x=None):
-        """Bars of height values (n,) over x on the dashboard, and in logs/<log_dir>/bars.json: the latest of a name."""
+        """Show bars of heights `values` (n,) over x on the dashboard. logs/<log_dir>/bars.json keeps the latest of each
+        name."""
         if not distributed.is_main():
             return
         self.dashboard.bars(name, values, x, xlabel, ylabel)
@@ -63,15 +64,15 @@ class Shown:
         write_json(os.path.join(self.folder, "bars.json"), self.bars)
 
     def show_images(self, name, images, save, n_columns=None):
-        """uint8 (N, C, H, W) to the dashboard and, with save, to logs/<log_dir>/images."""
+        """Show images, uint8 (N, C, H, W), on the dashboard; with save, write them to logs/<log_dir>/images."""
         self._show(name, images, save, name, n_columns=n_columns)
 
     def show_comparison(self, name, left, right, save):
-        """Originals, reconstructions and their difference, uint8 (N, C, H, W) each, as one picture."""
+        """Show originals, reconstructions and their difference, uint8 (N, C, H, W) each, as one picture."""
         self._show(name, triples(left, right), save, f"{name} ({SAYS_TRIPLES})", right, **TRIPLES)
 
     def show_picture(self, name, picture, caption, save=True, grid=None, min_side=256):
-        """One picture, uint8 (C, h, w), to the dashboard and, with save, to logs/<log_dir>/images."""
+        """Show one picture, uint8 (C, h, w), on the dashboard; with save, write it to logs/<log_dir>/images."""
         if not distributed.is_main():
             return
         shown = enlarge(picture, min_side).expand(3, -1, -1).numpy()
@@ -89,7 +90,7 @@ class Shown:
                 save_png(os.path.join(folder, f"{name}_{self.current}_{i}.png"), image)
 
     def conclude(self, *following):
-        """The last lines: what was written, and what can be run next, each (what it is, its command line)."""
+        """Print the last lines: what was written, and what to run next. following: (what it is, its command line)."""
         steps = self.store.steps()
         if not (distributed.is_main() and steps):
             return
