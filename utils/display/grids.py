@@ -1,6 +1,6 @@
-"""Where the images of a sheet lie, and pictures made of parts of sheets: progress strips, labelled rows, GIFs.
+"""The positions of images in a sheet, and pictures made of parts of sheets: progress strips, labelled rows, GIFs.
 
-Pillow and numpy alone, so that what only looks at a run need not wait for torch.
+Uses only Pillow and numpy, so that programs that only inspect a run need not import torch.
 """
 
 import io
@@ -70,7 +70,7 @@ class Grid:
 
     @classmethod
     def of(cls, image):
-        """The grid that a Pillow image says it has. Raises ValueError where that does not fit."""
+        """The grid recorded in a Pillow image. Raises ValueError if it does not fit the image."""
         values = json.loads(image.info[NOTE])
         names = {f.name for f in fields(cls)}
         if not isinstance(values, dict) or set(values) != names:
@@ -153,7 +153,7 @@ def progress_strip(pictures, say):
     """The pictures of one name, [(step, path), ...] by rising step, as one: a row a step, the same images in each.
 
     At most MOST_ROWS of them, closer together early, where more changes. Of comparisons the originals come first, then
-    only reconstructions. None where there are fewer than two steps; say: called with what cannot be read.
+    only reconstructions. None if there are fewer than two steps. say: called with a line for each unreadable picture.
     """
     found = []
     for i in np.unique(np.geomspace(1, len(pictures), MOST_ROWS).round().astype(int) - 1):

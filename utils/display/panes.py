@@ -1,4 +1,4 @@
-"""What the panes of the dashboard look like: plots, bars, tables, progress; plain data for visdom and plotly.
+"""The panes of the dashboard (plots, bars, tables, progress) as plain data for visdom and plotly.
 
 Names of panes: 'curves-NAME', 'bars-NAME', 'image-NAME', or the name of a text. Those of a plan are on the page from
 the start, in its order: an open page puts a pane that comes later at its end.
@@ -11,7 +11,7 @@ COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e
 IMAGES_SEEN = "images seen"
 STATES = dict(starting=COLOURS[0], running=COLOURS[0], finished=COLOURS[2], stopped=COLOURS[1], failed=COLOURS[3])
 
-# What stands on the upright axis, by the name of the curves; for others it is their name.
+# The label of the vertical axis by the name of the curves; other curves use their name.
 UNITS = dict(
     loss="loss",
     l1="mean absolute error",
@@ -127,7 +127,7 @@ def line_trace(name, xs, ys, colour, faint, marked, **more):
 
 
 def images_trace(xs, images_per_step):
-    """What hovering reads the images seen from; it is not to be seen."""
+    """An invisible trace from which the hover text reads the images seen."""
     clear = dict(color="rgba(0,0,0,0)")
     return dict(
         x=xs,

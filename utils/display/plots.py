@@ -28,7 +28,7 @@ STYLE = {
 }
 COLOURS = {"train": "#2b5d8a", "validation": "#c4571b"}
 FONTS = "'Helvetica Neue', Helvetica, Arial, 'DejaVu Sans'"  # matplotlib measures with the last, which is the widest
-MOST_POINTS = 1500  # of a line: more cannot be seen
+MOST_POINTS = 1500  # of a line: more are not visible
 SMOOTHED = 40  # points from which a curve is smoothed; its mean is over about this share of them, 1/SMOOTHED
 MANY_BARS = 40
 LONGEST = 120  # characters of a title or a label
@@ -56,7 +56,7 @@ def thinned(xs, ys):
 
 
 def curves(name, traces):
-    """One plot of {trace: (steps, values)} as SVG text: each as it is, faint, and smoothed where it is long."""
+    """One plot of {trace: (steps, values)} as SVG text. A long trace is drawn faint, with its smoothed form."""
     with rc_context(STYLE):
         figure = Figure((5.4, 2.7), layout="constrained")
         axes = figure.add_subplot()
@@ -85,7 +85,7 @@ def bars(name, values, x=None, xlabel="", ylabel=""):
     with rc_context(STYLE):
         figure = Figure((5.4, 2.7), layout="constrained")
         axes = figure.add_subplot()
-        if len(heights) > MANY_BARS:  # as one outline: rectangles by the thousand make a page slow
+        if len(heights) > MANY_BARS:  # as one outline: thousands of rectangles make a page slow
             axes.fill_between(places, np.nan_to_num(heights), step="mid", color=COLOURS["train"], linewidth=0)
         else:
             axes.bar(places, heights, color=COLOURS["train"])

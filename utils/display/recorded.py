@@ -1,4 +1,4 @@
-"""All that a run has left in its folder, read without trust: what is damaged is noted and passed over."""
+"""Reads a run's folder without trusting it: damaged files are noted and skipped."""
 
 import io
 import itertools
@@ -48,7 +48,7 @@ class Picture:
                 raise ValueError("too many pixels")
             image.load()
             return image
-        except Exception as error:  # of damaged files Pillow's readers raise anything
+        except Exception as error:  # on damaged files Pillow's readers can raise anything
             self.note(f"{self.path} cannot be shown: {' '.join(str(error).split())[:120]}")
             return None
 
@@ -161,7 +161,7 @@ class Recorded:
         return [printable(line) for line in lines[-LAST_LINES:]]
 
     def _strips(self):
-        """The progress strips, drawn anew where the folder takes them."""
+        """The progress strips, drawn again if the folder is writable."""
         try:
             return write_strips(self.images, self._note)
         except OSError as error:
@@ -174,11 +174,11 @@ class Recorded:
         return not (self.rows or self.metrics or self.bars or self.steps or self.pictures())
 
     def step(self):
-        """The last step that is known of."""
+        """The last known step."""
         return max([0, *(row["step"] for row in self.rows[-1:]), *self.steps[-1:]])
 
     def traces(self):
-        """{window: {trace: (steps, values)}}; where a step was done twice, the later line counts."""
+        """{window: {trace: (steps, values)}}; if a step was recorded twice, the later line counts."""
         windows = {}
         for step, curves in self.curves:
             for name, value in curves.items():
@@ -233,7 +233,7 @@ class Recorded:
         return {}
 
     def seconds(self):
-        """How long was trained, by speed.jsonl, without what lies between runs."""
+        """Seconds of training according to speed.jsonl, without the time between runs."""
         total, before, batch = 0.0, 0.0, self.hparams.get("batch_size")
         for row in self.speed if is_number(batch) else ():
             rate, step = row.get("images_per_second"), float(row["step"])

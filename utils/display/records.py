@@ -1,4 +1,4 @@
-"""What a run has written, read back: curves, bars, pictures. None of it is trusted, and no torch is needed."""
+"""Reads what a run has written: curves, bars, pictures. The files are not trusted, and torch is not needed."""
 
 import math
 import os
@@ -60,9 +60,9 @@ def curve_rows(path):
 
 
 def read_bars(path):
-    """{name: dict(step, values, x, xlabel, ylabel)} of bars.json, without what is not so.
+    """{name: dict(step, values, x, xlabel, ylabel)} of bars.json, without damaged entries.
 
-    Raises DamagedFile where the file is not JSON of this kind at all.
+    Raises DamagedFile if the file is not a JSON object.
     """
     if not os.path.isfile(path):
         return {}
@@ -91,7 +91,7 @@ def _is_bar(bar):
 
 
 def is_regular(path):
-    """Whether there is a file at a path: no pipe, which would wait, and no link, which could lead anywhere."""
+    """Whether a path is a regular file: not a pipe, which would block, and not a link, which could lead anywhere."""
     return os.path.isfile(path) and not os.path.islink(path)
 
 

@@ -1,8 +1,8 @@
 """Inception features of images, their statistics, and a cache of both.
 
 Features are those of torch-fidelity's 'inception-v3-compat' (the weights of the original FID, converted).
-Whatever made a set of features is in the name of the file that keeps them: the images, their size and
-resizing, the weights of the extractor, or the models, seed and temperature that made the samples.
+The name of a cache file depends on everything that the features depend on: the images, their size and
+resizing, the weights of the extractor, or the models, seed and temperature of the samples.
 """
 
 import os
@@ -27,9 +27,9 @@ def inception_place():
 
 
 class Inception:
-    """The feature extractor. Raises UserError where its weights are missing or do not fit.
+    """The feature extractor. Raises UserError if its weights are missing or do not fit.
 
-    weights_path: the file (default: torch-fidelity's own place).
+    weights_path: the file (default: torch-fidelity's own location).
     """
 
     def __init__(self, weights_path, device):
@@ -39,7 +39,7 @@ class Inception:
                 f"the Inception weights are missing: put torch-fidelity's {INCEPTION_FILE} at {inception_place()}, "
                 "or name the file with --feature_weights PATH"
             )
-        load_tensors(path)  # torch-fidelity would run code that a file brings; this refuses such a file
+        load_tensors(path)  # torch-fidelity would run code from a file; this refuses such a file
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # takes seconds
 
         try:
@@ -63,8 +63,8 @@ class Inception:
 
 @dataclass
 class FeatureSet:
-    """Features of N images: their mean (2048,) and covariance (2048, 2048) in float64; where they were
-    asked for, the features themselves (n, 2048) and logits (n, 1008). left_out: the positions in their set of images
+    """Features of N images: their mean (2048,) and covariance (2048, 2048) in float64; if
+    requested, the features themselves (n, 2048) and logits (n, 1008). left_out: the positions in their set of images
     that could not be decoded, int64 (m,)."""
 
     count: int
@@ -75,17 +75,16 @@ class FeatureSet:
     left_out: torch.Tensor | None = None
 
     def statistics(self):
-        """As torch-fidelity's FID wants them."""
+        """The statistics in the form that torch-fidelity's FID expects."""
         return dict(mu=self.mu.numpy(), sigma=self.sigma.numpy())
 
 
 def collect(pairs, what, keep=False, logits=False):
     """The FeatureSet of images whose features and logits are given in batches, ((b, 2048), (b, 1008)) each.
 
-    The statistics are summed up as the images come, in float64: of millions of images nothing but
-    these need be kept. keep, logits: keep the features (8 KiB an image), the logits (4 KiB) too.
-    what: their name in the error where there are fewer than 2 (UserError). Of several processes the main one has
-    all pairs and the result, the others None.
+    The statistics are summed batch by batch in float64, so that millions of images need little memory.
+    keep, logits: also keep the features (8 KiB per image), the logits (4 KiB). what: their name in the UserError
+    that is raised for fewer than 2 images. Only the main process has all pairs and the result, the others None.
     """
     count, kept, kept_logits = 0, [], []
     first = second = 0.0
@@ -111,7 +110,7 @@ def cache_path(header):
 
 
 def origin(images=None):
-    """What features depend on besides their header: see utils.core.cache.is_current. images: an ImageSet, or None for
+    """Other things that features depend on: see utils.core.cache.is_current. images: an ImageSet, or None for
     features of samples."""
     own = cache.versions("torch-fidelity")
     if images is None:
@@ -121,15 +120,15 @@ def origin(images=None):
 
 
 def store(header, found, say):
-    """Store the FeatureSet of samples under `header` (JSON values: all that it depends on), if the disk takes it."""
+    """Store the FeatureSet of samples under `header` (JSON values: all that it depends on), if the disk allows it."""
     header = dict(header, format=FORMAT)
     cache.store(cache_path(header), header, _tensors(found), say, f"{header['kind']} features", origin())
 
 
 def cached(header, compute, say, images=None):
-    """The FeatureSet of this header from features/, or from compute(), which is then stored there. Of several
-    processes the main one has it, the others None. images: the ImageSet that is read (default: samples, as many as
-    the header's `n`); those that were left out are named."""
+    """The FeatureSet of this header from features/, or from compute(), which is then stored there. Only the main
+    process gets it, the others None. images: the ImageSet that is read (default: samples, as many as the header's
+    `n`); images that were left out are reported."""
     path = cache_path(header)
     n, most_missing = (header["n"], 0) if images is None else (len(images), images.most_broken())
 

@@ -1,7 +1,7 @@
 """Precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020) of two sets of features.
 
-The numbers are those of the latter's `prdc` package, which holds three whole matrices of distances in memory
-(10 GB each for 50,000 images); here the distances are computed in tiles and forgotten.
+The numbers are those of the latter's `prdc` package, which holds three complete matrices of distances in memory
+(10 GB each for 50,000 images). Here the distances are computed in tiles and not kept.
 """
 
 import torch
@@ -9,7 +9,7 @@ import torch
 from utils.core import distributed
 from utils.core.errors import UserError
 
-TILE = 1024  # 120 MB beside features of width 2048 (measured); larger tiles are not faster on a CPU
+TILE = 1024  # 120 MB in addition to features of width 2048 (measured); larger tiles are not faster on a CPU
 
 
 @torch.no_grad()
@@ -21,8 +21,8 @@ def prdc(real, fake, nearest_k=3, tile=TILE, progress=None):
     balls that a fake row is in, on average, over nearest_k; coverage: share of real balls with a fake row.
 
     tile: rows and columns of distances at a time; progress: called with a list of tiles (three times),
-    returns an iterable of them. Computed in float64 on real's device, or the CPU where that lacks float64.
-    Several processes, which all have the features, share the tiles; each has the result.
+    returns an iterable of them. Computed in float64 on real's device, or on the CPU if that device lacks float64.
+    Several processes, which all have the features, share the tiles; each gets the result.
     Raises UserError for sets that are too small, of different widths or not finite.
     """
     real, fake = (x.cpu() if x.device.type == "mps" else x for x in (real, fake))  # MPS has no float64
