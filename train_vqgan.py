@@ -158,7 +158,8 @@ def memory_format(device):
 
 @torch.no_grad()
 def show_pictures(vqgan, fixed, images, H, run, precision):
-    """Where they are due: `fixed`, uint8 (n, C, H, W), and their reconstructions; at the end what codes stand for."""
+    """If pictures are due, show `fixed`, uint8 (n, C, H, W), and its reconstructions; at the last step also the picture
+    of the codebook."""
     if not (run.due(H.steps_per_display_output) or run.due(H.steps_per_save_output)):
         return
     vqgan.eval()

@@ -106,7 +106,7 @@ def decode_canvas(H, models, ids):
 def main(H):
     models = load_models(H)
     windows = []  # in each network pass
-    next(models.sampler.model.children()).register_forward_pre_hook(lambda net, args: windows.append(len(args[0])))
+    models.sampler.model.net.register_forward_pre_hook(lambda net, args: windows.append(len(args[0])))
     start = time.monotonic()
     with Report(H, models.device, autoencoder=models.autoencoder, sampler=models.sampler) as report:
         share = ([decode_canvas(H, models, canvas) for canvas in ids] for ids in canvases(H, models))

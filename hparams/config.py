@@ -1,7 +1,7 @@
 """Every flag of both stages: name, type, default, range, meaning. The names are the interface. The flags of one
 quantizer are in its file.
 
-A default of None means: derived (see hparams/resolve.py) or not used; the help says which.
+A default of None means that the value is derived (see hparams/resolve.py) or not used; the help explains it.
 """
 
 import ast
@@ -13,7 +13,7 @@ MODELS = Path(__file__).resolve().parents[1] / "models"
 
 def opt(default, help, **kw):
     """A flag. kw: min and max (inclusive), above (exclusive minimum), choices, required, metavar, and
-    needs=(other flag, its value, or True for any but 0): without that this flag does nothing, and says so;
+    needs=(other flag, its value, or True for any but 0): without that this flag does nothing, and a note reports it;
     replaces=names of flags: in addition to this one they do nothing. older=its value in a run whose saved configuration
     lacks it: one that began before there was this flag; or a function of that configuration.
     repeatable: each use of the flag adds to the list.
@@ -121,7 +121,7 @@ class OutputConfig:
     steps_per_save_output: int = opt(5000, "steps between pictures saved under logs/<log_dir>/images", min=0)
     steps_per_checkpoint: int = opt(25_000, "steps between checkpoints (one is written at the end, always)", min=0)
     keep_checkpoints: int = opt(
-        0, "checkpoints of this run to keep, the newest whole ones (1 counts as 2); 0: all", min=0
+        0, "checkpoints of this run to keep, the newest complete ones (1 counts as 2); 0: all", min=0
     )
     save_individually: bool = opt(False, "save pictures one by one rather than as one sheet")
     visdom_port: int = opt(8097, "port of the visdom server", min=1, max=65535)
@@ -252,8 +252,8 @@ class RecordedConfig:
 
 WITHOUT_EFFECT = ("greedy_epochs", "greedy", "sample_block_size")
 
-# Flags that not every script reads, by what they are for. (--ema is not among them: averaged weights are preferred
-# with it or without.)
+# Flags that not every script reads, by purpose. (--ema is not among them: averaged weights are preferred with or
+# without it.)
 OF_VQGAN_TRAINING = (
     *(f.name for f in fields(QuantizerConfig) if not f.metadata.get("architecture")),
     "base_lr",

@@ -87,7 +87,7 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unexpected word '{stray[0]}': did you mean {missing[0]} {stray[0]}?")
 
     def _meant(self, word, near=True):
-        """The flag that a word stands for but for dashes and case, or (near) the nearest; None where there is none."""
+        """The flag that a word stands for but for dashes and case, or (near) the nearest; None if there is none."""
         names = [o[2:] for o in self._option_string_actions if o.startswith("--")]
         bare = word.split("=")[0].lstrip(DASHES).replace("-", "_").lower()
         if bare in names:
@@ -163,7 +163,7 @@ def build_parser(flags, description, epilog, shown=None):
         few = _merged([flag for flag in flags if flag.name in shown or flag.meta.get("required")])
         examples = next((part for part in (epilog or "").split("\n\n") if part.startswith("example")), None)
         short = _new_parser(few, description, examples, _ShortFormatter)
-        more = f"all {len(flags)} flags, and all that is said of them"
+        more = f"all {len(flags)} flags with their complete descriptions"
         for each in (parser, short):
             last = next((g for g in each._action_groups if g.title == OTHERS), None) or each.add_argument_group(OTHERS)
             last.add_argument("--help_all", action=_Help, const=parser, help=more)
@@ -233,6 +233,6 @@ def _metavar(flag):
 
 def _default_text(flag):
     if flag.default is None or flag.type is bool:
-        return ""  # the help itself says what is derived; switches are off
+        return ""  # the help itself describes derived values; switches are off
     value = " ".join(map(str, flag.default)) if flag.is_list else flag.default
     return f" (default: {value})"

@@ -41,7 +41,7 @@ def get_hparams(family, description, argv=None, extra=(), reads=(), settle=None,
     """Parse and resolve a script's command line.
 
     family: 'vqgan' or 'sampler'. extra: config dataclasses of the flags of a script that measures models
-    rather than trains them; reads: which of the flags of training and sampling it heeds; settle: called with
+    rather than trains them; reads: which of the flags of training and sampling it uses; settle: called with
     the Hparams, for what is particular to the script.
     Returns Hparams. On bad input: SystemExit(2) with one line on stderr.
     """
@@ -82,7 +82,7 @@ def get_hparams(family, description, argv=None, extra=(), reads=(), settle=None,
 def resolve(flags, given, family, idle=()):
     """Merge the sources by precedence, derive what can be derived, check everything.
 
-    idle: names of flags that the script does not heed.
+    idle: names of flags that the script ignores.
     """
     by_name = {flag.name: flag for flag in flags}
     recorded = {flag.name: flag for flag in config.flags_of((config.RecordedConfig,))}

@@ -54,7 +54,7 @@ def _describe_stage_1(H, name, model, ae, more_flops):
 
 def describe_sampler(H, sampler):
     """Summary of stage 2 as text. sampler: models.samplers.Sampler on the meta device."""
-    net = next(iter(sampler.children()))
+    net = sampler.net
     flops = count_flops(net, ((1, H.block_size), torch.int64))
     return "\n".join(
         [

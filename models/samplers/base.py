@@ -62,6 +62,11 @@ class Sampler(nn.Module):
             H.resid_pdrop,
         )
 
+    @property
+    def net(self):
+        """The Transformer. Its attribute has the name of the published checkpoints, which differs between samplers."""
+        return next(m for m in self.children() if isinstance(m, Transformer))
+
     def parts_to_compile(self):
         """The blocks of the Transformers. All have the same shapes, so that compiling one compiles all."""
         return [block for m in self.modules() if isinstance(m, Transformer) for block in m.blocks]
