@@ -238,6 +238,7 @@ def test_flags_that_this_script_does_not_heed(capsys):
     assert noted("--ae_load_dir ae --ae_load_step 1 --sampler autoregressive --sample_steps 3") == [
         "--sample_steps has no effect without --sampler absorbing"
     ]
+    assert noted("--quantizer gumbel --beta 0.5", "vqgan") == ["--beta has no effect without --quantizer nearest"]
     measuring = dict(extra=(FIDConfig,), reads=("temp", "lr"))
     assert noted(f"{SAMPLER} --n_samples 4 --temp 0.5 --sample_steps 3 --lr 1 --loss_type elbo", **measuring) == [
         "--loss_type has no effect in this script",
