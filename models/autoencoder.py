@@ -75,7 +75,7 @@ class Generator(nn.Module):
 
 
 class VQAutoEncoder(nn.Module):
-    """Encoder, quantizer, generator. `H` holds the fields of hparams.config.VQGANConfig."""
+    """Encoder, quantizer, generator. `H` holds the fields of hparams.config.VQGANConfig and QuantizerConfig."""
 
     def __init__(self, H):
         super().__init__()
