@@ -65,7 +65,7 @@ def get_hparams(family, description, argv=None, extra=(), reads=(), settle=None,
             _require_loaded(given)
         H = resolve(flags, given, family, idle)
         if not (measures or H.dry_run):
-            _require_loaded(dict(vars(H), load_step=0 if continues(H) else H.load_step))
+            _require_loaded(dict(vars(H), load_step=0 if continues(vars(H)) else H.load_step))
         if settle:
             settle(H)
         if "train_steps" not in idle:
@@ -163,8 +163,7 @@ _ARCHITECTURE = tuple(dict.fromkeys(config.VQGAN_KEYS + config.SAMPLER_KEYS))
 
 
 def continues(values):
-    """Whether --resume finds a checkpoint in --log_dir (values: Hparams, or a dict of flags)."""
-    values = values if isinstance(values, dict) else vars(values)
+    """Whether --resume finds a checkpoint in --log_dir. values: {flag: value}."""
     return values["resume"] and bool(checkpoint_steps(values["log_dir"]))
 
 

@@ -95,18 +95,16 @@ class Checkpoints:
         """Steps that have a file of this name, with or without a manifest (published checkpoints have none)."""
         return self._steps_of(re.escape(name) + r"_(\d+)\.th")
 
-    def _steps_of(self, pattern):
-        if not self.models.is_dir():
-            return []
-        matches = (re.fullmatch(pattern, entry) for entry in os.listdir(self.models))
+    def _steps_of(self, pattern, folder=None):
+        folder = folder or self.models
+        matches = (re.fullmatch(pattern, entry) for entry in (os.listdir(folder) if folder.is_dir() else ()))
         return sorted(int(m.group(1)) for m in matches if m)
 
     def lost_steps(self):
         """Steps that have a file in saved_stats but nothing in saved_models. The stats file is written after the
         weights, so saved_models is no longer the same folder (not mounted, or emptied). An interrupted checkpoint
         leaves weights or a note."""
-        names = os.listdir(self.stats) if self.stats.is_dir() else []
-        steps = sorted(int(m.group(1)) for m in map(re.compile(r"stats_(\d+)").fullmatch, names) if m)
+        steps = self._steps_of(r"stats_(\d+)", self.stats)
         return [s for s in steps if not (any(self.models.glob(f"*_{s}.th")) or self._unfinished_path(s).exists())]
 
     # ------------------------------------------------------------------ writing
