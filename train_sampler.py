@@ -6,9 +6,9 @@ The images are encoded once, into a cache under latents/; training reads codes o
 from hparams import get_hparams
 
 EXAMPLES = """examples:
-  python3 train_sampler.py --sampler absorbing --dataset churches --log_dir absorbing_churches \\
+  python train_sampler.py --sampler absorbing --dataset churches --log_dir absorbing_churches \\
       --ae_load_dir vqgan_churches --ae_load_step 2200000 --amp --ema
-  python3 train_sampler.py --sampler absorbing --dataset churches --log_dir absorbing_churches \\
+  python train_sampler.py --sampler absorbing --dataset churches --log_dir absorbing_churches \\
       --ae_load_dir vqgan_churches --ae_load_step 2200000 --resume
 """
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once

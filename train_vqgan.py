@@ -7,9 +7,9 @@ logging, checkpoints, signals) is in utils/training/run.py.
 from hparams import get_hparams
 
 EXAMPLES = """examples:
-  python3 train_vqgan.py --dataset churches --log_dir vqgan_churches --amp --ema --batch_size 4 --diff_aug
-  python3 train_vqgan.py --dataset custom --custom_dataset_path ~/photos --log_dir vqgan_photos --img_size 128
-  python3 train_vqgan.py --dataset churches --log_dir vqgan_churches --resume
+  python train_vqgan.py --dataset churches --log_dir vqgan_churches --amp --ema --batch_size 4 --diff_aug
+  python train_vqgan.py --dataset custom --custom_dataset_path ~/photos --log_dir vqgan_photos --img_size 128
+  python train_vqgan.py --dataset churches --log_dir vqgan_churches --resume
 """
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     H = get_hparams("vqgan", "Stage 1: train a VQGAN on images.", epilog=EXAMPLES)
