@@ -23,6 +23,7 @@ CALLS = {
     "experiments/draw_openmoji.py": "",
     "experiments/generate_big_samples.py": f"--dataset demo --shape 8 8 {MODELS}",
     "experiments/get_samples.py": f"--dataset demo {MODELS}",
+    "experiments/get_weights.py": "vgg",
     "experiments/scaling.py": "",
     "experiments/show_run.py": "--log_dir ae",
 }
