@@ -29,7 +29,7 @@ def _refuse(reason: str) -> None:
 
 
 def _remedy() -> str:
-    """How to start the Python of the environment .venv beside the scripts, or how to make one."""
+    """How to start the Python of the environment .venv in the repository, or how to make one."""
     inside = Path.cwd() == ROOT
     venv = Path(".venv") if inside else ROOT / ".venv"
     activate = f"source {venv / ('Scripts' if os.name == 'nt' else 'bin') / 'activate'}"

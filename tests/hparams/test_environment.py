@@ -44,7 +44,7 @@ def test_every_script_is_tried():
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A copy of the code, without an environment beside it."""
+    """A copy of the code, without an environment."""
     folder = tmp_path_factory.mktemp("checkout")
     for part in ("hparams", "utils", "models", "experiments"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
