@@ -77,7 +77,7 @@ perplexity {final(STAGE_1, "perplexity"):.1f}
 Stage 2: loss {final(STAGE_2, "loss"):.4f}, validation bound {final(STAGE_2, "val_bits"):.3f} bits per code
 
 Next:
-  once a terminal   {ACTIVATE}
+  in each terminal  {ACTIVATE}
   more samples      python experiments/get_samples.py {shlex.join(map(str, model_flags()))} \
 --log_dir more --n_sheets 4 --first_sample 1000
   train for longer  python train_sampler.py {shlex.join(map(str, stage_2_flags()))} --resume \
