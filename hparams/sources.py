@@ -10,7 +10,7 @@ import reprlib
 import sys
 from pathlib import Path
 
-from hparams import config
+from hparams.config import ALL_FLAGS, RECORDED, names_of
 from hparams.presets import PRESETS
 from utils.core.errors import UsageError
 from utils.core.job import is_main
@@ -137,7 +137,7 @@ def preset_of(entry, family, flags):
         raise UsageError(f"{where}preset {_SHORT.repr(name)} is unknown: {hint}")
     preset = PRESETS[name]["vqgan"]
     if family == "sampler":
-        preset = {k: v for k, v in preset.items() if k in config.AUTOENCODER_KEYS}
+        preset = {k: v for k, v in preset.items() if k in names_of("autoencoder")}
         preset = {**preset, **PRESETS[name]["sampler"]}
     return {**preset, **_own_hparams(entry.get("hparams"), family, flags, where)}
 
@@ -148,7 +148,7 @@ def _own_hparams(own, family, flags, where):
     if not isinstance(own, dict) or not all(isinstance(own.get(s) or {}, dict) for s in STAGES):
         raise UsageError(f"{where}'hparams' must hold values by flag name, such as {{img_size: 128}}")
     own = {**{k: v for k, v in own.items() if k not in STAGES}, **(own.get(family) or {})}
-    known = {f.name: f for f in config.flags_of(config.vqgan_family() + config.sampler_family())}
+    known = {f.name: f for f in ALL_FLAGS if f not in RECORDED}
     known = {k: f for k, f in {**known, **flags}.items() if not f.meta.get("required")}
     for key in own:
         if key not in known:

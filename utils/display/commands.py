@@ -11,9 +11,6 @@ from utils.core.checkpoint import LOGS
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {name: f"{name}.py" for name in ("train_vqgan", "train_sampler")}
 SCRIPTS["calc_approximate_ELBO"] = "experiments/calc_approximate_ELBO.py"
-# Flags that depend on the machine and the user: the next command repeats them if this command has them.
-DASHBOARD = ("visdom_server", "visdom_port", "no_visdom")
-KEPT = ("device", "num_workers", "amp", "amp_dtype", *DASHBOARD)
 
 
 def python():
@@ -56,10 +53,6 @@ def _data(values):
     return {k: values.get(k) for k in ("dataset", "custom_dataset_path")}
 
 
-def _given(H, *names):
-    return {k: getattr(H, k) for k in (*KEPT, *names) if k in H.explicit}
-
-
 def resume(script, values, **more):
     """The command that continues a run, from its script's name and its hyperparameters {flag: value}; the rest is in
     its config.json. None if the script cannot resume."""
@@ -85,7 +78,7 @@ def after_vqgan(H, step):
         log_dir=new_name(f"{H.log_dir}_absorbing"),
         ae_load_dir=H.log_dir,
         ae_load_step=step,
-        **_given(H, "ema", "horizontal_flip", "steps_per_eval"),
+        **H.given("machine", "dashboard", "stages"),
     )
 
 
@@ -98,7 +91,7 @@ def after_sampler(H, step, n_images):
         ae_load_step=H.ae_load_step,
         load_dir=H.log_dir,
         load_step=step,
-        **_given(H, "temp", "sample_steps", "sample_type"),
+        **H.given("machine", "dashboard", "sampling"),
     )
     shows = getattr(H, "sample_type", None) != "mlm"
     samples = command(
