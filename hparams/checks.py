@@ -154,5 +154,5 @@ def notes(H: Any, flags: Iterable[Flag], idle: Collection[str] = ()) -> Iterator
                 "run that is resumed"
             )
         if not flag.works(vars(H)) and flag.needs[0] not in idle:
-            other, *values = flag.needs
-            yield f"--{flag.name} has no effect without --{other} {' or '.join(values)}".rstrip()
+            needed, *values = flag.needs
+            yield f"--{flag.name} has no effect without --{needed} {' or '.join(values)}".rstrip()

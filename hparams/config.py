@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
+Values = Mapping[str, Any]  # values of flags by name
 MODELS = Path(__file__).resolve().parents[1] / "models"
 # The roles of flags. A flag has one or several, separated by spaces.
 ROLES = {
@@ -336,14 +337,14 @@ class Flag:
         """[another flag, the values of it that this flag needs to have an effect], or []."""
         return self.meta.get("needs", "").split()
 
-    def works(self, values: Mapping[str, Any]) -> bool:
+    def works(self, values: Values) -> bool:
         """Whether this flag has an effect, given the values of the others."""
         if not self.needs:
             return True
         other, *wanted = self.needs
         return values.get(other) in wanted if wanted else bool(values.get(other))
 
-    def older(self, saved: Mapping[str, Any]) -> Any:
+    def older(self, saved: Values) -> Any:
         """The value in a run that began before there was this flag. saved: the configuration of that run."""
         value = self.meta.get("older", self.default)
         return value(saved) if callable(value) else value
@@ -354,10 +355,13 @@ def flags_of(config_classes: Iterable[type]) -> list[Flag]:
     result = []
     for cls in config_classes:
         for f in fields(cls):
-            is_list = f.type in (list[int], list[str])
+            kind: Any = f.type
+            is_list = kind in (list[int], list[str])
             default = f.default_factory() if callable(f.default_factory) else f.default
-            kind = f.type.__args__[0] if is_list else f.type
-            result.append(Flag(f.name, kind, is_list, default, cls.__doc__, dict(f.metadata)))
+            group = str(cls.__doc__)
+            result.append(
+                Flag(f.name, kind.__args__[0] if is_list else kind, is_list, default, group, dict(f.metadata))
+            )
     return result
 
 
@@ -374,7 +378,7 @@ ARCHITECTURE = ("autoencoder", "discriminator", "sampler")
 OF_SAMPLING = names_of("sampling")
 
 
-def key_of_samples(values: Mapping[str, Any]) -> dict[str, Any]:
+def key_of_samples(values: Values) -> dict[str, Any]:
     """{flag: value}: what samples depend on besides the models, for the keys of caches. values: of all flags."""
     key = {}
     for flag in ALL_FLAGS:

@@ -5,7 +5,7 @@ preset, or carries values of its own under `hparams`; without either the default
 are the paper's values for LSUN churches.
 """
 
-_PAPER = dict(vqgan=dict(batch_size=3), sampler=dict(batch_size=20, lr=2e-4, warmup_iters=10_000))
+_PAPER: dict = dict(vqgan=dict(batch_size=3), sampler=dict(batch_size=20, lr=2e-4, warmup_iters=10_000))
 _FFHQ = dict(vqgan=_PAPER["vqgan"], sampler=dict(batch_size=20, lr=1e-4, warmup_iters=30_000))
 # Small enough for minutes on two CPU cores: 32 x 32 pixels, 8 x 8 codes, no VGG weights.
 _DEMO: dict = dict(horizontal_flip=True, ema=True, ema_beta=0.95, steps_per_update_ema=5)
@@ -15,7 +15,7 @@ _DEMO_CODES = dict(codebook_init="kmeans", codebook_init_step=150, codebook_rest
 _DEMO_LOSS = dict(perceptual_weight=0.0, ndf=32, disc_layers=2, disc_start_step=10**9)
 _DEMO_PRIOR = dict(bert_n_emb=128, bert_n_head=4, bert_n_layers=6, total_steps=64, sample_steps=64, temp=0.8)
 
-PRESETS = {
+PRESETS: dict[str, dict[str, dict]] = {
     "churches": _PAPER,
     "bedrooms": _PAPER,
     "ffhq": _FFHQ,

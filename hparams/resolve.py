@@ -5,25 +5,16 @@ Precedence: default < preset of the data set < saved configuration of a loaded m
 
 import copy
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from hparams import config
+from hparams import config, sources
 from hparams.checks import check, derive, notes, shown
-from hparams.config import ARCHITECTURE, Flag, names_of
+from hparams.config import ARCHITECTURE, Flag, Values, names_of
 from hparams.parser import build_parser
-from hparams.sources import (
-    checked,
-    checkpoint_steps,
-    dataset_entry,
-    preset_of,
-    require_folder,
-    same_images,
-    saved_config,
-)
 from utils.core.errors import UsageError, quit_quietly_at_interrupt
 from utils.core.job import is_main
 
@@ -84,7 +75,7 @@ def get_hparams(
     return H
 
 
-def resolve(flags: Iterable[Flag], given: Mapping[str, Any], family: str, idle: Iterable[str] = ()) -> Hparams:
+def resolve(flags: Iterable[Flag], given: Values, family: str, idle: Collection[str] = ()) -> Hparams:
     """Merge the sources by precedence, derive what can be derived, check everything.
 
     given: {flag: value} of the command line. idle: names of flags that the script ignores.
@@ -92,9 +83,9 @@ def resolve(flags: Iterable[Flag], given: Mapping[str, Any], family: str, idle: 
     by_name = {flag.name: flag for flag in flags}
     every = by_name | {flag.name: flag for flag in config.RECORDED}
     trains = "load_optim" not in idle
-    given = {name: checked(by_name[name], value) for name, value in given.items()}
-    entry = dataset_entry(given["dataset"], given.get("custom_dataset_path"))
-    values = {name: flag.default for name, flag in every.items()} | preset_of(entry, family, by_name)
+    given = {name: sources.checked(by_name[name], value) for name, value in given.items()}
+    entry = sources.dataset_entry(given["dataset"], given.get("custom_dataset_path"))
+    values = {name: flag.default for name, flag in every.items()} | sources.preset_of(entry, family, by_name)
     if trains:
         values |= origin(values | given, given, every)
     require_loaded(values | given, trains)
@@ -111,15 +102,15 @@ def resolve(flags: Iterable[Flag], given: Mapping[str, Any], family: str, idle: 
 # ---------------------------------------------------------------------- loaded models
 
 
-def continues(values: Mapping[str, Any]) -> bool:
+def continues(values: Values) -> bool:
     """Whether --resume finds a checkpoint in --log_dir. values: {flag: value}."""
-    return values["resume"] and bool(checkpoint_steps(values["log_dir"]))
+    return values["resume"] and bool(sources.checkpoint_steps(values["log_dir"]))
 
 
-def origin(values: Mapping[str, Any], given: Mapping[str, Any], flags: Mapping[str, Flag]) -> dict[str, Any]:
+def origin(values: Values, given: Values, flags: Mapping[str, Flag]) -> dict[str, Any]:
     """load_dir, load_step and load_optim of a run that is resumed. What it recorded is where it began, and stays;
     a run that has no checkpoint yet and recorded nothing takes them from the command line."""
-    saved = (values["resume"] and saved_config(values["log_dir"], flags)) or {}
+    saved = (values["resume"] and sources.saved_config(values["log_dir"], flags)) or {}
     found = {name: saved[name] for name in names_of("origin") if name in saved}
     if not (found.get("load_step") or continues(values)):
         return {}
@@ -133,15 +124,15 @@ def origin(values: Mapping[str, Any], given: Mapping[str, Any], flags: Mapping[s
     return found
 
 
-def require_loaded(values: Mapping[str, Any], trains: bool) -> None:
+def require_loaded(values: Values, trains: bool) -> None:
     """UsageError if a folder to load from does not exist. Otherwise a mistyped folder would show as a contradiction of
     the default shapes. A script that measures may find all it needs in files, unless it names a checkpoint."""
     if values["dry_run"] or not (trains or values["load_step"]):
         return
     if values.get("ae_load_dir"):
-        require_folder("ae_load_dir", values["ae_load_dir"])
+        sources.require_folder("ae_load_dir", values["ae_load_dir"])
     if values["load_step"] and not (trains and continues(values)):
-        require_folder("load_dir", values["load_dir"])
+        sources.require_folder("load_dir", values["load_dir"])
 
 
 @dataclass
@@ -159,7 +150,7 @@ class Load:
         return f"--{self.option}" if self.option == "resume" else f"--{self.option} {self.folder}"
 
 
-def loads(values: Mapping[str, Any], family: str, flags: Iterable[str], idle: Iterable[str]) -> Iterator[Load]:
+def loads(values: Values, family: str, flags: Iterable[str], idle: Collection[str]) -> Iterator[Load]:
     """The runs that this command reads, in order: a later one takes precedence."""
     if values.get("ae_load_dir"):  # required by scripts of samplers, one of two ways to name a VQGAN in the others
         names = names_of("autoencoder")
@@ -167,10 +158,10 @@ def loads(values: Mapping[str, Any], family: str, flags: Iterable[str], idle: It
     trains = "load_optim" not in idle  # then --load_dir is where the run begins; otherwise it is what is measured
     model: set[str] = set()
     if values["load_step"] and not (trains and continues(values)):
-        binding = names_of("sampler") if family == "sampler" else names_of("autoencoder", "discriminator")
-        both = set(names_of("training")) & set(names_of("sampling")) if family == "sampler" else set()
-        model = {*binding, *both}  # what training and sampling depend on stays as it was trained, unless given
-        yield Load("load_dir", values["load_dir"], values["load_step"], model, binding)
+        names = names_of("sampler") if family == "sampler" else names_of("autoencoder", "discriminator")
+        # What both training and sampling depend on is as it was trained, unless the command line says otherwise.
+        model = {*names, *(set(names_of("training")) & set(names_of("sampling")))}
+        yield Load("load_dir", values["load_dir"], values["load_step"], model, names)
     if values["resume"] and "resume" not in idle:
         new = names_of("place", "request", "dashboard", *(() if trains else ("origin",)))
         binding = [name for name in names_of(*ARCHITECTURE, "data") if name not in model]
@@ -178,20 +169,16 @@ def loads(values: Mapping[str, Any], family: str, flags: Iterable[str], idle: It
 
 
 def loaded_values(
-    values: Mapping[str, Any],
-    given: Mapping[str, Any],
-    family: str,
-    flags: Mapping[str, Flag],
-    idle: Iterable[str],
+    values: Values, given: Values, family: str, flags: Mapping[str, Flag], idle: Collection[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the models that this command loads were trained with. The command line may not contradict
-    their architecture, nor one of them another's. Returns (values, those of them that a resumed run did not record
-    because an earlier version started it)."""
+    """What the models that this command loads were trained with. Neither the command line nor another of the models
+    may contradict their architecture. Returns (values, those of them that a resumed run did not record because an
+    earlier version started it)."""
     result: dict[str, Any] = {}
-    sources: dict[str, Load] = {}
+    loaded_from: dict[str, Load] = {}
     older: dict[str, Any] = {}
     for load in loads(values, family, flags, idle):
-        saved = saved_config(load.folder, flags, load.step)
+        saved = sources.saved_config(load.folder, flags, load.step)
         if saved is None:
             continue
         missing = {k: flag.older(saved) for k, flag in flags.items() if "older" in flag.meta and k not in saved}
@@ -202,27 +189,27 @@ def loaded_values(
         if load.option == "ae_load_dir":
             require_codes(load, saved)
         for key in load.binding:
-            if key not in idle and key in given and key in saved and given[key] != saved[key]:
+            mine, theirs = given.get(key), saved.get(key)
+            if key not in idle and mine != theirs and None not in (mine, theirs):
                 raise UsageError(
-                    f"--{key} {shown(given[key])} contradicts {load}, which was trained with --{key} "
-                    f"{shown(saved[key])}"
+                    f"--{key} {shown(mine)} contradicts {load}, which was trained with --{key} {shown(theirs)}"
                 )
         takes = set(load.takes)
-        if "train_steps" in idle and same_images(saved, values):
+        if "train_steps" in idle and sources.same_images(saved, values):
             takes.update(names_of("images"))  # measured against the images that it was trained on
-        taken = {k: v for k, v in {**missing, **saved}.items() if k in takes}
+        taken = {k: v for k, v in {**missing, **saved}.items() if k in takes and k in flags}
         for key in names_of(*ARCHITECTURE):
             if key in taken and result.get(key, taken[key]) != taken[key]:
                 raise UsageError(
-                    f"{load} and {sources[key]} do not belong together: --{key} {shown(taken[key])} and "
+                    f"{load} and {loaded_from[key]} do not belong together: --{key} {shown(taken[key])} and "
                     f"{shown(result[key])}"
                 )
         result.update(taken)
-        sources.update(dict.fromkeys(taken, load))
+        loaded_from.update(dict.fromkeys(taken, load))
     return result, older
 
 
-def require_codes(load: Load, saved: Mapping[str, Any]) -> None:
+def require_codes(load: Load, saved: Values) -> None:
     """UsageError if an autoencoder is loaded from a step before its quantizer has placed its codes."""
     for flag in config.ALL_FLAGS:
         placed = saved.get(flag.name, 0) if "codes_from" in flag.meta and flag.works(saved) else 0

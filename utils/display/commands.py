@@ -4,7 +4,9 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from utils.core.checkpoint import LOGS
 
@@ -13,7 +15,7 @@ SCRIPTS = {name: f"{name}.py" for name in ("train_vqgan", "train_sampler")}
 SCRIPTS["calc_approximate_ELBO"] = "experiments/calc_approximate_ELBO.py"
 
 
-def python():
+def python() -> str:
     """How this Python is called here: by a name that the shell finds, else by its path."""
     here = os.path.abspath(sys.executable)
     for name in ("python", "python3"):
@@ -22,7 +24,7 @@ def python():
     return _from_here(here)
 
 
-def _from_here(path):
+def _from_here(path: str | Path) -> str:
     """A path as seen from the current folder if it is below that, else as it is."""
     try:
         relative = os.path.relpath(path)
@@ -31,7 +33,7 @@ def _from_here(path):
     return str(path) if relative.startswith(os.pardir) else relative
 
 
-def command(script, **flags):
+def command(script: str, **flags: Any) -> str:
     """A command line as text. script: as seen from the repository; flags that are None or False are left out."""
     words = [python(), _from_here(ROOT / script)]
     for name, value in flags.items():
@@ -43,33 +45,35 @@ def command(script, **flags):
     return shlex.join(words)
 
 
-def new_name(name):
+def new_name(name: str) -> str:
     """A --log_dir that does not exist yet: the name, with a number appended if necessary."""
     names = [name, *(f"{name}_{i}" for i in range(2, 1000))]
     return next((n for n in names if not (LOGS / n).exists()), name)
 
 
-def _data(values):
+def _data(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: values.get(k) for k in ("dataset", "custom_dataset_path")}
 
 
-def resume(script, values, **more):
+def resume(script: str, values: Mapping[str, Any], **more: Any) -> str | None:
     """The command that continues a run, from its script's name and its hyperparameters {flag: value}; the rest is in
     its config.json. None if the script cannot resume."""
     if script not in SCRIPTS:
         return None
-    models = () if script == "train_vqgan" else ("sampler", "ae_load_dir", "ae_load_step")
-    models += ("load_dir", "load_step") if script == "calc_approximate_ELBO" else ()
-    flags = {**_data(values), "log_dir": values.get("log_dir"), **{k: values.get(k) for k in models}, "resume": True}
-    return command(SCRIPTS[script], **flags, **more)
+    names = ["dataset", "custom_dataset_path", "log_dir"]
+    if script != "train_vqgan":
+        names += ["sampler", "ae_load_dir", "ae_load_step"]
+    if script == "calc_approximate_ELBO":
+        names += ["load_dir", "load_step"]
+    return command(SCRIPTS[script], **{name: values.get(name) for name in names}, resume=True, **more)
 
 
-def show_run(H):
+def show_run(H: Any) -> str:
     """The command that makes a run's page."""
     return command("experiments/show_run.py", log_dir=H.log_dir, no_visdom=H.no_visdom)
 
 
-def after_vqgan(H, step):
+def after_vqgan(H: Any, step: int) -> str:
     """Stage 2 on the codes of this stage 1."""
     return command(
         "train_sampler.py",
@@ -82,7 +86,7 @@ def after_vqgan(H, step):
     )
 
 
-def after_sampler(H, step, n_images):
+def after_sampler(H: Any, step: int, n_images: int) -> tuple[str, str]:
     """(samples, FID) of this stage 2. n_images: about how many there are to compare with; the paper: 50000 samples."""
     models = dict(
         sampler=H.sampler,
