@@ -33,7 +33,7 @@ class Hparams(SimpleNamespace):
         return {k: v for k, v in vars(self).items() if k not in ("explicit", "data_entry", "script", "older")}
 
     def given(self, *roles: str) -> dict[str, Any]:
-        """{flag: value} of the flags with one of these roles that the command line gave."""
+        """{flag: value} of what the command line gave, of the flags that have one of these roles."""
         return {name: getattr(self, name) for name in names_of(*roles) if name in self.explicit}
 
 
