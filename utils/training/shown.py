@@ -46,8 +46,8 @@ class Shown:
 
     def again(self):
         """The command line that continues the run."""
-        dashboard = {name: getattr(self.H, name) for name in commands.DASHBOARD if name in self.H.explicit}
-        return commands.resume(self.H.script, vars(self.H), **dashboard) or "the same command with --resume"
+        again = commands.resume(self.H.script, vars(self.H), **self.H.given("dashboard"))
+        return again or "the same command with --resume"
 
     def show_strips(self):
         """At the end, write one strip for each picture name, with the pictures of all steps."""
