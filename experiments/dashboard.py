@@ -1,7 +1,8 @@
 """`make dashboard`: visdom's server, by default for this machine only, with everything that its page needs.
 
-The runs themselves send what is shown, whenever a server is there (utils/display/dashboard.py). visdom's own server
-accepts requests of every web page that is open in a browser; this one accepts those of its own page and of programs.
+The runs themselves send what is shown, whenever a server is there (utils/display/live_dashboard.py). visdom's own
+server accepts requests of every web page that is open in a browser; this one accepts those of its own page and of
+programs.
 """
 
 import ipaddress
@@ -209,10 +210,10 @@ def main(config, login):
     from tornado.ioloop import IOLoop
     from visdom.utils.shared_utils import get_visdom_path
 
-    from utils.display import server_files
+    from utils.display import visdom_assets
 
     sockets = listen(config)  # first, to report at once if the port is in use
-    server_files.put_in_place(Path(get_visdom_path("static")), lambda text: print(text, flush=True))
+    visdom_assets.put_in_place(Path(get_visdom_path("static")), lambda text: print(text, flush=True))
     logging.getLogger().setLevel(logging.ERROR)
     logging.getLogger("tornado.general").setLevel(logging.CRITICAL)  # a style sheet of the user's own is looked for
     server = HTTPServer(make_app(config, login), max_buffer_size=1024**3)

@@ -50,9 +50,9 @@ if __name__ == "__main__":
 
 from utils.core.checkpoint import LOGS
 from utils.core.progress import say
-from utils.display.dashboard import Dashboard
-from utils.display.recorded import Recorded
+from utils.display.live_dashboard import Dashboard
 from utils.display.report import write_report
+from utils.display.saved_run import SavedRun
 
 PATIENCE = 60.0  # seconds for all of a long run to reach the server
 
@@ -90,7 +90,7 @@ def show_on_dashboard(run, config):
 
 
 def main(config):
-    run = Recorded(LOGS / config.log_dir)
+    run = SavedRun(LOGS / config.log_dir)
     if not config.no_visdom:
         show_on_dashboard(run, config)
     say(f"report: {write_report(run)}")

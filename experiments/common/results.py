@@ -16,8 +16,8 @@ from utils.core.device import device_name
 from utils.core.files import Lines, check_appendable
 from utils.core.progress import say
 from utils.display import commands
-from utils.display.dashboard import Dashboard
 from utils.display.images import enlarge, save_png
+from utils.display.live_dashboard import Dashboard
 
 
 class Report:

@@ -23,9 +23,9 @@ from conftest import free_port
 from PIL import Image
 
 from utils.core.errors import UsageError
-from utils.display import panes
+from utils.display import dashboard_panes as panes
 from utils.display.curves import Curve
-from utils.display.dashboard import Dashboard, env_name, server_address
+from utils.display.live_dashboard import Dashboard, env_name, server_address
 
 # visdom's own client calls logger.warn
 pytestmark = pytest.mark.filterwarnings("ignore:The 'warn' method:DeprecationWarning")
@@ -208,7 +208,7 @@ def test_server_address():
 
 
 def test_module_imports_neither_torch_nor_visdom():
-    code = "import sys, utils.display.dashboard; assert not {'torch', 'visdom', 'requests'} & set(sys.modules)"
+    code = "import sys, utils.display.live_dashboard; assert not {'torch', 'visdom', 'requests'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
 
 

@@ -3,7 +3,7 @@
 import bisect
 import math
 
-from utils.display import panes
+from utils.display import dashboard_panes as panes
 
 MARKED_POINTS = 100  # shorter curves are drawn with markers, because a single point draws no line
 SMOOTHED_FROM = 20  # points: longer curves are also drawn smoothed

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from utils.core.files import atomic_write
-from utils.display.records import pictures_by_step
+from utils.display.run_files import pictures_by_step
 
 NOTE = "grid"  # the PNG text that says how a sheet is laid out
 CELLS = (64, 128)  # bounds of the side of an image in strips, in pixels

@@ -7,9 +7,9 @@ import warnings
 from utils.core.errors import printable
 from utils.core.files import atomic_write
 from utils.core.progress import duration
-from utils.display import commands, html, plots
-from utils.display.recorded import when
-from utils.display.records import is_number
+from utils.display import commands, html, report_plots
+from utils.display.run_files import is_number
+from utils.display.saved_run import when
 
 KINDS = {
     "train_vqgan": "Stage 1: VQGAN",
@@ -99,7 +99,7 @@ def drawn(run, name, draw, *args):
 def curve_plots(run):
     traces = {name: t for name, t in run.traces().items() if any(any(values) for _, values in t.values())}
     names = sorted(traces, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
-    return [drawn(run, name, plots.curves, traces[name]) for name in names]
+    return [drawn(run, name, report_plots.curves, traces[name]) for name in names]
 
 
 def bar_plots(run):
@@ -107,7 +107,7 @@ def bar_plots(run):
         drawn(
             run,
             name,
-            plots.bars,
+            report_plots.bars,
             bar["values"],
             bar.get("x"),
             printable(bar.get("xlabel", "")),

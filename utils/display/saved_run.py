@@ -15,7 +15,15 @@ from utils.core.checkpoint import Checkpoints
 from utils.core.errors import DamagedFile, printable
 from utils.core.files import read_json
 from utils.display.grids import MOST_PIXELS, SAYS_TRIPLES, write_strips
-from utils.display.records import curves_of, is_number, is_regular, pictures_by_step, read_bars, read_curves, read_rows
+from utils.display.run_files import (
+    curves_of,
+    is_number,
+    is_regular,
+    pictures_by_step,
+    read_bars,
+    read_curves,
+    read_rows,
+)
 
 LARGEST = 1600  # pixels of the longer side of a picture on the page
 HEAVIEST = 3 << 20  # bytes of a picture that is shown as it is
@@ -78,7 +86,7 @@ def reduced(image):
     return image.resize([max(1, round(n * LARGEST / max(image.size))) for n in image.size], Image.LANCZOS)
 
 
-class Recorded:
+class SavedRun:
     """A run's folder as a run. `notes`: what was missing or damaged, one sentence each."""
 
     def __init__(self, folder):

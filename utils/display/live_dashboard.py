@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.core.address import server_address
-from utils.display import panes
+from utils.display import dashboard_panes as panes
 from utils.display.curves import Curve, Plot
 from utils.display.visdom_client import Refused, WindowGone, viewer_class
 
@@ -49,7 +49,7 @@ class Dashboard:
 
     server: None (localhost), a host name or a URL; raises UsageError for anything else. port: int.
     env: any text, e.g. the log folder; made a valid name by env_name(), see the attribute `env`.
-    plan: names of panes (utils/display/panes.py) that are to be on the page from the start, in this order.
+    plan: names of panes (utils/display/dashboard_panes.py) that are to be on the page from the start, in this order.
     images_per_step: if given, the curves also show the number of images seen.
     enabled: False makes every method do nothing. warn: called from a thread with one line of text.
     interval: seconds between sends. backoff: shortest and longest wait after a failure in seconds.
