@@ -388,12 +388,12 @@ def test_another_program_on_the_port(fake, make):
 def test_what_cannot_be_shown_is_skipped(fake, make):
     dashboard = make(fake)
     for i in range(5):
-        dashboard._put(f"broken-{i}", lambda viewer: 1 / 0)
+        dashboard._put(dict(win=f"broken-{i}", data=object()))
     dashboard.properties({"lr": 1})
     put(dashboard, curve(range(10)))
     until(lambda: len(fake.windows()) == 2 and fake.curves() == {"loss": {"loss": curve(range(10))}})
     (line,) = dashboard.lines
-    assert "ZeroDivisionError" in line
+    assert "TypeError" in line
 
 
 def test_missing_visdom_is_one_line(fake, make, monkeypatch):
@@ -441,8 +441,8 @@ def test_smoothed():
     rewritten = [c.add(n, float(y)) for n, y in enumerate(ys)]
     xs, _, means = c.take(whole=True, final=False)
     assert xs == list(range(400)) and [n for n, whole in enumerate(rewritten) if whole] == [19, 99]
-    np.testing.assert_allclose(means[:5], np.cumsum(ys[:5]) / np.arange(1, 6))
-    for n, span in ((5, 5), (50, 5), (99, 5), (199, 10), (399, 20)):  # y_n weighs 1 / span: the curve's twentieth
+    np.testing.assert_allclose(means[:3], np.cumsum(ys[:3]) / np.arange(1, 4))
+    for n, span in ((3, 3), (50, 3), (119, 3), (199, 5), (399, 10)):  # y_n weighs 1 / span: the curve's fortieth
         np.testing.assert_allclose(means[n], means[n - 1] + (ys[n] - means[n - 1]) / span)
     again = Curve(1000)
     for n, y in [*enumerate(ys[:300]), *enumerate(ys[200:], start=200)]:  # a resumed run
@@ -470,7 +470,7 @@ def test_smoothed_and_images_seen_are_sent_with_the_curve(fake, make):
         expected.add(x, y)
     assert traces["train (smoothed)"] == list(zip(*expected.take(True, False)[::2], strict=True))
     faint, strong = fake.sent("/events", "curves-loss")[-1]["data"][:2]
-    assert faint["line"]["color"].startswith("rgba(31, 119, 180, 0.") and strong["line"]["color"] == "#1f77b4"
+    assert (faint["line"]["color"], strong["line"]["color"]) == ("#1f77b459", "#1f77b4")
     until(lambda: len(fake.curves().get("lr", {}).get("train", ())) == 30)
     assert set(fake.curves(derived=True)["lr"]) == {"train", panes.IMAGES_SEEN}  # a schedule is shown as it is
 
@@ -501,17 +501,7 @@ def test_progress(fake, make):
     until(lambda: fake.sent("/events", "progress"))
     text = fake.sent("/events", "progress")[-1]["data"][0]["content"]
     assert "250 of 1,000 (25%)" in text and "width:25.0%" in text and "&lt;b&gt;" in text and "running" in text
-    for seconds, words in (
-        (45, "45 s"),
-        (119, "119 s"),
-        (125, "2 min"),
-        (5900, "98 min"),
-        (6001, "1 h 40 min"),
-        (2.5e5, "2 d 21 h"),
-        (1e9, "11,574 d 1 h"),
-    ):
-        assert panes.duration(seconds) == words, seconds
-    assert ", until " in panes.time_left(86_400) and panes.time_left(1e7) == "115 d 17 h"
+    assert ", until " in panes.time_left(86_400) and panes.time_left(1e7) == "116 days"
 
 
 @pytest.mark.parametrize("limit", [2, 3, 10, 11])
@@ -749,7 +739,7 @@ def test_real_server(real, make):
     assert "&lt;b&gt;" in real.window("properties")["content"]
     assert real.window("curves-loss")["title"] == "loss"
 
-    dashboard._viewer.close("curves-loss")  # the user closes the window: it returns whole
+    dashboard._client.close("curves-loss")  # the user closes the window: it returns whole
     put(dashboard, curve(range(20, 150)), "loss/train")
     expected["train"] = curve(range(150))
     until(lambda: real.curves("curves-loss") == expected)

@@ -4,10 +4,15 @@ Names of panes: 'curves-NAME', 'bars-NAME', 'image-NAME', or the name of a text.
 the start, in its order: an open page puts a pane that comes later at its end.
 """
 
-import html
+import math
 import time
 
+from utils.core.progress import duration
+from utils.display.curves import MARKED_POINTS, NEVER_SMOOTHED, Curve
+from utils.display.html import render
+
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
+FAINT = "59"  # the opacity of a colour: hexadecimal, of FF
 IMAGES_SEEN = "images seen"
 STATES = dict(starting=COLOURS[0], running=COLOURS[0], finished=COLOURS[2], stopped=COLOURS[1], failed=COLOURS[3])
 
@@ -33,49 +38,154 @@ UNITS = dict(
     loss_history="loss (latest weigh most)",
     bound_history="bound (root mean square)",
 )
-
-
 FROM_ZERO = ("lr", "images_per_second", "gpu_memory_gib", "codes_used", "d_weight")
 
 
 def plan_of(H, name, device_type):
     """The panes that a training run will have, in order: the curves above, bars below; pictures come last."""
+    curves, bars = [], []
     if name == "vqgan":
-        adversarial = ("g_loss", "d_loss", "d_weight") if H.disc_start_step <= H.train_steps else ()
-        curves = [
-            "l1",
-            "perceptual",
-            "nll_loss",
-            "codebook_loss",
-            *adversarial,
-            "perplexity",
-            "codes_used",
-            "mean_distance",
-            "lr",
-        ]
+        curves = ["l1", "perceptual", "nll_loss", "codebook_loss"]
+        if H.disc_start_step <= H.train_steps:
+            curves += ["g_loss", "d_loss", "d_weight"]
+        curves += ["perplexity", "codes_used", "mean_distance", "lr"]
         bars = ["codebook_usage"]
-    else:
-        curves = ["bits", "lr"] if name == H.sampler else []
-        bars = ["loss_history", "bound_history"] if name == "absorbing" else []
-    curves += ["images_per_second", *(["gpu_memory_gib"] if device_type == "cuda" else [])]
-    results = ["results"] if name == "logsigma" else []
-    return [
-        "progress",
-        "curves-loss",
-        "properties",
-        *results,
-        *(f"curves-{c}" for c in curves),
-        *(f"bars-{b}" for b in bars),
-    ]
+    elif name == H.sampler:
+        curves = ["bits", "lr"]
+    if name == "absorbing":
+        bars = ["loss_history", "bound_history"]
+    curves.append("images_per_second")
+    if device_type == "cuda":
+        curves.append("gpu_memory_gib")
+    texts = ["properties", "results"] if name == "logsigma" else ["properties"]
+    return ["progress", "curves-loss", *texts, *(f"curves-{c}" for c in curves), *(f"bars-{b}" for b in bars)]
 
 
-def message(win, data, layout=None):
+def pane(win, data, layout=None):
     """A request to visdom's server that makes or replaces a pane, in the size that it gives to its kind: at every
     update the page would set one of ours again, whatever its user has dragged, and its grid knows whole cells only."""
     return dict(win=win, data=data, layout=layout or {}, opts=dict(title=win.partition("-")[2] or win))
 
 
-def plot_layout(title, xlabel="", ylabel="", **more):
+def text_pane(win, template, **values):
+    """A pane with the HTML of a template."""
+    return pane(win, [dict(type="text", content=render(template, **values))])
+
+
+def progress_pane(run, step, total, state, values):
+    """A bar, and a table of values. state: a word like those of STATES, and perhaps more."""
+    percent = 100 * min(1.0, step / max(total, 1))
+    values = {"step": f"{step:,} of {total:,} ({percent:.3g}%)", **values}
+    colour = STATES[state.split()[0].rstrip(",")]
+    return text_pane("progress", "progress.html", run=run, state=state, colour=colour, percent=percent, values=values)
+
+
+def bar_pane(win, xs, ys, xlabel="", ylabel=""):
+    """Bars of heights ys over xs (numbers or words)."""
+    name = win.removeprefix("bars-")
+    layout = _layout(name, xlabel, ylabel or UNITS.get(name, ""), bargap=0)
+    del layout["xaxis"]["type"]
+    if not ys:
+        _mark_empty(layout)
+    return pane(win, [dict(x=xs, y=ys, type="bar", marker=dict(color=COLOURS[0]))], layout)
+
+
+def time_left(seconds):
+    """How long, and within a week when that will be."""
+    if seconds > 7 * 86_400:
+        return duration(seconds)
+    return f"{duration(seconds)}, until {time.strftime('%a %H:%M', time.localtime(time.time() + seconds))}"
+
+
+class Plot:
+    """Curves that share one pane. `whole`: send all points as a replacement, not only the new ones.
+
+    images_per_step: None, or the number of images per step, for the hover text. run: the name of the run, which is
+    shown if there are curves of other runs.
+    """
+
+    def __init__(self, name, limit, images_per_step=None, run=""):
+        self.name, self.limit, self.images_per_step, self.run = name, limit, images_per_step, run
+        self.curves, self.others, self.whole = {}, {}, True
+
+    def add(self, trace, x, y):
+        if trace not in self.curves:
+            self.curves[trace] = Curve(self.limit, self.name not in NEVER_SMOOTHED)
+            self.whole = True
+        if self.curves[trace].add(x, y):
+            self.whole = True
+
+    def compare(self, curves):
+        """Show these curves of other runs, too: {(trace, run): Curve}."""
+        self.others.update(curves)
+        self.whole = True
+
+    def take(self, final):
+        """The message that sends the new points, or None if there are none."""
+        whole, self.whole = self.whole, False
+        # Appending needs an entry for every trace, in the server's order; those without news are empty.
+        traces = self._traces(whole, final)
+        win = f"curves-{self.name}"
+        if whole:
+            return self._pane(win, traces)
+        if not any(trace["x"] for trace in traces):
+            return None
+        # Only points: a colour that is sent along would be appended to the colour.
+        points = [dict(x=trace["x"], y=trace["y"], name=trace["name"], type="scatter") for trace in traces]
+        return dict(win=win, data=points, append=True)
+
+    def _traces(self, whole, final):
+        own = [((trace, self.run if self.others else ""), curve) for trace, curve in self.curves.items()]
+        traces = []
+        for number, ((trace, run), curve) in enumerate([*own, *self.others.items()]):
+            lines = self._lines(trace, run, COLOURS[number % len(COLOURS)], curve, whole, final)
+            # Of other runs one line each: the plot is to stay readable.
+            traces += lines if number < len(own) else lines[-1:]
+        if self.images_per_step and own:
+            traces.append(_images_seen(traces[0]["x"], self.images_per_step))
+        return traces
+
+    def _lines(self, trace, run, colour, curve, whole, final):
+        """A curve, and its smoothed form last. run: '' or what else to call it by."""
+        xs, ys, means = curve.take(whole, final)
+        mode = "lines+markers" if len(curve.points) < MARKED_POINTS else "lines"
+        name = f"{trace}, {run}" if run else trace
+        if not curve.smoothed:
+            return [_line(name, xs, ys, colour, mode)]
+        raw = _line(name, xs, ys, colour + FAINT, mode, width=1.2)
+        smoothed = _line(name, xs, means, colour)
+        if run:  # the legend has other things to tell: one entry shows and hides both
+            raw.update(name=f"{name} (raw)", legendgroup=name, showlegend=False)
+            smoothed.update(legendgroup=name)
+        else:
+            smoothed["name"] = "smoothed" if name == self.name else f"{name} (smoothed)"
+        return [raw, smoothed]
+
+    def _pane(self, win, traces):
+        entries = sum(trace.get("showlegend", True) for trace in traces)
+        if entries == 1 and list(self.curves) == [self.name]:
+            entries = 0  # the title says it
+        rows = entries if self.others else math.ceil(entries / 2)  # names of runs are long
+        layout = _curves_layout(self.name, self.images_per_step, rows)
+        if not traces:
+            _mark_empty(layout)
+            traces = [_line("", [], [], COLOURS[0])]
+        return pane(win, traces, layout)
+
+
+def _line(name, xs, ys, colour, mode="lines", width=2):
+    """One curve. (visdom's own smoothing, the page's '~', wants marker.line.)"""
+    line, marker = dict(color=colour, width=width), dict(size=4, color=colour, line={})
+    return dict(x=xs, y=ys, name=name, type="scatter", mode=mode, line=line, marker=marker)
+
+
+def _images_seen(xs, images_per_step):
+    """An invisible trace from which the hover text reads the images seen."""
+    trace = _line(IMAGES_SEEN, xs, [x * images_per_step for x in xs], "rgba(0,0,0,0)")
+    return dict(trace, yaxis="y2", showlegend=False, hovertemplate="%{y:,} images seen<extra></extra>")
+
+
+def _layout(title, xlabel="", ylabel="", **more):
     """plotly's layout of a small plot."""
     axis = dict(type="linear", exponentformat="power", automargin=True, zeroline=False)
     return dict(
@@ -88,114 +198,23 @@ def plot_layout(title, xlabel="", ylabel="", **more):
     )
 
 
-def curves_layout(name, images_per_step, legend_rows):
+def _curves_layout(name, images_per_step, legend_rows):
     """The layout of curves over steps; hovering shows all values at a step, and the images seen until then.
     legend_rows: of the legend, which stands between the title and the plot; 0: there is none."""
-    xlabel = "step" if not images_per_step else f"step ({images_per_step:,} image{'s' * (images_per_step > 1)} each)"
-    layout = plot_layout(name, xlabel, UNITS.get(name, name), hovermode="x unified")
+    xlabel = "step"
+    if images_per_step:
+        xlabel = f"step ({images_per_step:,} image{'s' if images_per_step > 1 else ''} each)"
+    layout = _layout(name, xlabel, UNITS.get(name, name), hovermode="x unified", hoverlabel=dict(namelength=-1))
     layout["showlegend"] = legend_rows > 0
     layout["margin"]["t"] = 37 + 18 * max(1, legend_rows)
-    layout["legend"] = dict(
-        orientation="h", x=1, xanchor="right", y=1, yanchor="bottom", font=dict(size=11), tracegroupgap=0
-    )
-    layout["hoverlabel"] = dict(namelength=-1)
+    position = dict(x=1, xanchor="right", y=1, yanchor="bottom")
+    layout["legend"] = dict(position, orientation="h", font=dict(size=11), tracegroupgap=0)
     layout["yaxis2"] = dict(overlaying="y", visible=False, fixedrange=True)  # of the images seen, which only hover
     return layout
 
 
-def empty(layout):
-    """The layout of a plot without points."""
+def _mark_empty(layout):
+    """Show in a plot without points that there is nothing yet."""
+    layout["xaxis"]["showticklabels"] = layout["yaxis"]["showticklabels"] = False
     note = dict(text="nothing yet", xref="paper", yref="paper", x=0.5, y=0.5, showarrow=False)
-    note["font"] = dict(color="#999", size=14)
-    axes = {axis: dict(layout[axis], showticklabels=False) for axis in ("xaxis", "yaxis")}
-    return dict(layout, **axes, annotations=[note])
-
-
-def line_trace(name, xs, ys, colour, faint, marked, **more):
-    """One curve. (visdom's own smoothing, the page's '~', wants marker.line.)"""
-    shade = f"rgba({', '.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))}, 0.35)" if faint else colour
-    return dict(
-        x=xs,
-        y=ys,
-        name=name,
-        type="scatter",
-        mode="lines+markers" if marked else "lines",
-        line=dict(color=shade, width=1.2 if faint else 2),
-        marker=dict(size=4, color=shade, line={}),
-        **more,
-    )
-
-
-def images_trace(xs, images_per_step):
-    """An invisible trace from which the hover text reads the images seen."""
-    clear = dict(color="rgba(0,0,0,0)")
-    return dict(
-        x=xs,
-        y=[x * images_per_step for x in xs],
-        name=IMAGES_SEEN,
-        type="scatter",
-        mode="lines",
-        yaxis="y2",
-        line=clear,
-        marker=dict(clear, line={}),
-        showlegend=False,
-        hovertemplate="%{y:,} images seen<extra></extra>",
-    )
-
-
-def bar_pane(win, xs, ys, xlabel="", ylabel=""):
-    """Bars of heights ys over xs (numbers or words)."""
-    name = win.removeprefix("bars-")
-    layout = plot_layout(name, xlabel, ylabel or UNITS.get(name, ""), bargap=0)
-    del layout["xaxis"]["type"]
-    if not ys:
-        layout = empty(layout)
-    return message(win, [dict(x=xs, y=ys, type="bar", marker=dict(color=COLOURS[0]))], layout)
-
-
-def text_pane(win, content):
-    """A pane of HTML."""
-    return message(win, [dict(type="text", content=content)])
-
-
-def table(values):
-    """A dict as a table of two columns in HTML, as text (nothing in it is taken for HTML)."""
-    cells = ((html.escape(str(k)), html.escape(str(v))) for k, v in values.items())
-    style = "font-weight:normal;vertical-align:top;padding:1px"
-    rows = "".join(
-        f'<tr><td style="{style} 10px 1px 0;color:#777">{k}</td>'
-        f'<td style="{style};color:#222;word-break:break-word">{v}</td></tr>'
-        for k, v in cells
-    )
-    return f'<table style="font-size:12px;margin:6px 8px">{rows}</table>'
-
-
-def progress_text(about, step, total, state, values):
-    """A bar, and a table of values. about: a title; state: a word like those of STATES, and perhaps more."""
-    share = min(1.0, step / max(total, 1))
-    colour = STATES[state.split()[0].rstrip(",")]
-    head = f'<div style="font-size:16px;margin:10px;color:#222"><b>{html.escape(about)}</b>: {html.escape(state)}</div>'
-    bar = (
-        '<div style="background:#e8e8e8;height:16px;border-radius:8px;overflow:hidden;margin:10px">'
-        f'<div style="background:{colour};height:16px;width:{100 * share:.1f}%"></div></div>'
-    )
-    return head + bar + table({"step": f"{step:,} of {total:,} ({100 * share:.3g}%)", **values})
-
-
-def duration(seconds):
-    """45 s, 12 min, 3 h 20 min, 5 d 2 h."""
-    minutes = round(seconds / 60)
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if minutes < 100:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes // 1440:,} d {minutes % 1440 // 60} h"
-
-
-def time_left(seconds):
-    """How long, and within a week when that will be."""
-    if seconds > 7 * 86_400:
-        return duration(seconds)
-    return f"{duration(seconds)}, until {time.strftime('%a %H:%M', time.localtime(time.time() + seconds))}"
+    layout["annotations"] = [dict(note, font=dict(color="#999", size=14))]

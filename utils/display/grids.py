@@ -7,12 +7,13 @@ import io
 import itertools
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
-from utils.core.files import atomic_write
+from utils.core.errors import DamagedFile
+from utils.core.files import atomic_write, parse_json
 from utils.display.run_files import pictures_by_step
 
 NOTE = "grid"  # the PNG text that says how a sheet is laid out
@@ -23,7 +24,6 @@ AMPLIFIED = 4  # times that differences are shown larger than they are
 SAYS_TRIPLES = f"original, reconstruction, difference x {AMPLIFIED}"
 MOST_STRIPS = 24  # a run has a few
 MOST_PIXELS = 1 << 26  # of a picture that is read
-DAMAGED = (ValueError, OSError, SyntaxError, RecursionError, Image.DecompressionBombError)  # what reading one raises
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,9 @@ class Grid:
         return rows * (self.height + self.padding) + self.padding, left + self.width + self.padding
 
     def scaled(self, factor):
-        return Grid(
-            self.count,
-            self.height * factor,
-            self.width * factor,
-            self.columns,
-            self.padding * factor,
-            self.group,
-            self.gap * factor,
-        )
+        """The grid of the sheet enlarged by a factor."""
+        sizes = ("height", "width", "padding", "gap")
+        return replace(self, **{name: factor * getattr(self, name) for name in sizes})
 
     def note(self):
         """Itself as PngInfo, for the file that holds the sheet."""
@@ -71,9 +65,8 @@ class Grid:
     @classmethod
     def of(cls, image):
         """The grid recorded in a Pillow image. Raises ValueError if it does not fit the image."""
-        values = json.loads(image.info[NOTE])
-        names = {f.name for f in fields(cls)}
-        if not isinstance(values, dict) or set(values) != names:
+        values = parse_json(image.info[NOTE])
+        if not isinstance(values, dict) or set(values) != {field.name for field in fields(cls)}:
             raise ValueError("no grid")
         if any(type(v) is not int or not 0 <= v < 1 << 20 for v in values.values()):
             raise ValueError("the grid has no sizes")
@@ -84,22 +77,31 @@ class Grid:
         return grid
 
 
-def read_cells(path, most=MOST_COLUMNS):
-    """The images of a saved sheet as its first groups: a list of lists of Pillow images, empty where no grid is noted.
-
-    Raises one of DAMAGED for what is not what was written.
-    """
-    with Image.open(path, formats=("PNG",)) as image:
-        if NOTE not in image.info:
-            return []
+def open_picture(path):
+    """The first frame of a PNG, GIF or JPEG file as a Pillow image. Raises DamagedFile if it cannot be read."""
+    try:
+        image = Image.open(path, formats=("PNG", "GIF", "JPEG"))
         if image.size[0] * image.size[1] > MOST_PIXELS:
             raise ValueError("too many pixels")
-        grid = Grid.of(image)
-        image = image.convert("RGB")
+        image.load()
+        return image
+    except Exception as error:  # on damaged files Pillow's readers can raise anything
+        raise DamagedFile(f"{path} cannot be shown: {' '.join(str(error).split())[:120]}") from None
+
+
+def read_cells(path, most=MOST_COLUMNS):
+    """The images of a saved sheet as its first groups: a list of lists of Pillow images, empty if no grid is noted.
+
+    Raises ValueError for a file that is not as it was written.
+    """
+    image = open_picture(path)
+    if NOTE not in image.info:
+        return []
+    grid = Grid.of(image)
     cells = []
     for i in range(min(grid.count, most * grid.group)):
         top, left = grid.place(i)
-        cells.append(image.crop((left, top, left + grid.width, top + grid.height)))
+        cells.append(image.crop((left, top, left + grid.width, top + grid.height)).convert("RGB"))
     return [cells[i : i + grid.group] for i in range(0, len(cells), grid.group)]
 
 
@@ -108,7 +110,7 @@ def fitted(image):
     least, most = CELLS
     longest = max(image.size)
     if longest > most:
-        return image.resize([max(1, round(n * most / longest)) for n in image.size], Image.LANCZOS)
+        return ImageOps.contain(image, (most, most), Image.LANCZOS)
     factor = max(1, least // longest)
     return image.resize([n * factor for n in image.size], Image.NEAREST)
 
@@ -160,7 +162,7 @@ def progress_strip(pictures, say):
         step, path = pictures[i]
         try:
             found.append((step, read_cells(path)))
-        except DAMAGED as error:
+        except ValueError as error:
             say(f"note: {path} is left out of the strip: {' '.join(str(error).split())[:120]}")
     found = [(step, groups) for step, groups in found if groups]
     if not found:

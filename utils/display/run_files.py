@@ -1,4 +1,4 @@
-"""Reads what a run has written: curves, bars, pictures. The files are not trusted, and torch is not needed."""
+"""Reads the files of a run one by one: curves, bars, pictures. They are not trusted, and torch is not needed."""
 
 import math
 import os
@@ -9,6 +9,7 @@ from utils.core.files import parse_json, read_json
 
 LONGEST = 1 << 20  # characters of a line
 PICTURE = re.compile(r"(?P<name>[^/]+)_(?P<step>\d{1,18})\.png")
+PART = re.compile(r".+_\d+_\d+\.png")  # of --save_individually: <name>_<step>_<i>.png
 
 
 def is_number(value):
@@ -37,26 +38,28 @@ def read_rows(path):
     return rows, damaged
 
 
-def read_curves(path):
-    """(rows of stats.jsonl or speed.jsonl by step, how many lines are damaged)."""
+def read_steps(path):
+    """(rows of stats.jsonl or speed.jsonl, the number of damaged lines). Each row has a step."""
     rows, damaged = read_rows(path)
     good = [row for row in rows if type(row.get("step")) is int and is_number(row["step"])]
     return good, damaged + len(rows) - len(good)
 
 
 def curves_of(row):
-    """A row of stats.jsonl -> the dashboard's curves; training and validation share a window. Standard errors have
-    none."""
-    numbers = {k: v for k, v in row.items() if is_number(v) and k not in ("step", "images") and not k.endswith("_se")}
-    numbers = {printable(k): v for k, v in numbers.items()}  # visdom's server fails at names that are not Unicode
-    return {
-        f"{k.removeprefix('val_')}/{'validation' if k.startswith('val_') else 'train'}": v for k, v in numbers.items()
-    }
+    """A row of stats.jsonl -> the dashboard's curves {window/trace: value}. Training and validation share a window.
+    Standard errors have none."""
+    curves = {}
+    for name, value in row.items():
+        if is_number(value) and name not in ("step", "images") and not name.endswith("_se"):
+            trace = "validation" if name.startswith("val_") else "train"
+            # visdom's server fails at names that are not Unicode.
+            curves[f"{printable(name.removeprefix('val_'))}/{trace}"] = value
+    return curves
 
 
 def curve_rows(path):
     """The curves in a stats.jsonl: for each row a dict of its step and curves_of(row). Damaged lines are skipped."""
-    return [dict(step=row["step"], **curves_of(row)) for row in read_curves(path)[0]]
+    return [dict(step=row["step"], **curves_of(row)) for row in read_steps(path)[0]]
 
 
 def read_bars(path):
@@ -73,35 +76,35 @@ def read_bars(path):
 
 
 def _is_bar(bar):
-    if not isinstance(bar, dict) or not isinstance(bar.get("values"), list) or not is_number(bar.get("step")):
+    if not isinstance(bar, dict) or not is_number(bar.get("step")):
         return False
-    x = bar.get("x")
-    return (
-        bool(bar["values"])
-        and all(v is None or is_number(v) for v in bar["values"])
-        and (
-            x is None
-            or (
-                isinstance(x, list)
-                and len(x) == len(bar["values"])
-                and all(isinstance(v, str) or is_number(v) for v in x)
-            )
-        )
-    )
+    values, x = bar.get("values"), bar.get("x")
+    if not isinstance(values, list) or not values or not all(v is None or is_number(v) for v in values):
+        return False
+    if x is None:
+        return True
+    return isinstance(x, list) and len(x) == len(values) and all(isinstance(v, str) or is_number(v) for v in x)
 
 
-def is_regular(path):
-    """Whether a path is a regular file: not a pipe, which would block, and not a link, which could lead anywhere."""
-    return os.path.isfile(path) and not os.path.islink(path)
+def _picture_files(folder):
+    """(name, path) of a folder's pictures by name, without parts of pictures. Pipes would block, and links could lead
+    anywhere: they are left out."""
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+        path = os.path.join(folder, name)
+        is_regular = os.path.isfile(path) and not os.path.islink(path)
+        if is_regular and name.endswith((".png", ".gif")) and not PART.fullmatch(name):
+            yield name, path
 
 
 def pictures_by_step(folder):
     """The pictures <name>_<step>.png of a folder: {name: [(step, path), ...]} by rising step."""
     found = {}
-    for entry in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
-        match = PICTURE.fullmatch(entry)
-        # With --save_individually there is <name>_<step>_<i>.png, too: parts of pictures.
-        path = os.path.join(folder, entry)
-        if match and not PICTURE.fullmatch(f"{match['name']}.png") and is_regular(path):
+    for entry, path in _picture_files(folder):
+        if match := PICTURE.fullmatch(entry):
             found.setdefault(match["name"], []).append((int(match["step"]), path))
     return {name: sorted(pictures) for name, pictures in found.items()}
+
+
+def pictures_without_step(folder):
+    """The other pictures of a folder, as scripts of experiments draw them: {file name: path}."""
+    return {name: path for name, path in _picture_files(folder) if not PICTURE.fullmatch(name)}

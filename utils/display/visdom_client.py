@@ -11,12 +11,12 @@ class WindowGone(Exception):
     """A window sent earlier is not on the server any more."""
 
 
-def viewer_class():
+def client_class():
     """The class, made here: to import visdom takes seconds, and may fail."""
     import requests
     import visdom
 
-    class Viewer(visdom.Visdom):
+    class Client(visdom.Visdom):
         def __init__(self, timeouts, **options):
             # Constructed with send=False it neither sends a request nor logs warnings. None is needed:
             # windows create their environment.
@@ -44,14 +44,18 @@ def viewer_class():
             except (TypeError, ValueError):
                 raise Refused("not what visdom answers; is it another program?") from None
 
-        def whole(self, message):
-            self._send(dict(message))  # a copy: visdom writes into it
+        def show(self, message):
+            """Send a pane of utils/display/dashboard_panes.py, more points of one, or a picture."""
+            message = dict(message)  # a copy: visdom writes into it
+            if "img" in message:
+                self.image(**dict(message, opts=dict(message["opts"])))
+            elif not message.get("append"):
+                self._send(message)
+            else:
+                # To a window that is gone visdom would "append" by making one of the new points alone, and
+                # its answer would be the same. (win_exists() would print where the connection fails.)
+                if self._send({"win": message["win"]}, endpoint="win_exists") != "true":
+                    raise WindowGone
+                self._send(message, endpoint="update")
 
-        def append(self, message):
-            # To a window that is gone visdom would "append" by making one of the new points alone, and
-            # its answer would be the same. (win_exists() would print where the connection fails.)
-            if self._send({"win": message["win"]}, endpoint="win_exists") != "true":
-                raise WindowGone
-            self._send(dict(message), endpoint="update")
-
-    return Viewer
+    return Client
