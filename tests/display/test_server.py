@@ -50,7 +50,7 @@ def static(tmp_path, monkeypatch):
 def put(static):
     """The lines it said."""
     lines = []
-    visdom_assets.put_in_place(static, lines.append)
+    visdom_assets.install(static, lines.append)
     return lines
 
 
@@ -316,6 +316,6 @@ def test_clients_connect_or_say_why_not(serve, monkeypatch):
 def test_the_table_is_for_the_visdom_that_is_pinned():
     pins = (ROOT / "requirements.txt").read_text()
     assert f"visdom=={visdom_assets.VERSION} " in pins.replace("\n", " ")
-    assert all(re.fullmatch("[0-9a-f]{32}", digest) for digest in visdom_assets.needed().values())
-    assert len(visdom_assets.needed()) == 29
-    assert {path.split("/")[0] for path in visdom_assets.needed()} == {"js", "css", "fonts"}
+    hashes = [digest for files in visdom_assets.FILES.values() for _, digest in files.values()]
+    assert len(hashes) == 29 and all(re.fullmatch("[0-9a-f]{32}", digest) for digest in hashes)
+    assert {path.split("/")[0] for path in visdom_assets.paths()} == {"js", "css", "fonts"}
