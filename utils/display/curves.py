@@ -2,6 +2,8 @@
 
 import bisect
 
+Point = tuple[float, float, float]  # x, y, the running mean of y
+
 MARKED_POINTS = 100  # shorter curves are drawn with markers, because a single point draws no line
 SMOOTHED_FROM = 20  # points: longer curves are also drawn smoothed
 SPAN = 0.025  # the share of all points so far (at least 3 points) that the running mean covers
@@ -15,17 +17,19 @@ class Curve:
     curves look equally smooth; the first 3 points have equal weights. smooth=False: it is not shown.
     """
 
-    def __init__(self, limit, smooth=True):
+    def __init__(self, limit: int, smooth: bool = True) -> None:
         self.limit, self.smooth = limit, smooth
-        self.points, self.sent = [], 0  # (x, y, mean) each; the first `sent` of them were taken
+        self.points: list[Point] = []
+        self.sent = 0  # the first so many points were taken
         self.stride, self.count = 1, 0  # every stride-th of the `count` points that were added is in `points`
-        self.newest, self.newest_sent = None, False  # the last point if it is not in `points`
+        self.newest: Point | None = None  # the last point if it is not in `points`
+        self.newest_sent = False
 
     @property
-    def smoothed(self):
+    def smoothed(self) -> bool:
         return self.smooth and len(self.points) >= SMOOTHED_FROM
 
-    def add(self, x, y):
+    def add(self, x: float, y: float) -> bool:
         """Add a point. Earlier points at x and later are dropped, because a resumed run repeats those steps.
 
         Returns True if the curve can no longer be shown by appending to what was taken.
@@ -47,7 +51,7 @@ class Curve:
             self.newest = None
         return dropped or thinned or len(self.points) == MARKED_POINTS or self.smoothed != was_smoothed
 
-    def _drop_from(self, x):
+    def _drop_from(self, x: float) -> bool:
         """Drop the points at x and later. Returns whether there were any."""
         last = self.newest or (self.points[-1] if self.points else None)
         if last is None or x > last[0]:
@@ -57,7 +61,7 @@ class Curve:
         self.newest, self.count = None, n * self.stride
         return True
 
-    def take(self, whole, final):
+    def take(self, whole: bool, final: bool) -> tuple[list[float], list[float], list[float]]:
         """Lists (xs, ys, means) to send now, all or only the new ones; from now on they count as sent.
 
         final: also the newest point, even if thinning may remove it. If it were appended at every send, such points
@@ -68,4 +72,4 @@ class Curve:
         if self.newest and (whole or (final and not self.newest_sent)):
             points.append(self.newest)
             self.newest_sent = True
-        return [[point[i] for point in points] for i in range(3)]
+        return [p[0] for p in points], [p[1] for p in points], [p[2] for p in points]

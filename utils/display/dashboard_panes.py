@@ -6,6 +6,8 @@ the start, in its order: an open page puts a pane that comes later at its end.
 
 import math
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from utils.core.progress import duration
 from utils.display.curves import MARKED_POINTS, NEVER_SMOOTHED, Curve
@@ -41,9 +43,10 @@ UNITS = dict(
 FROM_ZERO = ("lr", "images_per_second", "gpu_memory_gib", "codes_used", "d_weight")
 
 
-def plan_of(H, name, device_type):
+def plan_of(H: Any, name: str, device_type: str) -> list[str]:
     """The panes that a training run will have, in order: the curves above, bars below; pictures come last."""
-    curves, bars = [], []
+    curves: list[str] = []
+    bars: list[str] = []
     if name == "vqgan":
         curves = ["l1", "perceptual", "nll_loss", "codebook_loss"]
         if H.disc_start_step <= H.train_steps:
@@ -61,18 +64,18 @@ def plan_of(H, name, device_type):
     return ["progress", "curves-loss", *texts, *(f"curves-{c}" for c in curves), *(f"bars-{b}" for b in bars)]
 
 
-def pane(win, data, layout=None):
+def pane(win: str, data: list[dict], layout: dict | None = None) -> dict[str, Any]:
     """A request to visdom's server that makes or replaces a pane, in the size that it gives to its kind: at every
     update the page would set one of ours again, whatever its user has dragged, and its grid knows whole cells only."""
     return dict(win=win, data=data, layout=layout or {}, opts=dict(title=win.partition("-")[2] or win))
 
 
-def text_pane(win, template, **values):
+def text_pane(win: str, template: str, **values: Any) -> dict[str, Any]:
     """A pane with the HTML of a template."""
     return pane(win, [dict(type="text", content=render(template, **values))])
 
 
-def progress_pane(run, step, total, state, values):
+def progress_pane(run: str, step: int, total: int, state: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """A bar, and a table of values. state: a word like those of STATES, and perhaps more."""
     percent = 100 * min(1.0, step / max(total, 1))
     values = {"step": f"{step:,} of {total:,} ({percent:.3g}%)", **values}
@@ -80,7 +83,7 @@ def progress_pane(run, step, total, state, values):
     return text_pane("progress", "progress.html", run=run, state=state, colour=colour, percent=percent, values=values)
 
 
-def bar_pane(win, xs, ys, xlabel="", ylabel=""):
+def bar_pane(win: str, xs: list, ys: list[float], xlabel: str = "", ylabel: str = "") -> dict[str, Any]:
     """Bars of heights ys over xs (numbers or words)."""
     name = win.removeprefix("bars-")
     layout = _layout(name, xlabel, ylabel or UNITS.get(name, ""), bargap=0)
@@ -90,7 +93,7 @@ def bar_pane(win, xs, ys, xlabel="", ylabel=""):
     return pane(win, [dict(x=xs, y=ys, type="bar", marker=dict(color=COLOURS[0]))], layout)
 
 
-def time_left(seconds):
+def time_left(seconds: float) -> str:
     """How long, and within a week when that will be."""
     if seconds > 7 * 86_400:
         return duration(seconds)
@@ -104,23 +107,25 @@ class Plot:
     shown if there are curves of other runs.
     """
 
-    def __init__(self, name, limit, images_per_step=None, run=""):
+    def __init__(self, name: str, limit: int, images_per_step: int | None = None, run: str = "") -> None:
         self.name, self.limit, self.images_per_step, self.run = name, limit, images_per_step, run
-        self.curves, self.others, self.whole = {}, {}, True
+        self.curves: dict[str, Curve] = {}
+        self.others: dict[tuple[str, str], Curve] = {}
+        self.whole = True
 
-    def add(self, trace, x, y):
+    def add(self, trace: str, x: int, y: float) -> None:
         if trace not in self.curves:
             self.curves[trace] = Curve(self.limit, self.name not in NEVER_SMOOTHED)
             self.whole = True
         if self.curves[trace].add(x, y):
             self.whole = True
 
-    def compare(self, curves):
+    def compare(self, curves: dict[tuple[str, str], Curve]) -> None:
         """Show these curves of other runs, too: {(trace, run): Curve}."""
         self.others.update(curves)
         self.whole = True
 
-    def take(self, final):
+    def take(self, final: bool) -> dict[str, Any] | None:
         """The message that sends the new points, or None if there are none."""
         whole, self.whole = self.whole, False
         # Appending needs an entry for every trace, in the server's order; those without news are empty.
@@ -134,9 +139,9 @@ class Plot:
         points = [dict(x=trace["x"], y=trace["y"], name=trace["name"], type="scatter") for trace in traces]
         return dict(win=win, data=points, append=True)
 
-    def _traces(self, whole, final):
+    def _traces(self, whole: bool, final: bool) -> list[dict[str, Any]]:
         own = [((trace, self.run if self.others else ""), curve) for trace, curve in self.curves.items()]
-        traces = []
+        traces: list[dict[str, Any]] = []
         for number, ((trace, run), curve) in enumerate([*own, *self.others.items()]):
             lines = self._lines(trace, run, COLOURS[number % len(COLOURS)], curve, whole, final)
             # Of other runs one line each: the plot is to stay readable.
@@ -145,7 +150,7 @@ class Plot:
             traces.append(_images_seen(traces[0]["x"], self.images_per_step))
         return traces
 
-    def _lines(self, trace, run, colour, curve, whole, final):
+    def _lines(self, trace: str, run: str, colour: str, curve: Curve, whole: bool, final: bool) -> list[dict[str, Any]]:
         """A curve, and its smoothed form last. run: '' or what else to call it by."""
         xs, ys, means = curve.take(whole, final)
         mode = "lines+markers" if len(curve.points) < MARKED_POINTS else "lines"
@@ -161,7 +166,7 @@ class Plot:
             smoothed["name"] = "smoothed" if name == self.name else f"{name} (smoothed)"
         return [raw, smoothed]
 
-    def _pane(self, win, traces):
+    def _pane(self, win: str, traces: list[dict[str, Any]]) -> dict[str, Any]:
         entries = sum(trace.get("showlegend", True) for trace in traces)
         if entries == 1 and list(self.curves) == [self.name]:
             entries = 0  # the title says it
@@ -173,19 +178,21 @@ class Plot:
         return pane(win, traces, layout)
 
 
-def _line(name, xs, ys, colour, mode="lines", width=2):
+def _line(
+    name: str, xs: Sequence[float], ys: Sequence[float], colour: str, mode: str = "lines", width: float = 2
+) -> dict[str, Any]:
     """One curve. (visdom's own smoothing, the page's '~', wants marker.line.)"""
     line, marker = dict(color=colour, width=width), dict(size=4, color=colour, line={})
     return dict(x=xs, y=ys, name=name, type="scatter", mode=mode, line=line, marker=marker)
 
 
-def _images_seen(xs, images_per_step):
+def _images_seen(xs: list[int], images_per_step: int) -> dict[str, Any]:
     """An invisible trace from which the hover text reads the images seen."""
     trace = _line(IMAGES_SEEN, xs, [x * images_per_step for x in xs], "rgba(0,0,0,0)")
     return dict(trace, yaxis="y2", showlegend=False, hovertemplate="%{y:,} images seen<extra></extra>")
 
 
-def _layout(title, xlabel="", ylabel="", **more):
+def _layout(title: str, xlabel: str = "", ylabel: str = "", **more: Any) -> dict[str, Any]:
     """plotly's layout of a small plot."""
     axis = dict(type="linear", exponentformat="power", automargin=True, zeroline=False)
     return dict(
@@ -198,7 +205,7 @@ def _layout(title, xlabel="", ylabel="", **more):
     )
 
 
-def _curves_layout(name, images_per_step, legend_rows):
+def _curves_layout(name: str, images_per_step: int | None, legend_rows: int) -> dict[str, Any]:
     """The layout of curves over steps; hovering shows all values at a step, and the images seen until then.
     legend_rows: of the legend, which stands between the title and the plot; 0: there is none."""
     xlabel = "step"
@@ -213,7 +220,7 @@ def _curves_layout(name, images_per_step, legend_rows):
     return layout
 
 
-def _mark_empty(layout):
+def _mark_empty(layout: dict[str, Any]) -> None:
     """Show in a plot without points that there is nothing yet."""
     layout["xaxis"]["showticklabels"] = layout["yaxis"]["showticklabels"] = False
     note = dict(text="nothing yet", xref="paper", yref="paper", x=0.5, y=0.5, showarrow=False)

@@ -7,7 +7,10 @@ import io
 import itertools
 import json
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
@@ -39,31 +42,31 @@ class Grid:
     group: int = 1
     gap: int = 0
 
-    def place(self, i):
+    def place(self, i: int) -> tuple[int, int]:
         """(top, left) of image i."""
         row, column = divmod(i, self.columns)
         left = column * (self.width + self.padding) + self.padding + column // self.group * self.gap
         return row * (self.height + self.padding) + self.padding, left
 
-    def size(self):
+    def size(self) -> tuple[int, int]:
         """(height, width) of the sheet."""
         rows = -(-self.count // self.columns)
         left = self.place(self.columns - 1)[1]
         return rows * (self.height + self.padding) + self.padding, left + self.width + self.padding
 
-    def scaled(self, factor):
+    def scaled(self, factor: int) -> "Grid":
         """The grid of the sheet enlarged by a factor."""
         sizes = ("height", "width", "padding", "gap")
         return replace(self, **{name: factor * getattr(self, name) for name in sizes})
 
-    def note(self):
+    def note(self) -> PngImagePlugin.PngInfo:
         """Itself as PngInfo, for the file that holds the sheet."""
         info = PngImagePlugin.PngInfo()
         info.add_text(NOTE, json.dumps(asdict(self)))
         return info
 
     @classmethod
-    def of(cls, image):
+    def of(cls, image: Image.Image) -> "Grid":
         """The grid recorded in a Pillow image. Raises ValueError if it does not fit the image."""
         values = parse_json(image.info[NOTE])
         if not isinstance(values, dict) or set(values) != {field.name for field in fields(cls)}:
@@ -77,7 +80,7 @@ class Grid:
         return grid
 
 
-def open_picture(path):
+def open_picture(path: str | Path) -> Image.Image:
     """The first frame of a PNG, GIF or JPEG file as a Pillow image. Raises DamagedFile if it cannot be read."""
     try:
         image = Image.open(path, formats=("PNG", "GIF", "JPEG"))
@@ -89,7 +92,7 @@ def open_picture(path):
         raise DamagedFile(f"{path} cannot be shown: {' '.join(str(error).split())[:120]}") from None
 
 
-def read_cells(path, most=MOST_COLUMNS):
+def read_cells(path: str | Path, most: int = MOST_COLUMNS) -> list[list[Image.Image]]:
     """The images of a saved sheet as its first groups: a list of lists of Pillow images, empty if no grid is noted.
 
     Raises ValueError for a file that is not as it was written.
@@ -105,22 +108,25 @@ def read_cells(path, most=MOST_COLUMNS):
     return [cells[i : i + grid.group] for i in range(0, len(cells), grid.group)]
 
 
-def fitted(image):
+def fitted(image: Image.Image) -> Image.Image:
     """A Pillow image within CELLS: small ones enlarged by whole factors, large ones reduced."""
     least, most = CELLS
     longest = max(image.size)
     if longest > most:
-        return ImageOps.contain(image, (most, most), Image.LANCZOS)
+        return ImageOps.contain(image, (most, most), Image.Resampling.LANCZOS)
     factor = max(1, least // longest)
-    return image.resize([n * factor for n in image.size], Image.NEAREST)
+    return image.resize([n * factor for n in image.size], Image.Resampling.NEAREST)
 
 
-def labelled(rows, row_labels=(), column_labels=(), padding=4):
+def labelled(
+    rows: list[list[Image.Image]], row_labels: Sequence[str] = (), column_labels: Sequence[str] = (), padding: int = 4
+) -> Image.Image:
     """Rows of Pillow images of one size -> one picture, with a word before each row and above each column."""
     width, height = rows[0][0].size
-    font = ImageFont.load_default(max(11, height // 6))
+    font_size = max(11, height // 6)
+    font = ImageFont.load_default(font_size)
     left = max((int(font.getlength(text)) for text in row_labels), default=-2 * padding) + 2 * padding + padding
-    top = font.size + 2 * padding if column_labels else padding
+    top = font_size + 2 * padding if column_labels else padding
     n_columns = max(map(len, rows))
     size = left + n_columns * (width + padding), top + len(rows) * (height + padding)
     picture = Image.new("RGB", size, PAPER)
@@ -136,7 +142,7 @@ def labelled(rows, row_labels=(), column_labels=(), padding=4):
     return picture
 
 
-def write_picture(path, picture, **options):
+def write_picture(path: str | Path, picture: Image.Image, **options: Any) -> None:
     """A Pillow image -> a file of the format that its name says, complete or absent. options: Pillow's."""
     buffer = io.BytesIO()  # GIFs are written back and forth
     picture.save(buffer, format=os.path.splitext(path)[1][1:].upper(), **options)
@@ -144,14 +150,14 @@ def write_picture(path, picture, **options):
         f.write(buffer.getvalue())
 
 
-def write_gif(path, frames, milliseconds=350, hold=2000):
+def write_gif(path: str | Path, frames: list[Image.Image], milliseconds: int = 350, hold: int = 2000) -> None:
     """Pillow images -> an animation that repeats; the last one stays for longer."""
     first, *others = [frame.quantize(256, dither=Image.Dither.NONE) for frame in frames]
     durations = [milliseconds] * len(others) + [hold]
     write_picture(path, first, save_all=True, append_images=others, duration=durations, loop=0)
 
 
-def progress_strip(pictures, say):
+def progress_strip(pictures: list[tuple[int, str]], say: Callable[[str], object]) -> Image.Image | None:
     """The pictures of one name, [(step, path), ...] by rising step, as one: a row a step, the same images in each.
 
     At most MOST_ROWS of them, closer together early, where more changes. Of comparisons the originals come first, then
@@ -178,11 +184,11 @@ def progress_strip(pictures, say):
     return labelled([[fitted(image) for image in row] for row in rows], labels)
 
 
-def _shape(groups):
+def _shape(groups: list[list[Image.Image]]) -> tuple[int, int, tuple[int, int]]:
     return len(groups), len(groups[0]), groups[0][0].size
 
 
-def write_strips(folder, say):
+def write_strips(folder: str, say: Callable[[str], object]) -> list[str]:
     """Write <name>_progress.png for the series of pictures in a folder, the first MOST_STRIPS; returns the paths."""
     paths = []
     for name, pictures in itertools.islice(pictures_by_step(folder).items(), MOST_STRIPS):

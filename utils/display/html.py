@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -16,7 +17,7 @@ _TEMPLATES = Environment(
 )
 
 
-def as_text(value):
+def as_text(value: Any) -> str:
     """Any JSON value as text that can be printed."""
     if isinstance(value, float):
         return f"{value:.5g}" if math.isfinite(value) else "unknown"
@@ -34,6 +35,6 @@ def as_text(value):
 _TEMPLATES.filters["as_text"] = as_text
 
 
-def render(template, **values):
+def render(template: str, **values: Any) -> str:
     """The template of this name as text, with these values. In templates, the filter `as_text` is the function."""
     return _TEMPLATES.get_template(template).render(values)

@@ -11,7 +11,9 @@ import math
 import os
 import re
 import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +30,7 @@ ORDINARY = re.compile(r"[^\W_](?:[^\W_]|[._/-](?=[^\W_]))*")
 LONGEST = 100  # characters
 
 
-def env_name(log_dir):
+def env_name(log_dir: str | Path) -> str:
     """The name of the visdom environment of a run that logs to `log_dir` (a path or any text); different for each.
 
     visdom replaces '/' by '_', lists 'a_b' under an environment 'a' that need not exist, and reads 'a+b' as two names.
@@ -59,47 +61,54 @@ class Dashboard:
 
     def __init__(
         self,
-        server,
-        port,
-        env,
-        enabled=True,
-        warn=print,
+        server: str | None,
+        port: int,
+        env: str | Path,
+        enabled: bool = True,
+        warn: Callable[[str], object] = print,
         *,
-        plan=(),
-        images_per_step=None,
-        interval=2.0,
-        backoff=(2.0, 30.0),
-        timeouts=(3.0, 10.0),
-        max_points=5000,
-    ):
-        self.enabled, self.name, self.env, self.url = enabled, str(env), env_name(env), None
-        # _panes: the latest message of each pane without curves. _changed: those that are not sent yet.
-        self._plots, self._panes, self._changed, self._others = {}, {}, set(), {}
-        self._lock, self._closing, self._thread = threading.Lock(), threading.Event(), None
+        plan: Sequence[str] = (),
+        images_per_step: int | None = None,
+        interval: float = 2.0,
+        backoff: tuple[float, float] = (2.0, 30.0),
+        timeouts: tuple[float, float] = (3.0, 10.0),
+        max_points: int = 5000,
+    ) -> None:
+        self.enabled, self.name, self.env = enabled, str(env), env_name(env)
+        self.url: str | None = None
+        self._plots: dict[str, Plot] = {}
+        self._panes: dict[str, dict[str, Any]] = {}  # the latest message of each pane without curves
+        self._changed: set[str] = set()  # those that are not sent yet
+        self._others: dict[str, dict[tuple[str, str], Curve]] = {}
+        self._lock, self._closing = threading.Lock(), threading.Event()
+        self._thread: threading.Thread | None = None
         if not enabled:
             return
         origin, port, path = server_address(server, port)
         self.address = f"{origin}:{port}{path}"
         self.url = f"{self.address}/env/{self.env}"
-        self._options = dict(server=origin, port=port, base_url=path or "/", env=self.env, timeouts=timeouts)
+        self._options: dict[str, Any] = dict(
+            server=origin, port=port, base_url=path or "/", env=self.env, timeouts=timeouts
+        )
         login = {k: os.environ.get(f"VISDOM_{k.upper()}") for k in ("username", "password")}
         if all(login.values()):
             self._options.update(login)
         self._warn, self._interval, self._backoff = warn, interval, backoff
         self._max_points, self._images_per_step = max_points, images_per_step
         self._plan = {win: rank for rank, win in enumerate(plan)}
-        self._client, self._delay, self._down, self._complained = None, backoff[0], False, False
+        self._client: Any = None
+        self._delay, self._down, self._complained = backoff[0], False, False
         for win in plan:
             self._put_placeholder(win)
         self._thread = threading.Thread(target=self._run, name="dashboard", daemon=True)
         self._thread.start()
 
-    def scalars(self, step, values, group=None):
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Add the point (step, value) to the curve of each name in `values`, a dict {name: number}.
 
-        'window/trace' puts traces into one window with a legend, any other name has its own window;
-        group: the window of all names. Values that are None or not finite are left out. A step not
-        after the curve's last one replaces the curve from there on. Raises TypeError for non-numbers.
+        'window/trace' puts traces into one window with a legend, any other name has its own window.
+        Values that are None or not finite are left out. A step not after the curve's last one replaces
+        the curve from there on. Raises TypeError for non-numbers.
         """
         if not self.enabled:
             return
@@ -107,10 +116,10 @@ class Dashboard:
         points = [(k, float(v)) for k, v in values.items() if v is not None and math.isfinite(v)]
         with self._lock:
             for name, value in points:
-                window, _, trace = (f"{group}/{name}" if group else name).partition("/")
+                window, _, trace = name.partition("/")
                 self._plot(window).add(trace or window, step, value)
 
-    def history(self, rows):
+    def history(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add the points of an earlier run: dicts with 'step' and names as in scalars().
 
         Values that are not numbers and rows without 'step' are skipped. Call it before scalars().
@@ -118,7 +127,7 @@ class Dashboard:
         for step, numbers in _numbers(rows) if self.enabled else ():
             self.scalars(step, numbers)
 
-    def compare(self, run, rows):
+    def compare(self, run: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Show the curves of another run in the plots of this one: `rows` as of history(); `run`: its name.
 
         Curves without a plot in this run are left out. Call it before the first point.
@@ -132,7 +141,7 @@ class Dashboard:
             for window, plot in self._plots.items():
                 plot.compare(self._others.get(window, {}))
 
-    def bars(self, name, values, x=None, xlabel="", ylabel=""):
+    def bars(self, name: str, values: Any, x: Any = None, xlabel: str = "", ylabel: str = "") -> None:
         """Show bars of height `values` (n,) over `x` (n,), numbers or strings; by default 0 ... n-1.
 
         Only the latest of a name is kept; values not finite have no bar. Raises ValueError for other shapes.
@@ -146,7 +155,7 @@ class Dashboard:
         shown = np.isfinite(values)
         self._put(bar_pane(f"bars-{name}", x[shown].tolist(), values[shown].tolist(), xlabel, ylabel))
 
-    def image(self, name, array, caption=None):
+    def image(self, name: str, array: Any, caption: str | None = None) -> None:
         """Show an RGB image (3, H, W) of 0 ... 255, clamped and copied; only the latest of a name is kept.
 
         Raises ValueError for other shapes.
@@ -165,18 +174,18 @@ class Dashboard:
         opts = dict(width=width, height=height, title=caption or name)
         self._put(dict(win=f"image-{name}", img=array, opts=opts))
 
-    def properties(self, values, name="properties"):
+    def properties(self, values: Mapping[str, Any], name: str = "properties") -> None:
         """Show a dict as a table of two columns, as text (nothing in it is taken for HTML)."""
         if self.enabled:
             self._put(text_pane(name, "table.html", values=values))
 
-    def progress(self, step, total, values, state="running"):
+    def progress(self, step: int, total: int, values: Mapping[str, Any], state: str = "running") -> None:
         """Show how far a run is; values: {name: value} to stand below; state: begins with one of
         utils.display.dashboard_panes.STATES."""
         if self.enabled:
             self._put(progress_pane(self.name, step, total, state, values))
 
-    def close(self, timeout=5.0):
+    def close(self, timeout: float = 5.0) -> None:
         """Send what is left and stop; after `timeout` seconds at most, give up. Never raises."""
         self.enabled = False
         thread, self._thread = self._thread, None
@@ -187,14 +196,14 @@ class Dashboard:
         if thread.is_alive():
             self._warn = lambda text: None  # printing while the interpreter shuts down can crash it
 
-    def _plot(self, window):
+    def _plot(self, window: str) -> Plot:
         """The plot of this name, created if it does not exist."""
         if window not in self._plots:
             self._plots[window] = plot = Plot(window, self._max_points, self._images_per_step, self.name)
             plot.compare(self._others.get(window, {}))
         return self._plots[window]
 
-    def _put_placeholder(self, win):
+    def _put_placeholder(self, win: str) -> None:
         kind, _, name = win.partition("-")
         if kind == "curves":
             self._plot(name)
@@ -203,14 +212,14 @@ class Dashboard:
         else:
             self._put(text_pane(win, "table.html", values={}))
 
-    def _put(self, message):
+    def _put(self, message: dict[str, Any]) -> None:
         with self._lock:
             self._panes[message["win"]] = message
             self._changed.add(message["win"])
 
     # What follows runs in the thread.
 
-    def _run(self):
+    def _run(self) -> None:
         try:  # here and not at the top, because it takes seconds
             self._client_class = client_class()
         except Exception as error:  # a broken installation fails in many ways; training continues
@@ -222,7 +231,7 @@ class Dashboard:
             wait = self._send_or_report(final=False)
         self._send_or_report(final=True)
 
-    def _send_or_report(self, final):
+    def _send_or_report(self, final: bool) -> float:
         """Send what is new; report a failure, but never raise. Returns the seconds until the next attempt."""
         try:
             self._send(final)
@@ -238,7 +247,7 @@ class Dashboard:
             self._report_up()
         return self._interval
 
-    def _send(self, final):
+    def _send(self, final: bool) -> None:
         if self._client is None:
             self._client = self._client_class(**self._options)
         # Ask every time, even with nothing to send, to notice that the server was restarted.
@@ -250,12 +259,12 @@ class Dashboard:
             self._forget()
             self._send_news(final)
 
-    def _send_news(self, final):
+    def _send_news(self, final: bool) -> None:
         with self._lock:
             news = {f"curves-{name}": plot.take(final) for name, plot in self._plots.items()}
             news.update({win: self._panes[win] for win in self._panes if win in self._changed})
             self._changed.clear()
-        refused = None
+        refused: Refused | None = None
         for win in sorted(news, key=lambda win: self._plan.get(win, len(self._plan))):
             try:
                 if news[win] is not None:
@@ -269,14 +278,14 @@ class Dashboard:
         if refused:
             raise refused
 
-    def _forget(self):
+    def _forget(self) -> None:
         """Mark everything as not sent: it is sent again in full, as a replacement."""
         with self._lock:
             for plot in self._plots.values():
                 plot.whole = True
             self._changed.update(self._panes)
 
-    def _report_down(self, error):
+    def _report_down(self, error: Exception) -> None:
         what = f"no visdom server answers at {self.address}"
         if isinstance(error, Refused):
             what = f"the server at {self.address} does not accept the dashboard ({error})"
@@ -284,28 +293,28 @@ class Dashboard:
             self._say(f"{what}; start one with `make dashboard`, or pass --no_visdom")
         self._down = True
 
-    def _report_up(self):
+    def _report_up(self) -> None:
         if self._down:
             self._say(f"the visdom server at {self.address} answers: the dashboard is complete")
         self._down, self._delay = False, self._backoff[0]
 
-    def _complain(self, error):
+    def _complain(self, error: Exception) -> None:
         if not self._complained:
             self._say(f"the dashboard could not show something ({_describe(error)}); training continues")
         self._complained = True
 
-    def _say(self, text):
+    def _say(self, text: str) -> None:
         with contextlib.suppress(Exception):  # the caller's function, in our thread
             self._warn(text)
 
 
-def _numbers(rows):
+def _numbers(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, dict[str, float]]]:
     """(step, {name: number}) of the rows of an earlier run that have a step."""
     for row in rows:
         numbers = {name: value for name, value in row.items() if is_number(value)}
         if "step" in numbers:
-            yield numbers.pop("step"), numbers
+            yield int(numbers.pop("step")), numbers
 
 
-def _describe(error):
+def _describe(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -6,6 +6,8 @@ import os
 import statistics
 import time
 import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from utils.core.errors import printable
 from utils.core.files import atomic_write
@@ -13,7 +15,7 @@ from utils.core.progress import duration
 from utils.display import commands, report_plots
 from utils.display.html import as_text, render
 from utils.display.run_files import is_number
-from utils.display.saved_run import LARGEST, reduced
+from utils.display.saved_run import LARGEST, SavedRun, reduced
 
 KINDS = {
     "train_vqgan": "Stage 1: VQGAN",
@@ -37,10 +39,10 @@ MOST_CHECKPOINTS = 12
 HEAVIEST = 3 << 20  # bytes of a picture that is shown as it is
 
 
-def write_report(run):
+def write_report(run: SavedRun) -> str:
     """Write report.html into the folder of a SavedRun; returns its path."""
     kind = KINDS.get(run.script) or (as_text(run.metrics[-1].get("metric")) if run.metrics else "Run")
-    last = run.hparams.get("train_steps")
+    last: Any = run.hparams.get("train_steps")
     finished = bool(run.steps) and is_number(last) and run.steps[-1] >= last
     more = dict(train_steps=2 * last) if finished else {}
     text = render(
@@ -68,7 +70,7 @@ def write_report(run):
     return path
 
 
-def _lead(run):
+def _lead(run: SavedRun) -> Iterator[str]:
     """The sentences under the title."""
     facts, step = run.facts, run.last_step()
     data, batch = as_text(run.hparams.get("dataset")), as_text(run.hparams.get("batch_size"))
@@ -95,25 +97,25 @@ def _lead(run):
         yield f"Nothing is written yet: there are no curves, pictures, metrics or checkpoints in {run.folder}."
 
 
-def _large_numbers(run):
+def _large_numbers(run: SavedRun) -> dict[str, str]:
     """{what it is: the last value} of the most important curves."""
     latest = run.latest()
     chosen = [name for name in LARGE if name in latest and not (f"val_{name}" in LARGE and f"val_{name}" in latest)]
     return {LARGE[name]: f"{latest[name]:.4g}" for name in chosen[:MOST_LARGE]}
 
 
-def _data_uri(kind, content):
+def _data_uri(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _pictures(run):
+def _pictures(run: SavedRun) -> Iterator[tuple[str, str, int]]:
     """(data URI, caption, width in pixels) of the pictures; large ones are reduced."""
     for picture in run.pictures():
         image = run.open(picture)
         if image is None:
             continue
         if (max(image.size) <= LARGEST or image.format == "GIF") and os.path.getsize(picture.path) <= HEAVIEST:
-            kind = image.format.lower()
+            kind = str(image.format).lower()
             with open(picture.path, "rb") as f:
                 content = f.read()
         else:
@@ -124,21 +126,21 @@ def _pictures(run):
         yield _data_uri(kind, content), printable(picture.caption), image.size[0]
 
 
-def _curves(run):
+def _curves(run: SavedRun) -> Iterator[tuple[str, str]]:
     """(name, data URI) of the plots of the curves. Curves that are always 0 are left out."""
     traces = {name: t for name, t in run.traces().items() if any(any(values) for _, values in t.values())}
     for name in sorted(traces, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name)):
         yield from _plot(run, name, report_plots.curves, traces[name])
 
 
-def _bars(run):
+def _bars(run: SavedRun) -> Iterator[tuple[str, str]]:
     """(name, data URI) of the plots of the bars."""
     for name, bar in run.bars.items():
         labels = [printable(bar.get(label, "")) for label in ("xlabel", "ylabel")]
-        yield from _plot(run, name, report_plots.bars, bar["values"], bar.get("x"), *labels)
+        yield from _plot(run, name, report_plots.bars, bar["values"], bar.get("x") or (), *labels)
 
 
-def _plot(run, name, draw, *args):
+def _plot(run: SavedRun, name: str, draw: Callable[..., str], *args: Any) -> Iterator[tuple[str, str]]:
     """(name, data URI) of the plot, or nothing and a note: a file may hold numbers that no axis has room for."""
     try:
         with warnings.catch_warnings():
@@ -150,7 +152,7 @@ def _plot(run, name, draw, *args):
         yield name, _data_uri("svg+xml", svg.encode())
 
 
-def _metrics_row(row):
+def _metrics_row(row: dict[str, Any]) -> tuple[str, str, str, str]:
     """A row of metrics.jsonl as (metric, when, result, of)."""
     values, results = row["values"], []
     for name, value in values.items():
@@ -164,7 +166,7 @@ def _metrics_row(row):
     return as_text(row.get("metric")), when, ", ".join(results), ", ".join(names)
 
 
-def _checkpoints(run):
+def _checkpoints(run: SavedRun) -> list[tuple[str, str, str]]:
     """(step, size, when) of the newest checkpoints."""
     return [
         (f"step {step:,}", f"{size / 2**20:.1f} MiB", time.strftime("%Y-%m-%d %H:%M", time.localtime(written)))

@@ -1,15 +1,18 @@
 """Curves and bars as SVG, drawn by matplotlib."""
 
 import io
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from utils.display.curves import NEVER_SMOOTHED, Curve
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.spines.right": False,
@@ -29,7 +32,7 @@ MOST_LABELS = 40  # of bars
 LONGEST = 120  # characters of a title or a label: matplotlib is slow with long texts
 
 
-def curves(name, traces):
+def curves(name: str, traces: dict[str, tuple[list[float], list[float]]]) -> str:
     """One plot of {trace: (steps, values)} as SVG text. A long trace is drawn faint, with its smoothed form."""
     with rc_context(STYLE):
         figure, axes = _new_plot(name)
@@ -52,11 +55,11 @@ def curves(name, traces):
         return _svg(figure)
 
 
-def bars(name, values, x=None, xlabel="", ylabel=""):
+def bars(name: str, values: list[Any], x: Sequence[Any] = (), xlabel: str = "", ylabel: str = "") -> str:
     """Bars of heights `values` (None: no bar) over x as SVG text. Those of the codebook's usage are also shown
     sorted."""
-    heights, words = np.array(values, float), any(isinstance(v, str) for v in x or ())
-    places = np.arange(len(heights)) if x is None or words else np.array(x, float)
+    heights, words = np.array(values, float), any(isinstance(v, str) for v in x)
+    places = np.arange(len(heights)) if words or not x else np.array(x, float)
     with rc_context(STYLE):
         figure, axes = _new_plot(name)
         # One outline: thousands of rectangles make a page slow.
@@ -72,19 +75,19 @@ def bars(name, values, x=None, xlabel="", ylabel=""):
         return _svg(figure)
 
 
-def _short(text):
+def _short(text: Any) -> str:
     """A title or a label as one line of bounded length."""
     return " ".join(str(text).splitlines())[:LONGEST]
 
 
-def _new_plot(title):
+def _new_plot(title: str) -> tuple[Figure, Axes]:
     figure = Figure((5.4, 2.7), layout="constrained")
     axes = figure.subplots()
     axes.set_title(_short(title))
     return figure, axes
 
 
-def _svg(figure):
+def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from utils.core.errors import UserError
@@ -25,14 +26,14 @@ OWN_PATIENCE = 60  # for visdom's own download
 MARK = "version.built"  # visdom's own sign that all is there
 
 # {package: {path below static/: (path in the package, the first 32 digits of its sha256)}}
-FILES = json.loads(Path(__file__).with_suffix(".json").read_text())
+FILES: dict[str, dict[str, list[str]]] = json.loads(Path(__file__).with_suffix(".json").read_text())
 
 
 class _NotAvailable(Exception):
     """The reason why a source did not provide the files."""
 
 
-def install(static, say):
+def install(static: Path, say: Callable[[str], object]) -> None:
     """Make sure that visdom's folder `static` has all files; report what is done through say(text). Idempotent.
 
     Raises UserError if the files cannot be downloaded or written.
@@ -59,24 +60,24 @@ def install(static, say):
     )
 
 
-def paths():
+def paths() -> list[str]:
     """The paths of all files below static/."""
     return [path for files in FILES.values() for path in files]
 
 
-def _is_installed(static):
+def _is_installed(static: Path) -> bool:
     """Whether visdom's folder `static` has all the page needs, and is marked so."""
     with contextlib.suppress(OSError):
         return (static / MARK).read_text().strip() == VERSION and not _missing(static)
     return False
 
 
-def _missing(folder):
+def _missing(folder: Path) -> list[str]:
     """The needed files that are not in `folder`, or are empty or an error's page: names, sorted."""
     return sorted(path for path in paths() if not _looks_right(folder / path))
 
 
-def _looks_right(path):
+def _looks_right(path: Path) -> bool:
     try:
         with open(path, "rb") as f:
             start = f.read(64).lstrip()
@@ -85,7 +86,7 @@ def _looks_right(path):
     return bool(start) and (path.suffix not in (".js", ".css") or not start.startswith(b"<"))
 
 
-def _from_npm(folder):
+def _from_npm(folder: Path) -> None:
     """Fetch the packages with npm and unpack the needed files into `folder`."""
     npm = shutil.which("npm")
     if npm is None:
@@ -99,7 +100,7 @@ def _from_npm(folder):
         try:
             with tarfile.open(archive) as tar:
                 for path, (inside, digest) in files.items():
-                    data = tar.extractfile(f"package/{inside}").read()
+                    data = tar.extractfile(f"package/{inside}").read()  # type: ignore[union-attr]
                     if hashlib.sha256(data).hexdigest()[:32] != digest:
                         raise _NotAvailable(f"{inside} of {package} is not what it was")
                     (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +109,7 @@ def _from_npm(folder):
             raise _NotAvailable(f"npm's {archive.name} is no such package ({error})") from None
 
 
-def _from_visdom(folder):
+def _from_visdom(folder: Path) -> None:
     """Have visdom download the files as its server would, into `folder`."""
     code = (
         "import sys, socket; socket.setdefaulttimeout(10); sys.modules['torch'] = None\n"  # torch would take seconds
@@ -122,20 +123,19 @@ def _from_visdom(folder):
         raise _NotAvailable(f"visdom's download lacks {names[0]}{more}")
 
 
-def _run(words, name, patience, cwd):
-    options = dict(capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+def _run(words: list[str], name: str, patience: float, cwd: Path) -> None:
     try:
-        done = subprocess.run(words, cwd=cwd, timeout=patience, **options)
+        done = subprocess.run(words, cwd=cwd, capture_output=True, timeout=patience, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
         raise _NotAvailable(f"{name} took more than {patience} s") from None
     except OSError as error:
         raise _NotAvailable(f"{name} cannot be run: {error.strerror}") from None
     if done.returncode:
-        reason = " ".join(done.stderr.split()) or "it gave no reason"
+        reason = " ".join(done.stderr.decode(errors="replace").split()) or "it gave no reason"
         raise _NotAvailable(f"{name}: {reason[:120]}")
 
 
-def _move(folder, static):
+def _move(folder: Path, static: Path) -> None:
     """Each file whole, and the mark last."""
     for path in paths():
         (static / path).parent.mkdir(parents=True, exist_ok=True)
