@@ -232,7 +232,7 @@ def test_points_arrive_once_and_together(fake, make):
 def test_traces_share_a_window(fake, make):
     dashboard = make(fake)
     dashboard.scalars(1, {"loss/train": 5.0, "loss/validation": 6, "rate": 0.25})
-    dashboard.scalars(1, {"disk": 7.0, "gpu": 8.0}, group="memory")
+    dashboard.scalars(1, {"memory/disk": 7.0, "memory/gpu": 8.0})
     expected = {
         "loss": {"train": [(1, 5.0)], "validation": [(1, 6.0)]},
         "rate": {"rate": [(1, 0.25)]},

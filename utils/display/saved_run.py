@@ -60,7 +60,7 @@ class SavedRun:
         self.steps = Checkpoints(self.folder).steps()
 
     def note(self, text: str) -> None:
-        if text not in self.notes:
+        if printable(text) not in self.notes:
             self.notes.append(printable(text))
 
     def _read(self, name: str, read: Callable[[str], Any], default: Any) -> Any:
