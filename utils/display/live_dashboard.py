@@ -124,7 +124,7 @@ class Dashboard:
 
         Values that are not numbers and rows without 'step' are skipped. Call it before scalars().
         """
-        for step, numbers in _numbers(rows) if self.enabled else ():
+        for step, numbers in _numbers(rows):
             self.scalars(step, numbers)
 
     def compare(self, run: str, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -132,7 +132,9 @@ class Dashboard:
 
         Curves without a plot in this run are left out. Call it before the first point.
         """
-        for step, numbers in _numbers(rows) if self.enabled else ():
+        if not self.enabled:
+            return
+        for step, numbers in _numbers(rows):
             for name, value in numbers.items():
                 window, _, trace = name.partition("/")
                 curves = self._others.setdefault(window, {})

@@ -4,7 +4,6 @@ import base64
 import io
 import os
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -55,7 +54,7 @@ def write_report(run: SavedRun) -> str:
         curves=list(_curves(run)),
         bars=list(_bars(run)),
         metrics=[_metrics_row(row) for row in run.metrics],
-        checkpoints=_checkpoints(run),
+        checkpoints=run.checkpoints(MOST_CHECKPOINTS),
         n_checkpoints=len(run.steps),
         finished=finished,
         command=printable(commands.resume(run.script, run.hparams, **more) or ""),
@@ -130,26 +129,27 @@ def _curves(run: SavedRun) -> Iterator[tuple[str, str]]:
     """(name, data URI) of the plots of the curves. Curves that are always 0 are left out."""
     traces = {name: t for name, t in run.traces().items() if any(any(values) for _, values in t.values())}
     for name in sorted(traces, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name)):
-        yield from _plot(run, name, report_plots.curves, traces[name])
+        if source := _plot(run, name, report_plots.curves, traces[name]):
+            yield name, source
 
 
 def _bars(run: SavedRun) -> Iterator[tuple[str, str]]:
     """(name, data URI) of the plots of the bars."""
     for name, bar in run.bars.items():
         labels = [printable(bar.get(label, "")) for label in ("xlabel", "ylabel")]
-        yield from _plot(run, name, report_plots.bars, bar["values"], bar.get("x") or (), *labels)
+        if source := _plot(run, name, report_plots.bars, bar["values"], bar.get("x") or (), *labels):
+            yield name, source
 
 
-def _plot(run: SavedRun, name: str, draw: Callable[..., str], *args: Any) -> Iterator[tuple[str, str]]:
-    """(name, data URI) of the plot, or nothing and a note: a file may hold numbers that no axis has room for."""
+def _plot(run: SavedRun, name: str, draw: Callable[..., str], *args: Any) -> str | None:
+    """The plot as a data URI, or None and a note: a file may hold numbers that no axis has room for."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of glyphs that a font lacks
-            svg = draw(name, *args)
+            return _data_uri("svg+xml", draw(name, *args).encode())
     except Exception as error:  # whatever matplotlib makes of them
         run.note(f"'{name}' cannot be drawn ({type(error).__name__})")
-    else:
-        yield name, _data_uri("svg+xml", svg.encode())
+        return None
 
 
 def _metrics_row(row: dict[str, Any]) -> tuple[str, str, str, str]:
@@ -164,11 +164,3 @@ def _metrics_row(row: dict[str, Any]) -> tuple[str, str, str, str]:
     names = [os.path.basename(as_text(file.get("path"))) for file in files]
     when = as_text(row.get("time"))[:16].replace("T", " ")
     return as_text(row.get("metric")), when, ", ".join(results), ", ".join(names)
-
-
-def _checkpoints(run: SavedRun) -> list[tuple[str, str, str]]:
-    """(step, size, when) of the newest checkpoints."""
-    return [
-        (f"step {step:,}", f"{size / 2**20:.1f} MiB", time.strftime("%Y-%m-%d %H:%M", time.localtime(written)))
-        for step, size, written in run.checkpoints(MOST_CHECKPOINTS)
-    ]

@@ -92,7 +92,9 @@ def _is_bar(bar: Any) -> bool:
 def _picture_files(folder: str) -> Iterator[tuple[str, str]]:
     """(name, path) of a folder's pictures by name, without parts of pictures. Pipes would block, and links could lead
     anywhere: they are left out."""
-    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+    if not os.path.isdir(folder):
+        return
+    for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
         is_regular = os.path.isfile(path) and not os.path.islink(path)
         if is_regular and name.endswith((".png", ".gif")) and not PART.fullmatch(name):

@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -127,14 +128,15 @@ class SavedRun:
             values.update({k: v for k, v in row.items() if is_number(v)})
         return values
 
-    def checkpoints(self, most: int) -> list[tuple[int, int, float]]:
-        """[(step, bytes, time)] of the newest steps that have a manifest, `most` of them; their files are not
+    def checkpoints(self, most: int) -> list[tuple[int, int, str]]:
+        """[(step, bytes, date and time)] of the newest steps that have a manifest, `most` of them; their files are not
         verified."""
         store, found = Checkpoints(self.folder), []
         for step in self.steps[-most:]:
             files = [*store.models.glob(f"*_{step}.th"), store.stats_path(step)]
             size = sum(path.stat().st_size for path in files if path.is_file())
-            found.append((step, size, store.manifest_path(step).lstat().st_mtime))
+            written = time.localtime(store.manifest_path(step).lstat().st_mtime)
+            found.append((step, size, time.strftime("%Y-%m-%d %H:%M", written)))
         return found
 
     def pictures(self) -> list[Picture]:
