@@ -85,6 +85,8 @@ def show_on_dashboard(run, config):
             pixels = np.asarray(reduced(image)).transpose(2, 0, 1)
             board.image(printable(picture.name), pixels, printable(picture.caption))
     board.properties(run.arguments())
+    if run.metrics:
+        board.properties(run.metrics[-1]["values"], "results")
     board.close(PATIENCE)
     for line in complaints:
         say(f"{line}; the report needs none")

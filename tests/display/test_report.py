@@ -334,7 +334,9 @@ def test_the_whole_dashboard_is_sent_again(here, capsys):
         "image-reconstructions_progress",
         "image-codebook",
         "properties",
+        "results",
     } <= windows
+    assert "12.346" in server.sent("/events", "results")[-1]["data"][0]["content"]
 
 
 def test_without_a_server_one_line_says_so(here, capsys):

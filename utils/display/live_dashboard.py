@@ -158,18 +158,15 @@ class Dashboard:
         self._put(bar_pane(f"bars-{name}", x[shown].tolist(), values[shown].tolist(), xlabel, ylabel))
 
     def image(self, name: str, array: Any, caption: str | None = None) -> None:
-        """Show an RGB image (3, H, W) of 0 ... 255, clamped and copied; only the latest of a name is kept.
+        """Show an RGB image, uint8 (3, H, W); only the latest of a name is kept.
 
-        Raises ValueError for other shapes.
+        Raises ValueError for other shapes and types.
         """
         if not self.enabled:
             return
-        array = np.asarray(array)
-        if array.ndim != 3 or array.shape[0] != 3 or not array.size:
-            raise ValueError(f"image {name!r}: shape {array.shape} instead of (3, H, W)")
-        if array.dtype != np.uint8:
-            array = np.rint(np.clip(np.nan_to_num(array), 0, 255))
-        array = array.astype(np.uint8)  # a copy: the caller may write into its buffer again
+        array = np.array(array)  # a copy: the caller may write into its buffer again
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[0] != 3 or not array.size:
+            raise ValueError(f"image {name!r}: {array.dtype} {array.shape} instead of uint8 (3, H, W)")
         scale = np.clip(max(array.shape), *PANE_SIZE) / max(array.shape)
         height, width = (math.ceil(n * scale) for n in array.shape[1:])
         # The page would show a caption twice, over the picture's edges: it stands in the title.
