@@ -15,10 +15,9 @@ from typing import Any
 from hparams.config import ALL_FLAGS, RECORDED, Flag, Values, names_of
 from hparams.presets import PRESETS
 from utils.core.errors import UsageError
-from utils.core.job import is_main
+from utils.core.job import LOGS, is_main
 from utils.core.json_files import hash_json, read_json
 
-LOGS = Path("logs")
 DATASETS = "datasets.yaml"
 ENTRY_KEYS = ("paths", "category", "preset", "hparams")
 STAGES = ("vqgan", "sampler")

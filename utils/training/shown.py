@@ -11,7 +11,7 @@ from utils.core.files import write_json
 from utils.display import commands
 from utils.display.grids import SAYS_TRIPLES, write_strips
 from utils.display.images import TRIPLES, enlarge, save_png, sheet, sheet_grid, triples
-from utils.display.records import pictures_by_step, read_bars
+from utils.display.run_files import pictures_by_step, read_bars
 
 
 class Shown:
