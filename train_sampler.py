@@ -17,6 +17,7 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes are 
 import torch
 
 from experiments.common.codes import cached_codes, decode_batch
+from experiments.common.images import load_images
 from experiments.common.models import check_autoencoder, dry_run_of_sampler
 from experiments.common.weights import load_autoencoder
 from models.samplers import build_sampler
@@ -25,8 +26,7 @@ from models.summary import count_parameters
 from utils.core import distributed
 from utils.core.errors import run_main
 from utils.core.seed import StepRandom, sample_uniforms, seed_everything
-from utils.data.batches import batch_positions, local_batch, local_rows
-from utils.data.images import open_images
+from utils.data.batches import code_batches, local_batch
 from utils.display import commands
 from utils.training import compilation
 from utils.training.amp import Precision
@@ -89,23 +89,13 @@ def validate(sampler, ids, H, run, precision):
 
 def all_codes(H, split, autoencoder, run):
     """The codes of a split, (N, L); with --horizontal_flip training has those of the mirror images too."""
-    images = open_images(H, split)
+    images = load_images(H, split)
     if split == "train":
         run.trains_on(images)
     ids = [cached_codes(H, images, split, autoencoder, run.device, run.say)]
     if H.horizontal_flip and split == "train":
         ids.append(cached_codes(H, images, split, autoencoder, run.device, run.say, flip=True))
     return torch.cat(ids)
-
-
-def code_batches(ids, H, start_step, device):
-    """Endless batches of this process's rows of ids, from start_step on."""
-    rows = local_rows(H.batch_size)
-    step = start_step
-    while True:
-        positions = torch.from_numpy(batch_positions(H.seed, step, H.batch_size, len(ids)))
-        yield ids[positions[rows]].to(device, non_blocking=True)
-        step += 1
 
 
 def train(H):
@@ -130,11 +120,13 @@ def train(H):
         run.introduce(len(ids), count_parameters(sampler), precision.describe(), "code sequences")
         fixed_draws = sample_uniforms(H.seed, range(N_SHOWN), sampler.draws_per_sample(), device)
 
-        for step, batch in run.steps(lambda start: code_batches(ids, H, start, device)):
+        for step, batch in run.steps(lambda start: code_batches(ids, H, start)):
             rng = StepRandom("sampler", H.seed, step, device=device, rank=run.rank, world_size=run.world_size)
             optimiser.param_groups[0]["lr"] = warm_up(H, step)
             sampler.train()
-            out = sampler_step(sampler, optimiser, precision, batch, rng, H.accumulate_steps)
+            out = sampler_step(
+                sampler, optimiser, precision, batch.to(device, non_blocking=True), rng, H.accumulate_steps
+            )
             if ema and step % H.steps_per_update_ema == 0:
                 ema.update()
 

@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes are 
 
 import torch
 
+from experiments.common.images import load_images
 from experiments.common.pictures import code_means
 from experiments.common.weights import load_lpips
 from models.diffaug import diff_augment
@@ -27,7 +28,7 @@ from utils.core import distributed
 from utils.core.errors import run_main
 from utils.core.seed import StepRandom, derive_seed, seed_everything
 from utils.data.batches import batch_positions, local_batch, one_pass, training_batches
-from utils.data.images import fixed_images, open_images
+from utils.data.images import fixed_images
 from utils.data.packed import pack
 from utils.data.pixels import to_float, to_uint8
 from utils.display import commands
@@ -104,7 +105,7 @@ def validate(vqgan, images, H, run, precision, step):
     meters, usage = Meters(run.device), CodeUsage(H.codebook_size, run.device)
     vqgan.eval()
     with torch.no_grad(), precision.autocast():
-        for batch, _ in one_pass(images, local_batch(H), H.num_workers, shared=True):
+        for batch, _ in one_pass(images, local_batch(H), H.num_workers, shared=True, say=run.say):
             if not len(batch):
                 continue
             x = to_float(batch.to(run.device))
@@ -119,10 +120,10 @@ def validate(vqgan, images, H, run, precision, step):
 
 
 @torch.no_grad()
-def place_codes(models, images, H, step, device):
+def place_codes(models, images, H, step, device, say):
     """At the quantizer's start_step: it places its codes by the latents of the coming batches, so that every code
     starts where there is data. All `models` get the same codes."""
-    vectors, wanted, batches = [], 32 * H.codebook_size, training_batches(images, H, step)
+    vectors, wanted, batches = [], 32 * H.codebook_size, training_batches(images, H, step, say)
     while sum(map(len, vectors)) < wanted:
         z = models[0].ae.encoder(to_float(next(batches)[0].to(device))).float()
         vectors.append(distributed.all_gather_rows(z).permute(0, 2, 3, 1).reshape(-1, H.emb_dim))
@@ -167,7 +168,7 @@ def show_pictures(vqgan, fixed, images, H, run, precision):
         recons = to_uint8(vqgan.ae(to_float(fixed), run.current)[0])
     run.show_comparison("reconstructions", fixed, recons, save=run.due(H.steps_per_save_output))
     if run.current == H.train_steps and H.steps_per_save_output and H.codebook_size <= CODES_SHOWN:
-        codes = code_means(vqgan.ae, fixed_images(images, N_FOR_CODES).to(run.device), H, precision)
+        codes = code_means(vqgan.ae, fixed_images(images, N_FOR_CODES, run.say).to(run.device), H, precision)
         run.show_picture("codebook", codes.sheet(), codes.caption(), min_side=512)
 
 
@@ -179,8 +180,8 @@ def find_perceptual(H, checkpoint):
 
 
 def train(H):
-    images = open_images(H, "train")
-    validation = open_images(H, "val") if H.steps_per_eval else None
+    images = load_images(H, "train")
+    validation = load_images(H, "val") if H.steps_per_eval else None
 
     def name_batch(step):
         positions = batch_positions(H.seed, step, H.batch_size, len(images))[:4]
@@ -211,19 +212,16 @@ def train(H):
             optimiser.param_groups[0]["lr"] = H.lr
         for some, split in ((images, "train"), (validation, "val")):
             if H.cache_images and some:
-                pack(some, H, split, run.say)
+                pack(some, f"{H.dataset}_{split}", H.num_workers, run.say)
         run.introduce(len(images), count_parameters(vqgan.ae), precision.describe())
-        fixed = fixed_images(validation or images, 16).to(device)
+        fixed = fixed_images(validation or images, 16, run.say).to(device)
 
-        for step, (batch, _) in run.steps(lambda start: training_batches(images, H, start)):
-            if run.due(H.steps_per_log):
-                images.share_broken()
-            images.check_broken(run.say)
+        for step, (batch, _) in run.steps(lambda start: training_batches(images, H, start, run.say)):
             x = to_float(batch.to(device, non_blocking=True)).contiguous(memory_format=memory_format(device))
             rng = StepRandom("vqgan", H.seed, step, device=device, rank=run.rank, world_size=run.world_size)
             vqgan.train()
             if step == quantizer.start_step:
-                place_codes(models, images, H, step, device)
+                place_codes(models, images, H, step, device, run.say)
 
             scalars, x_hat, quantized = generator_step(vqgan, ae_optim, precision, H, x, step, rng, H.accumulate_steps)
             if step > H.disc_start_step:
@@ -246,9 +244,7 @@ def train(H):
                 run.show_bars("codebook_usage", counts.tolist(), "code", "uses in an epoch")
             if validation and run.due(H.steps_per_eval):
                 run.record(**validate(best, validation, H, run, precision, step))
-                validation.check_all_broken(run.say)
             show_pictures(best, fixed, validation or images, H, run, precision)
-        images.check_all_broken(run.say)
         if run.step >= H.train_steps:
             run.conclude(("a prior over these codes", commands.after_vqgan(H, run.step)))
 

@@ -16,7 +16,7 @@ LONGEST_SIDE = 1 << 20  # pixels: Pillow limits the area (179 million), but also
 PIECE = 1 << 22  # pixels converted at once: each copy of an image of the largest area takes 0.7 GB
 
 
-def decode(data, size, n_channels=3):
+def decode(data: bytes | None, size: int, n_channels: int = 3) -> torch.Tensor:
     """Encoded bytes -> uint8 (C, size, size): short side resized to `size`, then cropped at the centre.
 
     Accepts any size and mode. Transparent pixels are put on white, 16-bit greys are scaled, and the EXIF rotation is
@@ -37,13 +37,13 @@ def decode(data, size, n_channels=3):
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
-def set_upright(image):
+def set_upright(image: Image.Image) -> None:
     """Rotate the image as its EXIF data requires; leave it unchanged if the EXIF data cannot be read."""
     with contextlib.suppress(Exception):  # any error in the EXIF data: the pixels are good
         ImageOps.exif_transpose(image, in_place=True)
 
 
-def to_rgb(image):
+def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow mode -> RGB. A large image is converted in pieces."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -57,7 +57,7 @@ def to_rgb(image):
     return result
 
 
-def _convert(image):
+def _convert(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips at 255
         image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
@@ -67,7 +67,7 @@ def _convert(image):
     return image.convert("RGB")
 
 
-def resize_and_crop(image, size):
+def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     """Resize(size) and CenterCrop(size) of torchvision, pixel for pixel. For long strips the result can differ by
     rounding.
 
