@@ -24,6 +24,7 @@ from models.samplers import build_sampler
 from models.samplers.base import SamplerLoss
 from models.summary import count_parameters
 from utils.core import distributed
+from utils.core.device import pick_device
 from utils.core.errors import run_main
 from utils.core.seed import StepRandom, sample_uniforms, seed_everything
 from utils.data.batches import code_batches, local_batch
@@ -98,9 +99,23 @@ def all_codes(H, split, autoencoder, run):
     return torch.cat(ids)
 
 
+@torch.no_grad()
+def show_samples(sampler, autoencoder, draws, H, run, precision):
+    """If pictures are due, show the samples of these draws, and the sampler's statistics."""
+    if not (run.due(H.steps_per_display_output) or run.due(H.steps_per_save_output)):
+        return
+    sampler.eval()
+    with precision.autocast():
+        ids = sampler.sample(draws, H.temp)
+    pictures = decode_batch(autoencoder.model, ids, H, precision)
+    run.display.images("samples", pictures, save=run.due(H.steps_per_save_output))
+    for name, values in sampler.histories().items():
+        run.display.bars(name, values.tolist(), "time step t", "", list(range(1, len(values) + 1)))
+
+
 def train(H):
-    with Run(H, H.sampler) as run:
-        device = run.device
+    device = pick_device(H.device)
+    with Run(H, H.sampler, device) as run:
         precision = Precision(H.amp, H.amp_dtype, device)
         autoencoder = load_autoencoder(H, device)
         check_autoencoder(run, autoencoder)
@@ -122,27 +137,16 @@ def train(H):
 
         for step, batch in run.steps(lambda start: code_batches(ids, H, start)):
             rng = StepRandom("sampler", H.seed, step, device=device, rank=run.rank, world_size=run.world_size)
-            optimiser.param_groups[0]["lr"] = warm_up(H, step)
+            lr = optimiser.param_groups[0]["lr"] = warm_up(H, step)
             sampler.train()
-            out = sampler_step(
-                sampler, optimiser, precision, batch.to(device, non_blocking=True), rng, H.accumulate_steps
-            )
+            batch = batch.to(device, non_blocking=True)
+            out = sampler_step(sampler, optimiser, precision, batch, rng, H.accumulate_steps)
             if ema and step % H.steps_per_update_ema == 0:
                 ema.update()
-
-            run.report(loss=out.loss, bits=out.bits.mean(), lr=optimiser.param_groups[0]["lr"])
-            if precision.scaling and run.due(H.steps_per_log):
-                run.record(skipped_updates=float(precision.skipped))
+            run.report(loss=out.loss, bits=out.bits.mean(), lr=lr)
             if val_ids is not None and run.due(H.steps_per_eval):
                 run.record(**validate(best, val_ids, H, run, precision))
-            if run.due(H.steps_per_display_output) or run.due(H.steps_per_save_output):
-                best.eval()
-                with precision.autocast():
-                    drawn = best.sample(fixed_draws, H.temp)
-                pictures = decode_batch(autoencoder.model, drawn, H, precision)
-                run.show_images("samples", pictures, save=run.due(H.steps_per_save_output))
-                for name, values in sampler.histories().items():
-                    run.show_bars(name, values.tolist(), "time step t", "", list(range(1, len(values) + 1)))
+            show_samples(best, autoencoder, fixed_draws, H, run, precision)
         if run.step >= H.train_steps:
             samples, fid = commands.after_sampler(H, run.step, len(ids))
             run.conclude(("samples", samples), ("their FID", fid))

@@ -85,6 +85,7 @@ from experiments.common.results import Report
 from models.losses import gaussian_nll
 from models.summary import count_parameters
 from utils.core import distributed
+from utils.core.device import pick_device
 from utils.core.errors import UserError, run_main
 from utils.core.files import read_json
 from utils.core.progress import Progress
@@ -184,14 +185,14 @@ def warn_if_seen(H, run):
 def main(H):
     if not H.load_step:
         raise UserError("--load_dir and --load_step must name a trained sampler")
-    with Run(H, "logsigma", loads=False) as run:  # --load_step names the sampler
+    with Run(H, "logsigma", pick_device(H.device), loads=False) as run:  # --load_step names the sampler
         models = load_models(H)
         images, val_images = (load_images(H, split, hold_out=True) for split in ("train", "val"))
         if H.elbo_images is not None and H.elbo_images < len(val_images):
             val_images = val_images.evenly(H.elbo_images)
         head = models.autoencoder.model.generator.logsigma.requires_grad_(True)
         optimiser = torch.optim.Adam(head.parameters(), lr=H.lr)
-        report = Report(H, run.device, run.dashboard, autoencoder=models.autoencoder, sampler=models.sampler)
+        report = Report(H, run.device, run.display.dashboard, autoencoder=models.autoencoder, sampler=models.sampler)
         check_autoencoder(run, models.autoencoder)
         run.about["sampler"] = report.checkpoints["sampler"]
         run.restore(dict(logsigma=head, logsigma_optim=optimiser), extra={})
