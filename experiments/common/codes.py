@@ -1,6 +1,6 @@
 """From images to codes (read from the cache, or computed), and from codes to images."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from utils.core import distributed
 from utils.core.progress import Progress
 from utils.data import codes
 from utils.data.batches import Batch, one_pass
-from utils.data.images import ImageSet
+from utils.data.images import ImageSet, Say
 from utils.data.pixels import to_float, to_uint8
 from utils.training.amp import Precision
 
@@ -25,7 +25,7 @@ def cached_codes(
     split: str,
     autoencoder: Loaded,
     device: torch.device,
-    say: Callable[[str], None],
+    say: Say,
     flip: bool = False,
 ) -> torch.Tensor:
     """The ids of an ImageSet, (N, L) int64 on the CPU, from the cache under latents/ or computed now.

@@ -19,10 +19,12 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from ranks import together
 from torchvision import transforms
 
 from experiments.common.images import load_images
 from hparams import sources
+from utils.core import distributed
 from utils.core.errors import UserError
 from utils.data import batches
 from utils.data import images as images_module
@@ -563,6 +565,20 @@ def test_nothing_but_broken_images(tmp_path, workers):
         next(one_pass(images, 8, workers))
     with pytest.raises(UserError, match="of 100 images cannot be decoded"):
         fixed_images(images, 3)
+
+
+def test_every_process_knows_all_broken_images_after_a_shared_pass(tmp_path):
+    """Three batches for two processes: the second gets an empty one."""
+    images = folder_set(tmp_path / "images", 60, broken=(3, 25, 59))
+
+    def work():
+        passed = [len(x) for x, _ in one_pass(images, 20, 0, shared=True)]
+        found = distributed.from_all([passed, images.broken.nonzero().flatten().tolist()])
+        print(found if distributed.is_main() else "")
+
+    texts = together(2, work, tmp_path)
+    assert texts[0].count("cannot be decoded") == 3
+    assert "[[[19, 19], [3, 25, 59]], [[19, 0], [3, 25, 59]]]" in texts[0]
 
 
 def test_many_broken_images_are_not_all_named(tmp_path, monkeypatch):

@@ -19,10 +19,9 @@ from utils.core.errors import UserError
 from utils.core.progress import say
 from utils.core.seed import derive_seed, permutation
 from utils.core.signals import StopRequest
-from utils.data.images import ImageSet
+from utils.data.images import ImageSet, Say
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # images uint8 (B, C, H, W), and their positions in the set (B,)
-Say = Callable[[str], None]
 
 # ---------------------------------------------------------------------- order
 
@@ -167,7 +166,7 @@ def _load(
         ) from None
     finally:  # end them now: an error's traceback would keep them until a later garbage collection
         if loading is not None and num_workers:
-            loading._shutdown_workers()
+            loading._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def ignore_signals(_worker: int) -> None:

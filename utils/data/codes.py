@@ -20,9 +20,10 @@ import torch
 from utils.core import cache, distributed
 from utils.core.errors import DamagedFile
 from utils.core.files import hash_json
-from utils.data.images import ImageSet
+from utils.data.images import ImageSet, Say
 
 Tensors = dict[str, torch.Tensor]
+Encode = Callable[[range], Iterator[torch.Tensor]]
 LATENTS = Path("latents")
 FORMAT = 2  # part of the header
 PART = 1 << 14  # images in a part: minutes of work, a few megabytes
@@ -45,8 +46,8 @@ def cached(
     images: ImageSet,
     codebook_size: int,
     batch_size: int,
-    encode: Callable[[range], Iterator[torch.Tensor]],
-    say: Callable[[str], None],
+    encode: Encode,
+    say: Say,
 ) -> torch.Tensor:
     """The ids (N, L) of an ImageSet, from the cache of this header, or from encode() and then cached. Reports the
     images that were left out. All processes call it together and get the result.
@@ -55,10 +56,9 @@ def cached(
     ids (b, L) of their images in order, in batches of batch_size images; it has results in the main process only.
     """
     codes = CodeCache(header, images, codebook_size, encode, say)
-    found, missing = codes.read_or_encode(batch_size), 0
-    if found is not None:
-        missing = len(images) - len(found["ids"])
-    images.leave_out(found and found.get("left_out"), missing, codes.path, say)
+    found = codes.read_or_encode(batch_size)  # None in other processes than the main one
+    left_out = found.get("left_out") if found else None
+    images.leave_out(left_out, len(images) - len(found["ids"]) if found else 0, codes.path, say)
     ids = distributed.tensor_from_main(found and found["ids"])
     if distributed.is_main() and codes.path.exists():  # otherwise only the parts hold the codes
         codes.remove_parts()
@@ -68,14 +68,7 @@ def cached(
 class CodeCache:
     """The file of a header, and the parts next to it. The arguments are those of `cached`."""
 
-    def __init__(
-        self,
-        header: dict[str, Any],
-        images: ImageSet,
-        codebook_size: int,
-        encode: Callable[[range], Iterator[torch.Tensor]],
-        say: Callable[[str], None],
-    ) -> None:
+    def __init__(self, header: dict[str, Any], images: ImageSet, codebook_size: int, encode: Encode, say: Say) -> None:
         self.header, self.images, self.codebook_size, self.encode, self.say = header, images, codebook_size, encode, say
         self.path = cache_path(header)
         self.length = math.prod(header["latent_shape"])
@@ -113,7 +106,7 @@ class CodeCache:
         return dict(ids=ids, left_out=self.images.left_out(positions))
 
     def check(self, path: Path, positions: range, most_missing: int | None, found: Tensors) -> None:
-        """Raises DamagedFile unless tensors that were read are what is stored for a range of images.
+        """Raises DamagedFile unless tensors that were read can be the codes of a range of images.
 
         most_missing: how many of the images may be left out. This limit also holds for files of earlier versions, which
         do not list the missing images. None (for a part): any number may be missing, but the file must list them.

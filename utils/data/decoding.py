@@ -3,6 +3,7 @@
 import contextlib
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ LONGEST_SIDE = 1 << 20  # pixels: Pillow limits the area (179 million), but also
 PIECE = 1 << 22  # pixels converted at once: each copy of an image of the largest area takes 0.7 GB
 
 
-def decode(data: bytes | None, size: int, n_channels: int = 3) -> torch.Tensor:
+def decode(data: Any, size: int, n_channels: int = 3) -> torch.Tensor:
     """Encoded bytes -> uint8 (C, size, size): short side resized to `size`, then cropped at the centre.
 
     Accepts any size and mode. Transparent pixels are put on white, 16-bit greys are scaled, and the EXIF rotation is
@@ -24,7 +25,7 @@ def decode(data: bytes | None, size: int, n_channels: int = 3) -> torch.Tensor:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if max(image.size) > LONGEST_SIDE:
             raise ValueError(f"{image.size[0]} x {image.size[1]} pixels: too long")
         image.load()
@@ -80,7 +81,7 @@ def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     if max(w, h) > LONG_IMAGE * short:
         # Resizing a complete 1 x 5000 strip only to crop a square would use too much memory.
         box = (left * w / new_w, top * h / new_h, (left + size) * w / new_w, (top + size) * h / new_h)
-        return image.resize((size, size), Image.BILINEAR, box=box)
+        return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
     if (w, h) != (new_w, new_h):
-        image = image.resize((new_w, new_h), Image.BILINEAR)
+        image = image.resize((new_w, new_h), Image.Resampling.BILINEAR)
     return image.crop((left, top, left + size, top + size))

@@ -63,7 +63,7 @@ class ImageSet(Dataset):
             self.broken[i] = True
             return None
 
-    def __getitem__(self, key: int | tuple[int, bool]) -> tuple[torch.Tensor | None, int]:
+    def __getitem__(self, key: Any) -> tuple[Any, int]:
         """key (i, flip) -> (image, i) with a replacement for a broken image; key i -> (image or None, i)."""
         if not isinstance(key, tuple):
             return None if self.broken[key] else self.load(key), key
@@ -88,7 +88,7 @@ class ImageSet(Dataset):
         )
 
     def _count_broken(self) -> int:
-        return np.count_nonzero(self.broken.numpy())  # 0.2 ms for 3 million; torch.sum takes 4 ms
+        return int(np.count_nonzero(self.broken.numpy()))  # 0.2 ms for 3 million; torch.sum takes 4 ms
 
     def check_broken(self, say: Say) -> None:
         """Report newly found broken images through `say`. Raises UserError if more than 5% are broken."""
@@ -200,10 +200,11 @@ def open_images(
     last 5% validate; without hold_out, all images train. unique: see utils.data.sources.open_source.
     """
     own_validation = open_source(entry, "val", unique)
-    if split == "val" and own_validation is not None:
-        source, chosen = own_validation, slice(None)
-    else:
-        source, chosen = open_source(entry, "train", unique), slice(None)
+    source = own_validation if split == "val" else None
+    chosen = slice(None)
+    if source is None:
+        source = open_source(entry, "train", unique)
+        assert source is not None, "only validation images may be missing"
         n_train = split_sizes(len(source))[0]
         if split == "val":
             chosen = slice(n_train, None)

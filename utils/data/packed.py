@@ -8,7 +8,7 @@ continues with the next part. An image with a wrong CRC is decoded instead.
 
 import shutil
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from utils.core.errors import DamagedFile, UserError
 from utils.core.files import atomic_write, hash_json, read_json, remove_temporaries, write_json
 from utils.core.progress import Progress
 from utils.data.batches import Batch, one_pass
-from utils.data.images import ImageSet
+from utils.data.images import ImageSet, Say
 
 PACKED = Path("packed")
 PART_BYTES = 1 << 28
@@ -49,7 +49,7 @@ class PackedImages:
         """Bytes of a part's file."""
         return len(part) * (self.bytes + self.crc.itemsize)
 
-    def renew(self, now: dict[str, Any], say: Callable[[str], None]) -> bool:
+    def renew(self, now: dict[str, Any], say: Say) -> bool:
         """Remove the parts if their origin is not `now`, and store `now`. Only the main process calls it. Returns False
         if the disk refuses."""
         path = self.folder / "origin.json"
@@ -68,7 +68,7 @@ class PackedImages:
             return False
         return True
 
-    def warn(self, error: OSError, say: Callable[[str], None]) -> None:
+    def warn(self, error: OSError, say: Say) -> None:
         say(f"warning: the images cannot be packed into {self.folder} ({error.strerror}): they are decoded each time")
 
     def open(self, part: range) -> bool:
@@ -109,7 +109,7 @@ class PackedImages:
         return torch.frombuffer(data, dtype=torch.uint8).view(self.shape)
 
 
-def pack(images: ImageSet, name: str, num_workers: int, say: Callable[[str], None]) -> None:
+def pack(images: ImageSet, name: str, num_workers: int, say: Say) -> None:
     """Write the missing parts of an ImageSet's packed cache and let the set read from it. Several processes share the
     parts. name: the start of the folder's name.
 
@@ -128,7 +128,7 @@ def pack(images: ImageSet, name: str, num_workers: int, say: Callable[[str], Non
     images.packed = packed
 
 
-def _write_missing(packed: PackedImages, images: ImageSet, num_workers: int, say: Callable[[str], None]) -> None:
+def _write_missing(packed: PackedImages, images: ImageSet, num_workers: int, say: Say) -> None:
     own = packed.parts()[distributed.rank() :: distributed.world_size()]
     missing = [part for part in own if not packed.open(part)]
     if not missing:

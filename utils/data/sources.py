@@ -10,7 +10,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from utils.core.errors import UsageError, UserError
 from utils.core.files import hash_json
@@ -26,7 +26,6 @@ _MACHINE = (errno.EAGAIN, errno.ENOMEM, errno.ENFILE, errno.EMFILE)
 PASSING = _DISK + _MACHINE
 PAUSES = (0.1, 1.0, 5.0)  # seconds between tries
 
-FilePath = str | bytes | Path
 T = TypeVar("T")
 
 # ---------------------------------------------------------------------- reading
@@ -39,7 +38,7 @@ def is_passing(error: Exception) -> bool:
     return type(error).__module__ == "lmdb" and str(error).endswith(tuple(map(os.strerror, PASSING)))
 
 
-def patiently(read: Callable[[], T], path: FilePath) -> T:
+def patiently(read: Callable[[], T], path: Any) -> T:
     """Call read(), and again after a pause if it raises an error of PASSING. After the last try, raise a UserError that
     names the file: the run must stop, because continuing without this file would leave out a good image."""
     for number in range(len(PAUSES) + 1):
@@ -58,17 +57,17 @@ def patiently(read: Callable[[], T], path: FilePath) -> T:
     )
 
 
-def stat_file(path: FilePath) -> os.stat_result:
+def stat_file(path: Any) -> os.stat_result:
     return patiently(lambda: os.stat(path), path)
 
 
-def read_file(path: FilePath) -> bytes:
+def read_file(path: Any) -> bytes:
     """The bytes of a file. Raises OSError if it is not a regular file (reading from a pipe would block) or is larger
     than LARGEST_FILE."""
     return patiently(lambda: _read_file(path), path)
 
 
-def _read_file(path: FilePath, ends_only: bool = False) -> bytes:
+def _read_file(path: Any, ends_only: bool = False) -> bytes:
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as f:
         status = os.fstat(f.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -111,27 +110,6 @@ class ByteStrings:
 # ---------------------------------------------------------------------- sources
 
 
-class Source(Protocol):
-    """Encoded images by number. A new kind of storage is a class like these, and its name in KINDS.
-
-    holds: whether a folder is of this kind. read: the encoded bytes of image i; any exception except UserError means
-    that the image is broken. sample: its first and last bytes, b"" if it does not exist. name: its name in messages.
-    identity: a hash that changes when the images change, for the keys of caches. enumeration: a JSON value that must be
-    the same in all processes. what: its contents in messages.
-    """
-
-    what: str
-
-    @staticmethod
-    def holds(folder: Any) -> bool: ...
-    def __len__(self) -> int: ...
-    def read(self, i: int) -> bytes | None: ...
-    def sample(self, i: int) -> bytes: ...
-    def name(self, i: int) -> str: ...
-    def identity(self) -> str: ...
-    def enumeration(self) -> Any: ...
-
-
 class FolderImages:
     """The image files under some folders, recursive, sorted by path. unique: if several paths or links lead to one
     file, only the first counts."""
@@ -140,6 +118,7 @@ class FolderImages:
 
     @staticmethod
     def holds(folder: Any) -> bool:
+        """Whether a folder is of this kind."""
         return True
 
     def __init__(self, folders: Iterable[Any], unique: bool = False) -> None:
@@ -153,6 +132,7 @@ class FolderImages:
         return read_file(self.files[i])
 
     def sample(self, i: int) -> bytes:
+        """The first and the last bytes of image i; b"" if it cannot be read."""
         try:
             return patiently(lambda: _read_file(self.files[i], ends_only=True), self.files[i])
         except OSError:
@@ -162,7 +142,7 @@ class FolderImages:
         return os.fsdecode(self.files[i])
 
     def identity(self) -> str:
-        """A hash of the names, sizes and times of all files."""
+        """A hash of the names, sizes and times of all files, for the keys of caches."""
         digest = hashlib.sha256()
         for i in range(len(self)):
             status = stat_file(self.files[i])
@@ -170,6 +150,7 @@ class FolderImages:
         return digest.hexdigest()[:16]
 
     def enumeration(self) -> str:
+        """A digest of the names in order, which must be the same in all processes of a job."""
         return self.files.digest()
 
 
@@ -186,14 +167,13 @@ def real_file() -> Callable[[bytes], bytes]:
     real_folder = functools.cache(os.path.realpath)
 
     def real(path: bytes) -> bytes:
-        folder, name = os.path.split(path)
-        path = os.path.join(real_folder(folder), name)
+        path = os.path.join(real_folder(os.path.dirname(path)), os.path.basename(path))
         return os.path.realpath(path) if os.path.islink(path) else path
 
     return real
 
 
-def find_images(folder: FilePath) -> list[str]:
+def find_images(folder: Any) -> list[str]:
     """Paths of the images under a folder. Links to folders are followed, each real folder once."""
     return patiently(lambda: list(_walk(folder)), folder)
 
@@ -309,7 +289,9 @@ def open_lmdb(path: str) -> Any:
 
 # ---------------------------------------------------------------------- entries of datasets.yaml
 
-KINDS: tuple[Any, ...] = (LmdbImages, FolderImages)  # the first that holds a folder reads it
+# The first that holds a folder reads it. A new kind of storage is a class like these, and its name here.
+KINDS = (LmdbImages, FolderImages)
+Source = LmdbImages | FolderImages
 
 
 def open_source(entry: dict[str, Any], split: str, unique: bool = False) -> Source | None:
