@@ -100,13 +100,14 @@ def all_codes(H, split, autoencoder, run):
 
 
 @torch.no_grad()
-def show_samples(sampler, autoencoder, draws, H, run, precision):
-    """If pictures are due, show the samples of these draws, and the sampler's statistics."""
+def show_samples(sampler, best, autoencoder, draws, H, run, precision):
+    """If pictures are due, show the samples of these draws by `best`, the weights that will be used, and the statistics
+    of the sampler that is trained."""
     if not (run.due(H.steps_per_display_output) or run.due(H.steps_per_save_output)):
         return
-    sampler.eval()
+    best.eval()
     with precision.autocast():
-        ids = sampler.sample(draws, H.temp)
+        ids = best.sample(draws, H.temp)
     pictures = decode_batch(autoencoder.model, ids, H, precision)
     run.display.images("samples", pictures, save=run.due(H.steps_per_save_output))
     for name, values in sampler.histories().items():
@@ -146,7 +147,7 @@ def train(H):
             run.report(loss=out.loss, bits=out.bits.mean(), lr=lr)
             if val_ids is not None and run.due(H.steps_per_eval):
                 run.record(**validate(best, val_ids, H, run, precision))
-            show_samples(best, autoencoder, fixed_draws, H, run, precision)
+            show_samples(sampler, best, autoencoder, fixed_draws, H, run, precision)
         if run.step >= H.train_steps:
             samples, fid = commands.after_sampler(H, run.step, len(ids))
             run.conclude(("samples", samples), ("their FID", fid))

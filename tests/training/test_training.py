@@ -65,6 +65,7 @@ def test_both_stages_learn_and_sample(here, shapes):
     bits = curve("prior", "bits")
     assert bits[-1] < bits[0]
     assert len(curve("prior", "val_bits")) == 2
+    assert any(json.loads(Path("logs/prior/bars.json").read_text())["loss_history"]["values"]), "of the trained sampler"
     for name in ("logs/ae/images/reconstructions_60.png", "logs/prior/images/samples_60.png"):
         with Image.open(name) as picture:
             assert min(picture.size) >= 256

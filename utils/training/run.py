@@ -204,11 +204,14 @@ class Run:
         return done // n > (done - self.H.batch_size) // n
 
     def report(self, **scalars: Any) -> None:
-        """Add numbers or () tensors to the means of stats.jsonl. `loss` must stay finite."""
+        """Add numbers or () tensors to the means of stats.jsonl. `loss` must stay finite. Call it once a step."""
         self.meters.add(scalars)
         if "loss" in scalars:
             bad = ~torch.isfinite(scalars["loss"].detach())
             self.first_bad = torch.where((self.first_bad == 0) & bad, self.current, self.first_bad)
+        precision = self.extra.get("precision")
+        if precision is not None and precision.scaling and self.due(self.H.steps_per_log):
+            self.record(skipped_updates=float(precision.skipped))
 
     def record(self, **values: Any) -> None:
         """Write one line of stats.jsonl for the current step, and its curves."""
@@ -238,9 +241,6 @@ class Run:
         rate = speed["images_per_second"]
         if self.device.type == "cuda":
             speed["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        precision = self.extra.get("precision")
-        if precision is not None and precision.scaling:
-            self.record(skipped_updates=float(precision.skipped))
         self.record(images=self.step * self.H.batch_size, **means)
         if self._files is not None:
             self._files.write_speed(self.step, speed)
