@@ -78,7 +78,7 @@ def nearest(word: str, words: Iterable[str], otherwise: str) -> str:
 
 
 def tell_root() -> None:
-    """If logs/ and datasets.yaml are not those of the current folder, print one line that says which they are.
+    """If logs/ and datasets.yaml are not those of the current folder, print one line that names their folder.
     UsageError if the environment names a folder that does not exist."""
     if not ROOT.is_dir():
         raise UsageError(f"{ROOT_VARIABLE} names {ROOT}, which is not a folder: create it, or unset the variable")

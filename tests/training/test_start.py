@@ -217,7 +217,7 @@ def test_settings_without_a_flag_have_none():
     assert "unknown flag --unique_images" in refused("--unique_images")
 
 
-def test_where_the_dashboard_is_comes_from_the_command_line_alone():
+def test_where_the_dashboard_is_comes_from_the_command_line_alone(place):
     theirs = resolved("--visdom_server http://theirs.example --visdom_port 9999 --no_visdom")
     save_run("run", theirs)
     H = resolved("--log_dir run --resume")
