@@ -18,11 +18,11 @@ import torch
 
 from experiments.common.pictures import code_means
 from experiments.common.weights import load_lpips
+from models.build import build_vqgan
 from models.diffaug import diff_augment
 from models.losses import adaptive_weight, hinge_discriminator_loss, reconstruction_nll
 from models.quantizers import usage_figures
-from models.summary import count_parameters, describe_vqgan, print_dry_run
-from models.vqgan import VQGAN
+from models.summary import count_parameters, describe_stage_1, print_dry_run
 from utils.core import distributed
 from utils.core.errors import run_main
 from utils.core.seed import StepRandom, derive_seed, seed_everything
@@ -191,7 +191,7 @@ def train(H):
         device = run.device
         seed_everything("init", H.seed)
         perceptual = find_perceptual(H, run.source.path("vqgan", run.step))
-        vqgan = VQGAN(H, perceptual).to(device, memory_format=memory_format(device))
+        vqgan = build_vqgan(H, perceptual).to(device, memory_format=memory_format(device))
         precision = Precision(H.amp, H.amp_dtype, device)
         fused = device.type != "mps"
         ae_optim = torch.optim.Adam(vqgan.ae.parameters(), lr=H.lr, fused=fused)
@@ -255,8 +255,8 @@ def train(H):
 
 def dry_run(H):
     with torch.device("meta"):
-        vqgan = VQGAN(H)
-    print_dry_run(H, describe_vqgan(H, vqgan))
+        vqgan = build_vqgan(H)
+    print_dry_run(H, describe_stage_1(H, vqgan.ae, vqgan))
 
 
 if __name__ == "__main__":

@@ -61,9 +61,9 @@ from experiments.common.models import load_models
 from experiments.common.pictures import CodeMeans
 from experiments.common.results import Report
 from experiments.common.weights import load_lpips
-from models.autoencoder import VQAutoEncoder
+from models.build import build_autoencoder
 from models.quantizers import usage_figures
-from models.summary import describe_autoencoder, print_dry_run
+from models.summary import describe_stage_1, print_dry_run
 from utils.core import distributed
 from utils.core.device import pick_device
 from utils.core.errors import UserError, run_main
@@ -176,7 +176,7 @@ def main(H):
 
 def dry_run(H):
     with torch.device("meta"):
-        print_dry_run(H, describe_autoencoder(H, VQAutoEncoder(H)))
+        print_dry_run(H, describe_stage_1(H, build_autoencoder(H)))
 
 
 if __name__ == "__main__":

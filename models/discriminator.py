@@ -1,5 +1,6 @@
 """PatchGAN discriminator (Isola et al. 2017): one realness score for each patch."""
 
+import torch
 from torch import nn
 
 from utils.core import distributed
@@ -10,6 +11,12 @@ class BatchNorm(nn.BatchNorm2d):
 
     (nn.SyncBatchNorm does the same, but runs only on CUDA.)
     """
+
+    # Not None, as they can be in nn.BatchNorm2d.
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+    momentum: float
 
     def forward(self, x):
         if not self.training or distributed.world_size() == 1:
@@ -32,13 +39,13 @@ class BatchNorm(nn.BatchNorm2d):
 class Discriminator(nn.Module):
     """(B, C, H, W) -> (B, 1, h', w'). Module order and names are those of the published checkpoints."""
 
-    def __init__(self, n_channels, ndf, n_layers):
+    def __init__(self, n_channels, ndf, disc_layers):
         super().__init__()
         layers = [nn.Conv2d(n_channels, ndf, kernel_size=4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         width = ndf
-        for n in range(1, n_layers + 1):
+        for n in range(1, disc_layers + 1):
             c_in, width = width, ndf * min(2**n, 8)
-            stride = 2 if n < n_layers else 1
+            stride = 2 if n < disc_layers else 1
             layers += [
                 nn.Conv2d(c_in, width, kernel_size=4, stride=stride, padding=1, bias=False),
                 BatchNorm(width),

@@ -6,7 +6,7 @@ import torch
 
 from experiments.common.weights import Loaded, load_autoencoder, load_sampler
 from hparams.sources import require_folder
-from models.samplers import build_sampler
+from models.build import build_sampler
 from models.summary import describe_sampler, print_dry_run
 from utils.core.checkpoint import checkpoints_of
 from utils.core.device import pick_device

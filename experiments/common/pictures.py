@@ -6,7 +6,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from models.samplers.trace import canvases
 from utils.core import distributed
 from utils.core.seed import sample_uniforms
 from utils.data.batches import local_batch
@@ -43,6 +42,13 @@ def decode_canvas(ae, ids, mask_id, latent_shape, precision):
     return to_uint8(torch.where(mask.repeat_interleave(cell, 2).repeat_interleave(cell, 3), GREY, x))
 
 
+def states_of_sampling(sampler, uniforms, ids, n):
+    """Samples ids (B, L) at n evenly spaced times of their sampling, from all masked to all known, without drawing them
+    again: (n, B, L), with the sampler's mask_id for codes that are not known yet. uniforms: as for sampler.sample."""
+    shares = torch.linspace(0, 1, n, device=ids.device)
+    return ids.masked_fill(sampler.revealed_at(uniforms) > shares[:, None, None], sampler.mask_id)
+
+
 def show_denoising(report, H, models, ids, first):
     """Write a strip of the first samples in FRAMES frames, denoising_<first>.png, and an animation of all samples,
     denoising_<first>.gif.
@@ -51,7 +57,7 @@ def show_denoising(report, H, models, ids, first):
     """
     sampler, ae = models.sampler.model, models.autoencoder.model
     u = sample_uniforms(H.seed, range(first, first + len(ids)), sampler.draws_per_sample(), models.device)
-    states = canvases(sampler, u, ids.to(models.device), FRAMES)
+    states = states_of_sampling(sampler, u, ids.to(models.device), FRAMES)
 
     def decode(canvas):
         parts = canvas.split(H.batch_size)

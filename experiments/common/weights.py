@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from models.autoencoder import VQAutoEncoder
-from models.samplers import build_sampler
+from models.build import build_autoencoder, build_sampler
 from utils.core.checkpoint import checkpoints_of, load_into
 from utils.core.errors import DamagedFile, UserError
 from utils.core.files import hash_tensors, load_tensors
@@ -50,7 +49,7 @@ def load_autoencoder(H, device):
     """
     state, path = find_weights("vqgan", H.ae_load_dir, H.ae_load_step)
     state = {k.removeprefix("ae."): v for k, v in state.items() if k.startswith("ae.")}
-    model = VQAutoEncoder(H)
+    model = build_autoencoder(H)
     load_into(model, state, path)
     return Loaded(freeze(model, device), path, hash_tensors(state))
 
