@@ -25,15 +25,13 @@ class BatchNorm(nn.BatchNorm2d):
         mean = distributed.mean_with_gradient(x.mean((0, 2, 3)))
         centred = x - mean[:, None, None]
         variance = distributed.mean_with_gradient(centred.square().mean((0, 2, 3)))
-        self._keep(mean.detach(), variance.detach(), x[:, 0].numel() * distributed.world_size())
+        # The running statistics are those of nn.BatchNorm2d, with the unbiased estimate of the variance.
+        count = x[:, 0].numel() * distributed.world_size()
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean.detach(), self.momentum)
+        self.running_var.lerp_(variance.detach() * (count / (count - 1)), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         return centred * scale[:, None, None] + self.bias[:, None, None]
-
-    def _keep(self, mean, variance, count):
-        """Update the running statistics like nn.BatchNorm2d, with the unbiased estimate of the variance."""
-        self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
 
 
 class Discriminator(nn.Module):

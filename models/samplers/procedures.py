@@ -4,7 +4,7 @@ those of models.samplers.base.Sampler, with the model as the first argument. B s
 import torch
 
 from models.fast import frozen
-from models.samplers.base import Sampler, draw_codes
+from models.samplers.base import SILENT, Sampler, draw_codes
 from models.samplers.orders import KnownOrder
 from models.samplers.reveal import batches_by_number, draw_in_full_batches
 
@@ -38,9 +38,7 @@ class RevealInFullBatches(Reveal):
 
     def sample(self, model, uniforms, temp, progress):
         n = len(uniforms)
-        finished = draw_in_full_batches(model, lambda numbers: uniforms, n, n, temp, lambda share: None)
-        with frozen(model):
-            return torch.cat(list(batches_by_number(finished, n, n)))
+        return torch.cat(list(self.sample_many(model, lambda numbers: uniforms, n, n, temp, SILENT)))
 
     def sample_many(self, model, draw, n, batch_size, temp, progress):
         if n > 0:
