@@ -79,10 +79,10 @@ import weakref
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from experiments import scaling
 from experiments.common.jobs import Bench, describe_device, timed
+from models.summary import count_flops
 from utils.core import distributed
 from utils.core.checkpoint import LOGS
 from utils.core.errors import run_main
@@ -135,49 +135,35 @@ def peak_flops(device, dtype):
     return 2 * n**3 / min(timed(lambda: a @ b, device) for _ in range(5))
 
 
-class FlopCounter(TorchDispatchMode):
-    """Sums up what PyTorch's formulas give for each operation. (Its own FlopCounterMode also asks which module an
-    operation belongs to, and cannot when gradients are taken at a weight.)"""
-
-    total = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-def count_flops(job):
+def flops_of(job):
     """FLOPs of one fast(), or None."""
     if not job.flops:
         return None
-    with torch.compiler.set_stance("force_eager"), FlopCounter() as counter:
-        job.fast()
-    return counter.total
+    with torch.compiler.set_stance("force_eager"):
+        return count_flops(job.fast)
 
 
-def measure(job, bench, peak):
-    """The two forms in turns for about --seconds -> a row of the table."""
+def measure(job, bench, peak, seconds):
+    """The two forms in turns for about so many seconds -> a row of the table."""
     # The first calls warm up.
     rows = {form: dict(mib=peak_memory(getattr(job, form), bench.device), times=[]) for form in ("fast", "plain")}
-    flops = count_flops(job)
+    flops = flops_of(job)
     job.fast()  # compiled, where it is
-    end = time.monotonic() + bench.config.seconds
+    end = time.monotonic() + seconds
     while time.monotonic() < end or len(rows["plain"]["times"]) < 2:
         for form in rows:
             rows[form]["times"].append(timed(getattr(job, form), bench.device))
-    seconds = {form: statistics.median(row["times"]) for form, row in rows.items()}
+    median = {form: statistics.median(row["times"]) for form, row in rows.items()}
     ratios = [p / f for f, p in zip(rows["fast"]["times"], rows["plain"]["times"], strict=True)]
     return dict(
         job=job.name,
         unit=job.unit,
         ratio=statistics.median(ratios),
         rounds=len(ratios),
-        **{f"{form}_per_second": job.items / seconds[form] for form in rows},
+        **{f"{form}_per_second": job.items / median[form] for form in rows},
         **{f"{form}_mib": rows[form]["mib"] for form in rows},
         gflops_per_item=flops and flops / job.items / 1e9,
-        share_of_peak=flops and flops / seconds["fast"] / peak,
+        share_of_peak=flops and flops / median["fast"] / peak,
     )
 
 
@@ -204,7 +190,7 @@ def measure_costs(bench):
         for value, argument in values:
             job = make(argument)
             mib = peak_memory(job.fast, bench.device)
-            flops = count_flops(job)
+            flops = flops_of(job)
             seconds = statistics.median(timed(job.fast, bench.device) for _ in range(3))
             first = first or (seconds, flops)
             row = dict(what=title, value=str(value), seconds=seconds, mib=mib, gflops=flops / 1e9)
@@ -257,7 +243,7 @@ def main(config):
     say(f"{HEAD}\n{'|---' * (HEAD.count('|') - 1)}|")
     rows = []
     for name in config.jobs:
-        rows.append(measure(getattr(bench, name)(), bench, peak))
+        rows.append(measure(getattr(bench, name)(), bench, peak, config.seconds))
         say(line_of(rows[-1]))
         write_json(LOGS / config.log_dir / "benchmark.json", dict(about, jobs=rows))
 

@@ -62,9 +62,9 @@ from experiments.common.models import load_models
 from experiments.common.pictures import CodeMeans
 from experiments.common.results import Report
 from experiments.common.weights import has_perceptual, load_lpips, note_missing_weights
-from models.autoencoder import VQAutoEncoder
+from models.build import build_autoencoder
 from models.quantizers import usage_figures
-from models.summary import describe_autoencoder, print_dry_run
+from models.summary import describe_stage_1, print_dry_run
 from utils.core import distributed
 from utils.core.checkpoint import checkpoints_of
 from utils.core.device import pick_device
@@ -199,7 +199,7 @@ def main(H):
 
 def dry_run(H):
     with torch.device("meta"):
-        print_dry_run(H, describe_autoencoder(H, VQAutoEncoder(H)))
+        print_dry_run(H, describe_stage_1(H, build_autoencoder(H)))
     note_missing_weights(H, "inception")
     checkpoints = [checkpoints_of(H.ae_load_dir).path(name, H.ae_load_step) for name in ("vqgan_ema", "vqgan")]
     if not any(path.is_file() and has_perceptual(path) for path in checkpoints):

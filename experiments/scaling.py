@@ -60,7 +60,7 @@ import warnings
 import torch
 
 from experiments.common.jobs import Bench, describe_device, timed
-from models.vqgan import VQGAN
+from models.build import build_vqgan
 from utils.core import distributed
 from utils.core.checkpoint import LOGS
 from utils.core.errors import UserError, run_main
@@ -119,7 +119,7 @@ def measure(make, batch, config, bench):
 def gradients(bench, config):
     """For both stages: the number of parameters whose gradients are averaged in a step, and the time for that alone."""
     with as_one_process():
-        vqgan, sampler = VQGAN(bench.vqgan_H()), bench.sampler(bench.sampler_H())
+        vqgan, sampler = build_vqgan(bench.vqgan_H()), bench.sampler(bench.sampler_H())
     for stage, modules in (("VQGAN step", (vqgan.ae, vqgan.disc)), ("sampler step", (sampler,))):
         count = sum(p.numel() for module in modules for p in module.parameters())
         message = torch.zeros(count, device=bench.device, requires_grad=True)

@@ -16,9 +16,8 @@ from PIL import Image
 import train_sampler
 import train_vqgan
 from hparams import get_hparams
+from models.build import build_sampler, build_vqgan
 from models.canvas import sample_canvas
-from models.samplers import build_sampler
-from models.vqgan import VQGAN
 from utils.core.device import device_name, pick_device
 from utils.core.seed import StepRandom, sample_uniforms
 from utils.data.batches import one_pass
@@ -105,7 +104,7 @@ class Bench:
 
         H = self.vqgan_H(more)
         torch.manual_seed(0)
-        model = VQGAN(H, lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()).to(self.device)
+        model = build_vqgan(H, lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()).to(self.device)
         other = copy.deepcopy(model)
         model = model.to(memory_format=train_vqgan.memory_format(self.device))
         fused = self.device.type != "mps"

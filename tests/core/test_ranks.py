@@ -28,7 +28,7 @@ from experiments import (
     get_samples,
 )
 from hparams import get_hparams
-from models.vqgan import VQGAN
+from models.build import build_vqgan
 from utils.core import checkpoint, distributed
 from utils.core.files import load_tensors
 
@@ -108,7 +108,7 @@ def test_stage_1_equals_one_process(here, shapes, more, jobs):
     together(1, lambda: train_stage_1(shapes, "one", f"{STAGE_1} {more}"), here)
     assert max(row.get("d_weight", 0) for row in rows_of("one")) < 1e4
     torch.manual_seed(1)
-    start = VQGAN(get_hparams("vqgan", "", vqgan_flags(shapes, "x", f"{STAGE_1} {more}"))).state_dict()
+    start = build_vqgan(get_hparams("vqgan", "", vqgan_flags(shapes, "x", f"{STAGE_1} {more}"))).state_dict()
     for processes, parts in jobs:
         name = f"job_{processes}_{parts}"
         flags = f"{STAGE_1} {more} --accumulate_steps {parts}"

@@ -1,19 +1,17 @@
 """A new quantizer is one file; codebooks of any size."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, draw_shapes
+from conftest import draw_shapes
+from copies import Copy
 from scripts import sampler_flags, train_stage_1, train_stage_2, vqgan_flags
 
 from experiments.common.measure import read_latents
 from hparams import config
+from models.build import from_fields
 from models.quantizers import QUANTIZERS, Quantizer
 from utils.core.files import load_tensors
 
@@ -32,12 +30,12 @@ FLAGS = {
 
 @register("toy")
 class Toy(Quantizer):
-    def __init__(self, H):
-        super().__init__(H)
-        self.weight = H.toy_weight
-        self.narrow = nn.Linear(H.emb_dim, H.toy_width)
-        self.codebook = nn.Parameter(torch.randn(H.codebook_size, H.toy_width))
-        self.widen = nn.Linear(H.toy_width, H.emb_dim)
+    def __init__(self, codebook_size, emb_dim, toy_width, toy_weight):
+        super().__init__(codebook_size)
+        self.weight = toy_weight
+        self.narrow = nn.Linear(emb_dim, toy_width)
+        self.codebook = nn.Parameter(torch.randn(codebook_size, toy_width))
+        self.widen = nn.Linear(toy_width, emb_dim)
 
     def forward(self, z, step=None, rng=None):
         ids = self.encode(z)
@@ -56,20 +54,8 @@ class Toy(Quantizer):
 
 def test_a_new_quantizer_is_one_file(tmp_path):
     """It trains past an epoch, stage 2 takes its shape from the checkpoint, and its codes feed a sampler."""
-    for folder in ("hparams", "models", "utils", "experiments"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("train_vqgan.py", "train_sampler.py", "datasets.yaml"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "models" / "quantizers" / "toy.py").write_text(TOY)
+    run = Copy(tmp_path, "models/quantizers/toy.py", TOY).run
     images = draw_shapes(tmp_path / "images", 8)
-    env = dict(os.environ, OMP_NUM_THREADS="1")
-
-    def run(script, flags, code=0):
-        command = [sys.executable, script, *flags]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
-        assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
-        return done.stdout + done.stderr
-
     assert "--toy_width INT" in run("train_vqgan.py", ["--help_all"])
     line = run("train_vqgan.py", vqgan_flags(images, "ae", "--toy_weight 2"), code=2)
     assert "--toy_weight 2.0 contradicts --quantizer nearest: it is for toy only" in line
@@ -91,7 +77,7 @@ def test_a_new_quantizer_is_one_file(tmp_path):
 def test_the_contract(name):
     """ids and vectors agree; the default attributes hold without flags."""
     defaults = {f.name: f.default for f in config.flags_of([config.QuantizerConfig])}
-    quantizer = QUANTIZERS[name](SimpleNamespace(**{**defaults, "codebook_size": 7, "emb_dim": 4})).eval()
+    quantizer = from_fields(QUANTIZERS[name], {**defaults, "codebook_size": 7, "emb_dim": 4}).eval()
     assert isinstance(quantizer, Quantizer)
     assert (quantizer.start_step, quantizer.restart_steps, quantizer.codebook_size) == (0, 0, 7)
     z = torch.randn(2, 4, 3, 5, requires_grad=True)

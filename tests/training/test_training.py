@@ -17,7 +17,7 @@ import train_vqgan
 import utils.training.run_display
 from experiments.common.weights import load_autoencoder, load_sampler
 from hparams import get_hparams
-from models.vqgan import VQGAN
+from models.build import build_vqgan
 from utils.core.checkpoint import Checkpoints
 from utils.core.errors import UserError
 from utils.core.files import load_tensors, save_tensors
@@ -202,7 +202,7 @@ def test_load_step_goes_on_at_the_next_step_in_another_folder(here, shapes):
 def test_a_published_checkpoint_with_weights_only_is_a_valid_start(here, shapes):
     """No config, no manifest, no optimiser, with `perceptual.*` tensors; the averages start at the weights."""
     H = vqgan_H(shapes, "x")
-    state = VQGAN(H).state_dict()
+    state = build_vqgan(H).state_dict()
     state["perceptual.lin0.model.1.weight"] = torch.ones(1, 64, 1, 1)
     save_tensors("logs/published/saved_models/vqgan_2200000.th", state)
     train_stage_1(shapes, "mine", "--load_dir published --load_step 2200000 --train_steps 2200002 --ema")
