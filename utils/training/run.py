@@ -315,8 +315,8 @@ class Run:
 
     def _again(self) -> str:
         """The command line that continues the run."""
-        dashboard = {name: getattr(self.H, name) for name in commands.DASHBOARD if name in self.H.explicit}
-        return commands.resume(self.H.script, vars(self.H), **dashboard) or "the same command with --resume"
+        again = commands.resume(self.H.script, vars(self.H), **self.H.given("dashboard"))
+        return again or "the same command with --resume"
 
     def conclude(self, *following: tuple[str, str]) -> None:
         """Print the last lines: what was written, and what to run next. following: (what it is, its command line)."""

@@ -13,12 +13,12 @@ from utils.core.checkpoint import LOGS
 from utils.core.device import device_name
 from utils.core.errors import DamagedFile
 from utils.core.files import write_json
-from utils.core.progress import Progress
-from utils.display.dashboard import Dashboard
+from utils.core.progress import Progress, duration
+from utils.display.dashboard_panes import plan_of, time_left
 from utils.display.grids import SAYS_TRIPLES, write_strips
 from utils.display.images import TRIPLES, enlarge, save_png, sheet, sheet_grid, triples
-from utils.display.panes import duration, plan_of, time_left
-from utils.display.records import curve_rows, curves_of, pictures_by_step, read_bars
+from utils.display.live_dashboard import Dashboard
+from utils.display.run_files import curve_rows, curves_of, pictures_by_step, read_bars
 
 
 class RunDisplay:
