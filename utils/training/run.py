@@ -33,9 +33,9 @@ from utils.core.seed import seed_everything
 from utils.core.signals import StopRequest
 from utils.data.images import ImageSet
 from utils.display import commands
-from utils.training.log_files import LogFiles
 from utils.training.meters import Meters
 from utils.training.run_display import RunDisplay
+from utils.training.run_logs import RunLogs
 from utils.training.start import choose_start
 
 
@@ -69,7 +69,7 @@ class Run:
         self.about: dict[str, Any] = {}  # JSON values for the manifests: what the weights depend on
         self.facts: dict[str, Any] = {}  # JSON values for config.json that are known only after the models are built
         self._lock: FolderLock | None = None
-        self._files: LogFiles | None = None
+        self._files: RunLogs | None = None
         self.progress: Progress | None = None
         distributed.must_agree(lambda: dict(H.to_dict(), num_workers=None), "the configuration")
         self.step, self.manifest, self.resumed = distributed.from_main(self._lock_and_choose)
@@ -93,7 +93,7 @@ class Run:
     def __enter__(self) -> Self:
         if distributed.is_main():
             self.store.sweep()
-            self._files = LogFiles(self.folder, self.manifest)
+            self._files = RunLogs(self.folder, self.manifest)
         self.display = RunDisplay(self.H, self.name, self.device, self.folder, self.step, self.say)
         return self
 
@@ -302,7 +302,7 @@ class Run:
             self._saved_step = self.step
         distributed.barrier()
 
-    def _write_checkpoint(self, extra: dict[str, Any], files: LogFiles) -> None:
+    def _write_checkpoint(self, extra: dict[str, Any], files: RunLogs) -> None:
         files.stats.sync()
         about = dict(stats_bytes=files.stats.size, stats_sha256=files.stats.sha256, run=self.name, script=self.H.script)
         about.update(hparams=self.H.to_dict(), **self.about)

@@ -10,7 +10,7 @@ from utils.core.files import Lines, remove_temporaries
 from utils.core.progress import say
 
 
-class LogFiles:
+class RunLogs:
     """log.txt (messages), stats.jsonl (curves) and speed.jsonl in a run's folder. Only the main process has them."""
 
     def __init__(self, folder: str, manifest: dict[str, Any] | None) -> None:
