@@ -266,8 +266,8 @@ def test_a_forecast_is_made_once(monkeypatch):
         (10**9, "11574 days"),
     ],
 )
-def test_spans(seconds, words):
-    assert progress.span(seconds) == words
+def test_durations(seconds, words):
+    assert progress.duration(seconds) == words
 
 
 def test_without_a_terminal_lines_become_rarer(monkeypatch, capsys):

@@ -6,7 +6,7 @@ import warnings
 
 from utils.core.errors import printable
 from utils.core.files import atomic_write
-from utils.core.progress import span
+from utils.core.progress import duration
 from utils.display import commands, html, plots
 from utils.display.recorded import when
 from utils.display.records import is_number
@@ -74,7 +74,7 @@ def lead(run):
         rates = [r["images_per_second"] for r in run.speed if is_number(r.get("images_per_second"))]
         pace = f", {statistics.median(rates):.3g} images per second" if rates else ""
         seconds = run.seconds()
-        yield done + (f" after {span(seconds)} of training" if seconds else "") + pace + "."
+        yield done + (f" after {duration(seconds)} of training" if seconds else "") + pace + "."
     if run.is_empty():
         yield f"Nothing is written yet: there are no curves, pictures, metrics or checkpoints in {run.folder}."
 
