@@ -84,6 +84,12 @@ class Report:
         self.append(row)
         self.dashboard.properties({"": title, **shown}, "results")
 
+    def compared(self, values, more="", **about):
+        """Report what measure.compare found, as `values` does. more: the end of the title."""
+        if self.is_main:
+            sides = f"{values['samples']} samples against {values['training_images']} training images"
+            self.values(f"{sides} of '{self.H.dataset}'{more}", values, **about)
+
     def append(self, row):
         """Append one line to metrics.jsonl in a single write: several commands may write to the same file."""
         with contextlib.closing(Lines(self.folder / "metrics.jsonl")) as lines:

@@ -8,7 +8,9 @@ resizing, the weights of the extractor, or the models, seed and temperature of t
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from utils.core import cache, distributed
@@ -63,18 +65,20 @@ class Inception:
 
 @dataclass
 class FeatureSet:
-    """Features of N images: their mean (2048,) and covariance (2048, 2048) in float64; if
-    requested, the features themselves (n, 2048) and logits (n, 1008). left_out: the positions in their set of images
-    that could not be decoded, int64 (m,)."""
+    """Features of N images. Each tensor is None if it was not requested.
+
+    mu, sigma: mean (D,) and covariance (D, D), float64. features: (N, D). logits: (N, K). left_out: the positions in
+    their set of images that could not be decoded, int64 (m,).
+    """
 
     count: int
-    mu: torch.Tensor
-    sigma: torch.Tensor
-    features: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    left_out: torch.Tensor | None = None
+    mu: Any = None
+    sigma: Any = None
+    features: Any = None
+    logits: Any = None
+    left_out: Any = None
 
-    def statistics(self):
+    def statistics(self) -> dict[str, np.ndarray]:
         """The statistics in the form that torch-fidelity's FID expects."""
         return dict(mu=self.mu.numpy(), sigma=self.sigma.numpy())
 

@@ -75,9 +75,9 @@ class QueryDistances:
     pixels, and as much for each image of a batch; some hundreds of queries fit on any GPU.
     """
 
-    def __init__(self, model, queries, progress=None):
+    def __init__(self, model, queries, progress=iter):
         self.model = model
-        parts = [lpips_features(model, x) for x in (progress or iter)(queries.split(1))]
+        parts = [lpips_features(model, x) for x in progress(queries.split(1))]
         self.features, self.signs = torch.cat([features for features, _ in parts]), parts[0][1]
         self.squares = (self.features.square() * self.signs).sum(1)
         self.features *= self.signs
@@ -123,7 +123,7 @@ class NearestK:
             self._take(distances, indices)
 
 
-def find_candidates(model, queries, batches, k, progress=None):
+def find_candidates(model, queries, batches, k, progress=iter):
     """First pass: numbers (Q, k + SPARE, or fewer where there are fewer images) int64 of the images nearest to
     each query, up to rounding.
 

@@ -13,7 +13,7 @@ TILE = 1024  # 120 MB in addition to features of width 2048 (measured); larger t
 
 
 @torch.no_grad()
-def prdc(real, fake, nearest_k=3, tile=TILE, progress=None):
+def prdc(real, fake, nearest_k=3, tile=TILE, progress=iter):
     """Compare features real (N, D) with fake (M, D), float32 -> dict of floats.
 
     A row's ball reaches to its nearest_k-th nearest other row of its own set (the surface is outside).
@@ -33,7 +33,7 @@ def prdc(real, fake, nearest_k=3, tile=TILE, progress=None):
     in_real, in_fake, covered = (torch.zeros(len(x), dtype=torch.bool, device=real.device) for x in (fake, real, real))
     pairs = torch.zeros((), dtype=torch.int64, device=real.device)
     tiles = [(rows, cols) for rows in spans(len(real), tile) for cols in spans(len(fake), tile)]
-    for rows, cols in (progress or iter)(own_share(tiles)):
+    for rows, cols in progress(own_share(tiles)):
         d = distances(real[rows], fake[cols])
         inside = d < real_radii[rows, None]
         pairs += inside.sum()
@@ -77,7 +77,7 @@ def ball_radii(x, nearest_k, tile, progress):
 
     parts = spans(len(x), tile)
     upper = [(i, j) for j in range(len(parts)) for i in range(j + 1)]
-    for i, j in (progress or iter)(own_share(upper)):
+    for i, j in progress(own_share(upper)):
         d = distances(x[parts[i]], x[parts[j]])
         see(parts[i], d)
         if i != j:  # the tile below the diagonal is this one's transpose
