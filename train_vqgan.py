@@ -129,7 +129,7 @@ def place_codes(models, images, H, step, device):
     quantizer = models[0].ae.quantize
     if distributed.is_main():  # processors differ, and two k-means need not end alike
         quantizer.place_codes(torch.cat(vectors), derive_seed("kmeans", H.seed))
-    distributed.tensors_from_main([quantizer.codebook_weight()])
+    distributed.broadcast_in_place([quantizer.codebook_weight()])
     share_codes(models, slice(None))
 
 

@@ -157,7 +157,7 @@ def drawn_queries(H, models):
     """Samples, uint8 (n_samples, C, H, W), in every process."""
     share = sample_batches(models.sampler.model, H.n_samples, H, models.precision, models.device)
     images = list(distributed.in_order(x.cpu() for x in decoded_batches(share, H, models)))
-    return distributed.tensor_from_main(torch.cat(images) if images else None)
+    return distributed.broadcast_tensor(torch.cat(images) if images else None)
 
 
 def main(H):

@@ -167,7 +167,7 @@ def test_one_process_is_not_a_special_case():
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
     x = torch.ones(2)
     assert distributed.all_reduce_sum(x) is x and distributed.all_gather_rows(x) is x
-    assert distributed.any_rank(15) == 15
+    assert distributed.all_reduce_max(15) == 15
 
 
 @pytest.mark.parametrize("n", [1, 4, 7, 12])

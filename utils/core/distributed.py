@@ -22,8 +22,8 @@ from utils.core.job import is_main, local_rank, local_size, rank, world_size  # 
 PATIENCE = datetime.timedelta(hours=1)
 
 
-def several():
-    """Whether there is more than one process. If so, join the group."""
+def join_group():
+    """Join the group of processes, if there is more than one. Returns whether there is."""
     if world_size() == 1:
         return False
     if not dist.is_initialized():
@@ -46,14 +46,14 @@ def cleanup():
 
 def all_reduce_sum(tensor):
     """The sum of `tensor` over the processes, in place."""
-    if several():
+    if join_group():
         dist.all_reduce(tensor)
     return tensor
 
 
 def all_reduce_mean(tensor):
     """The mean of `tensor` over the processes, in place."""
-    if several():
+    if join_group():
         dist.all_reduce(tensor)
         tensor /= world_size()
     return tensor
@@ -74,12 +74,12 @@ class _Sum(torch.autograd.Function):
 def mean_with_gradient(tensor):
     """The mean of `tensor` over the processes. Each process's tensor receives the gradient of the sum of all
     processes' losses. Averaging the parameters' gradients afterwards gives those of the mean loss."""
-    return _Sum.apply(tensor) / world_size() if several() else tensor
+    return _Sum.apply(tensor) / world_size() if join_group() else tensor
 
 
 def average_gradients(parameters):
     """Replace each gradient by its mean over the processes, in one flat message per type."""
-    if not several():
+    if not join_group():
         return
     by_dtype = {}
     for p in parameters:
@@ -93,16 +93,16 @@ def average_gradients(parameters):
 
 def all_gather_rows(tensor):
     """Concatenate the tensors (n, ...) of all processes, ordered by rank."""
-    if not several():
+    if not join_group():
         return tensor
     parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
 
 
-def tensors_from_main(tensors):
+def broadcast_in_place(tensors):
     """Overwrite these tensors with the main process's."""
-    if several():
+    if join_group():
         for tensor in tensors:
             sent = tensor.detach().contiguous()
             dist.broadcast(sent, 0)
@@ -110,9 +110,9 @@ def tensors_from_main(tensors):
                 tensor.detach().copy_(sent)
 
 
-def tensor_from_main(tensor):
+def broadcast_tensor(tensor):
     """The main process's CPU tensor, in every process (the argument of the other processes is ignored)."""
-    if not several():
+    if not join_group():
         return tensor
     shape, dtype = from_main(lambda: (tensor.shape, tensor.dtype))
     if not is_main():
@@ -125,22 +125,22 @@ def tensor_from_main(tensor):
 # ---------------------------------------------------------------------- decisions
 
 
-def any_rank(flag):
-    """The largest of the processes' integers `flag`. This is how a signal to one process reaches all."""
-    if not several():
-        return flag
-    value = torch.tensor(flag)
+def all_reduce_max(number):
+    """The largest of the processes' integers. This is how a signal to one process reaches all."""
+    if not join_group():
+        return number
+    value = torch.tensor(number)
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return int(value)
 
 
 def barrier():
-    any_rank(0)
+    all_reduce_max(0)
 
 
 def from_main(function):
     """Call function() in the main process only; every process gets the result (a plain object)."""
-    if not several():
+    if not join_group():
         return function()
     box = [function() if is_main() else None]
     dist.broadcast_object_list(box, 0)
@@ -149,7 +149,7 @@ def from_main(function):
 
 def from_all(value):
     """The plain objects or CPU tensors of all processes, ordered by rank."""
-    if not several():
+    if not join_group():
         return [value]
     values = [None] * world_size()
     dist.all_gather_object(values, value)
@@ -158,7 +158,7 @@ def from_all(value):
 
 def must_agree(value, what):
     """Raise UserError if value(), a JSON value, is not the same in all processes. what: the message's subject."""
-    if not several():
+    if not join_group():
         return
     digests = from_all(hash_json(value()))
     others = [str(i) for i, digest in enumerate(digests) if digest != digests[0]]
@@ -184,10 +184,10 @@ def in_order(own):
     own = iter(own)
     while True:
         result = next(own, _END)
-        if not any_rank(int(result is not _END)):
+        if not all_reduce_max(int(result is not _END)):
             return
         results = [None if result is _END else result]
-        if several():
+        if join_group():
             mine, results = results[0], [None] * world_size() if is_main() else None
             dist.gather_object(mine, results)
         yield from (r for r in results or () if r is not None)

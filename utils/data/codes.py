@@ -82,7 +82,7 @@ def cached(header, images, codebook_size, batch_size, encode, say):
         lambda found: fits(path, found, range(n), most_missing=images.most_broken()),
     )
     images.leave_out(found and found.get("left_out"), n - len(found["ids"]) if found else 0, path, say)
-    ids = distributed.tensor_from_main(found and found["ids"])
+    ids = distributed.broadcast_tensor(found and found["ids"])
     if distributed.is_main() and path.exists():  # otherwise only the parts hold the codes
         for place in _parts(path):
             with contextlib.suppress(OSError):

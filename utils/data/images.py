@@ -97,7 +97,7 @@ class ImageSet(Dataset):
 
     def share_broken(self):
         """Exchange with the other processes of the job which images are broken. All processes call it."""
-        if distributed.any_rank(int(np.count_nonzero(self.broken.numpy()) != self._known_to_all)):
+        if distributed.all_reduce_max(int(np.count_nonzero(self.broken.numpy()) != self._known_to_all)):
             self.broken.copy_(distributed.all_reduce_sum(self.broken.int()) > 0)
             self._known_to_all = np.count_nonzero(self.broken.numpy())
 

@@ -119,7 +119,7 @@ def prdc(real: "FeatureSet", fake: "FeatureSet", H: Any) -> dict[str, float]:
     from utils.core.progress import say, track
     from utils.evaluation import prdc
 
-    a, b = (distributed.tensor_from_main(side and side.features) for side in (real, fake))
+    a, b = (distributed.broadcast_tensor(side and side.features) for side in (real, fake))
     if len(a) != len(b):
         say(f"note: {len(a)} training images stand against {len(b)} samples")
     device = pick_device(H.device)

@@ -82,7 +82,7 @@ def ball_radii(x, nearest_k, tile, progress):
         see(parts[i], d)
         if i != j:  # the tile below the diagonal is this one's transpose
             see(parts[j], d.T)
-    if distributed.several():
+    if distributed.world_size() > 1:
         nearest = torch.cat(distributed.from_all(nearest.cpu()), 1).to(x.device)
         nearest = nearest.topk(nearest_k + 1, dim=1, largest=False).values
     return nearest.amax(1)

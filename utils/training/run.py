@@ -197,7 +197,7 @@ class Run(Shown):
             self.write_config()
         for name, item in files.items():  # all processes start with the same values on any machine
             if not name.endswith("_optim"):
-                distributed.tensors_from_main(item.state_dict().values())
+                distributed.broadcast_in_place(item.state_dict().values())
 
     def _load_extra(self):
         state = self.store.load_stats(self.step)
@@ -263,7 +263,7 @@ class Run(Shown):
                 self._after_step()
                 if expected := forecast.text(step):
                     self.say(f"expected: {expected}")
-                signalled = distributed.any_rank(stop.number)
+                signalled = distributed.all_reduce_max(stop.number)
                 if signalled:
                     self.save_checkpoint()
                     self.say(f"stopped by a signal after step {step}; continue with --resume:\n  {self.again()}")
@@ -301,7 +301,7 @@ class Run(Shown):
             self.save_checkpoint()
 
     def _check_finite(self):
-        bad = distributed.any_rank(int(self.first_bad))
+        bad = distributed.all_reduce_max(int(self.first_bad))
         if bad:
             batch = self.name_batch(bad)
             raise UserError(
