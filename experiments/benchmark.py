@@ -8,6 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from hparams.config import opt
+from hparams.environment import COMMON, require_packages
 from hparams.own import parse_own
 from hparams.sources import run_folder
 
@@ -53,6 +54,7 @@ example:
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     what = "Time each job beside its plain form."
     CONFIG = parse_own(BenchmarkConfig, what, EPILOG, check=lambda config: run_folder(config.log_dir))
+    require_packages(*COMMON)
 
 import statistics
 import time

@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hparams.config import opt
+from hparams.environment import require_packages
 from hparams.own import parse_own
 from utils.core.errors import UsageError, UserError, printable, run_main
 
@@ -203,6 +204,8 @@ def write_secret(path):
 
 def main(config, login):
     import logging
+
+    require_packages("tornado", "visdom")
 
     sys.modules["torch"] = None  # visdom would import it, which takes seconds, and its server has no use for it
     from tornado.httpserver import HTTPServer

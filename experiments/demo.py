@@ -16,10 +16,12 @@ ROOT = Path(__file__).resolve().parents[1]
 LOGS = ROOT / "logs"
 sys.path.insert(0, str(ROOT))
 
+from hparams.environment import COMMON, require_packages
 from utils.core.errors import UserError, run_main
 
 VQGAN_STEPS = 1500
 SAMPLER_STEPS = 1600
+ACTIVATE = "source .venv/bin/activate"
 STAGE_1, STAGE_2, SAMPLES = "demo_vqgan", "demo_absorbing", "demo_samples"
 PRIOR = f"--sampler absorbing --dataset demo --ae_load_dir {STAGE_1} --ae_load_step {VQGAN_STEPS}"
 TRAIN_PRIOR = f"train_sampler.py {PRIOR} --log_dir {STAGE_2}"
@@ -30,8 +32,10 @@ def call(command):
     """Run one of the scripts as a user would, showing its output. A signal is passed on to it once, and
     waited for: the script finishes its step and writes a checkpoint."""
     print(f"\n$ python {command}", flush=True)
+    # As after `source .venv/bin/activate`: the commands that a script prints then begin with `python`, too.
+    env = dict(os.environ, PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]))
     # In a session of its own: Ctrl-C would reach it a second time, which means "at once".
-    process = subprocess.Popen([sys.executable, *command.split()], cwd=ROOT, start_new_session=True)
+    process = subprocess.Popen([sys.executable, *command.split()], cwd=ROOT, env=env, start_new_session=True)
     previous = {n: signal.signal(n, lambda n, _: process.send_signal(n)) for n in (signal.SIGINT, signal.SIGTERM)}
     code = process.wait()
     for number, handler in previous.items():
@@ -77,9 +81,10 @@ perplexity {final(STAGE_1, "perplexity"):.1f}
 Stage 2: loss {final(STAGE_2, "loss"):.4f}, validation bound {final(STAGE_2, "val_bits"):.3f} bits per code
 
 Next:
-  more samples      .venv/bin/python {DRAW} --log_dir more --n_sheets 4 --first_sample 1000
-  train for longer  .venv/bin/python {TRAIN_PRIOR} --resume --train_steps {4 * SAMPLER_STEPS}
-  your own images   .venv/bin/python train_vqgan.py --dataset custom --custom_dataset_path DIR --img_size 64 \
+  in each terminal  {ACTIVATE}
+  more samples      python {DRAW} --log_dir more --n_sheets 4 --first_sample 1000
+  train for longer  python {TRAIN_PRIOR} --resume --train_steps {4 * SAMPLER_STEPS}
+  your own images   python train_vqgan.py --dataset custom --custom_dataset_path DIR --img_size 64 \
 --log_dir my_vqgan --perceptual_weight 0
   start afresh      make clean-demo demo
 
@@ -87,7 +92,9 @@ The emoji are OpenMoji's (openmoji.org), CC BY-SA 4.0; so are pictures made of t
 
 
 def main():
+    require_packages(*COMMON)
     start = time.monotonic()
+    print(f"The commands below are those of a terminal in which `{ACTIVATE}` was run.", flush=True)
     call("experiments/draw_openmoji.py")
     if not finished(STAGE_1, VQGAN_STEPS):
         call(f"train_vqgan.py --dataset demo --log_dir {STAGE_1} --train_steps {VQGAN_STEPS} --resume{no_dashboard()}")

@@ -8,6 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from hparams.environment import require_packages
+
+require_packages("numpy", "PIL", "tqdm")
+
 from PIL import Image, ImageDraw, ImageFont, features
 
 from utils.core.errors import UserError, run_main

@@ -8,6 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from hparams.config import opt
+from hparams.environment import COMMON, require_packages
 from hparams.own import parse_own
 from hparams.sources import run_folder
 
@@ -39,6 +40,7 @@ example:
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     what = "Compare the throughput of several processes with that of one."
     CONFIG = parse_own(ScalingConfig, what, EPILOG, check=lambda config: run_folder(config.log_dir))
+    require_packages(*COMMON)
 
 import contextlib
 import os

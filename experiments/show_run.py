@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hparams.config import opt
+from hparams.environment import require_packages
 from hparams.own import parse_own
 from hparams.sources import require_folder
 from utils.core.address import server_address
@@ -46,6 +47,7 @@ def parse(argv=None):
 
 if __name__ == "__main__":
     CONFIG = parse()
+    require_packages("numpy", "PIL", "tqdm", "matplotlib", "jinja2")
     quit_quietly_at_interrupt()
 
 from utils.core.checkpoint import LOGS

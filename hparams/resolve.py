@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 from hparams import config
 from hparams.config import sampler_family, vqgan_family
+from hparams.environment import COMMON, require_packages
 from hparams.parser import build_parser
 from hparams.sources import (
     checked,
@@ -58,6 +59,7 @@ def get_hparams(family, description, argv=None, extra=(), reads=(), settle=None,
     given = parser.parse(argv)
     if argv is None:
         quit_quietly_at_interrupt()
+        require_packages(*COMMON)
     try:
         # Before the rest: a mistyped folder would show as a contradiction of the default shapes. A script that
         # measures may find all it needs in files, unless it names a checkpoint.

@@ -106,3 +106,8 @@ def after_sampler(H, step, n_images):
     )
     n_samples = max(n for n in (1000, 10_000, 50_000) if n <= max(n_images, 1000))
     return samples, command("experiments/calc_FID.py", **models, log_dir=f"{H.log_dir}_FID", n_samples=n_samples)
+
+
+def get_weights(name):
+    """The command that fetches published weights."""
+    return f"{command('experiments/get_weights.py')} {name}"
