@@ -63,7 +63,7 @@ class Images:
         images = distributed.from_main(lambda: dict(self.images.identity(), contents=self.images.origin()["contents"]))
         return dict(kind=self.kind, images=images)
 
-    def features(self, extractor: Callable, keep: bool = True) -> FeatureSet | None:
+    def features(self, extractor: Any, keep: bool = True) -> FeatureSet | None:
         """Their FeatureSet, from the cache or computed now; None on other than the main process."""
         header = dict(kind=self.kind, **extractor.identity, images=distributed.from_main(self.images.identity))
         if distributed.from_main(features.cache_path(dict(header, keep=True)).is_file):
@@ -88,7 +88,9 @@ class Samples:
     def __init__(self, H: Hparams, models: Models, n: int, latents_path: str | None = None):
         self.H, self.models, self.n = H, models, n
         self.what = f"{n} samples of {models.sampler.path}" if models.sampler else f"{n} samples of {latents_path}"
-        self.ids = self.drawn = self.on_images = None
+        self.ids: Any = None
+        self.drawn: Any = None
+        self.on_images: Callable | None = None
         if latents_path is not None:
             self.ids = read_latents(latents_path, n, H, models.autoencoder)
             self.drawn = [self.ids[rows.start : rows.stop] for rows, _ in self._turns()]
@@ -134,7 +136,7 @@ class Samples:
         how = ("seed", "temp", "sample_steps", "sample_type", "mask_schedule", "bert_n_head")
         return dict(common, sampler=models.sampler.hash, **{name: getattr(H, name) for name in how})
 
-    def features(self, extractor: Callable, keep: bool = True) -> FeatureSet | None:
+    def features(self, extractor: Any, keep: bool = True) -> FeatureSet | None:
         """Their FeatureSet with features and logits, from the cache or computed now; None on other than the main
         process."""
         header = dict(extractor.identity, **self.header())
@@ -146,7 +148,7 @@ class Samples:
             features.store(header, found, say)
         return found
 
-    def _compute(self, extractor: Callable) -> FeatureSet | None:
+    def _compute(self, extractor: Any) -> FeatureSet | None:
         def share() -> Iterator[tuple]:
             for images in decoded_batches(self.id_batches(), self.H, self.models):
                 pieces = zip(*map(extractor, images.split(self.H.feature_batch)), strict=True)
@@ -205,7 +207,7 @@ def read_latents(path: Path | str, n: int, H: Any, autoencoder: Loaded) -> torch
     records another autoencoder.
     """
     if str(path).endswith(".npy"):
-        ids = tensor_of_npy(path)
+        ids: Any = tensor_of_npy(path)
     else:
         value = load_tensors(path)
         header = value.get("header") if isinstance(value, dict) else None

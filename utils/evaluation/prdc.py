@@ -4,6 +4,8 @@ The numbers are those of the latter's `prdc` package, which holds three complete
 (10 GB each for 50,000 images). Here the distances are computed in tiles and not kept.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from utils.core import distributed
@@ -13,7 +15,9 @@ TILE = 1024  # 120 MB in addition to features of width 2048 (measured); larger t
 
 
 @torch.no_grad()
-def prdc(real, fake, nearest_k=3, tile=TILE, progress=iter):
+def prdc(
+    real: torch.Tensor, fake: torch.Tensor, nearest_k: int = 3, tile: int = TILE, progress: Callable = iter
+) -> dict[str, float]:
     """Compare features real (N, D) with fake (M, D), float32 -> dict of floats.
 
     A row's ball reaches to its nearest_k-th nearest other row of its own set (the surface is outside).
@@ -46,7 +50,7 @@ def prdc(real, fake, nearest_k=3, tile=TILE, progress=iter):
     return dict(precision=precision, recall=recall, density=pairs.item() / (nearest_k * len(fake)), coverage=coverage)
 
 
-def check(real, fake, nearest_k, tile):
+def check(real: torch.Tensor, fake: torch.Tensor, nearest_k: int, tile: int) -> None:
     """Raise UserError for sets that cannot be compared."""
     if real.shape[1] != fake.shape[1]:
         raise UserError(
@@ -63,16 +67,16 @@ def check(real, fake, nearest_k, tile):
             raise UserError(f"the {name} features hold NaN or infinity: check the images and the extractor's weights")
 
 
-def spans(n, tile):
+def spans(n: int, tile: int) -> list[slice]:
     """Slices of at most `tile` that make up range(n)."""
     return [slice(start, min(start + tile, n)) for start in range(0, n, tile)]
 
 
-def ball_radii(x, nearest_k, tile, progress):
+def ball_radii(x: torch.Tensor, nearest_k: int, tile: int, progress: Callable) -> torch.Tensor:
     """Distance of each row of x (N, D) to its nearest_k-th nearest other row, (N,) float32."""
     nearest = torch.full((len(x), nearest_k + 1), float("inf"), device=x.device)  # one more: 0 to the row itself
 
-    def see(rows, d):
+    def see(rows: slice, d: torch.Tensor) -> None:
         nearest[rows] = torch.cat([nearest[rows], d], 1).topk(nearest_k + 1, dim=1, largest=False).values
 
     parts = spans(len(x), tile)
@@ -88,11 +92,11 @@ def ball_radii(x, nearest_k, tile, progress):
     return nearest.amax(1)
 
 
-def own_share(tiles):
+def own_share(tiles: list) -> list:
     return tiles[distributed.rank() :: distributed.world_size()]
 
 
-def distances(a, b):
+def distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Euclidean distances of rows a (n, D) and b (m, D): (n, m) float32, rounded as scikit-learn rounds them."""
     a, b = a.double(), b.double()
     scale = a.square().sum(1)[:, None] + b.square().sum(1)

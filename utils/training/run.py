@@ -251,7 +251,7 @@ class Run(Shown):
         forecast = Forecast(H.train_steps)
         with (
             StopRequest() as stop,
-            Progress(H.train_steps, H.log_dir, "step", self.step, distributed.is_main()) as self.progress,
+            Progress(H.train_steps, H.log_dir, "step", self.step) as self.progress,
         ):
             while self.step < H.train_steps:
                 step = self.step + 1
