@@ -45,16 +45,8 @@ COMMAND_LINE = dict(
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     H = get_hparams(**COMMAND_LINE)
 
-from experiments.common.measure import (
-    Images,
-    Samples,
-    compare,
-    identity_of,
-    load_extractors,
-    new_folder,
-    saving_images,
-    write_latents,
-)
+from experiments.common import measure
+from experiments.common.measure import Images, Samples
 from experiments.common.models import dry_run_of_sampler, load_models
 from experiments.common.results import Report
 from utils.core.device import pick_device
@@ -66,7 +58,7 @@ from utils.evaluation.metrics import METRICS
 def main(H):
     device = pick_device(H.device)
     names = ["fid", *(name for name, metric in METRICS.items() if metric.help and getattr(H, name))]
-    extractors = load_extractors(H, names, device)  # first, because everything else needs them
+    extractors = measure.load_extractors(H, names, device)  # first, because everything else needs them
     images = open_images(H, "train")
     if len(images) < 2:
         raise UserError(f"{H.data_entry['origin']}: the FID needs two training images or more, not {len(images)}")
@@ -74,12 +66,12 @@ def main(H):
     with Report(H, device, autoencoder=models.autoencoder, sampler=models.sampler) as report:
         samples = Samples(H, models, H.n_samples, H.latents_path)
         if H.save_images:
-            samples.on_images = saving_images(new_folder(report.folder / "samples"))
-        values = compare(H, names, extractors, Images(H, images), samples)
+            samples.on_images = measure.saving_images(report.folder / "samples")
+        values = measure.compare(H, names, extractors, Images(H, images), samples)
         ids = samples.all_ids() if H.save_latents else None
         if ids is not None:
-            write_latents(report.folder / "latents.pt", ids, models.autoencoder)
-        report.compared(values, features=identity_of(extractors))
+            measure.write_latents(report.folder / "latents.pt", ids, models.autoencoder)
+        report.compared(values, features=measure.identity_of(extractors))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ import math
 import torch
 
 from experiments.common.codes import encode_batch
-from experiments.common.measure import Images, each_image, new_folder, saving_images
+from experiments.common.measure import Images, each_image, saving_images
 from experiments.common.models import load_models
 from experiments.common.pictures import CodeMeans
 from experiments.common.results import Report
@@ -180,7 +180,7 @@ def main(H):
     models = load_models(H, with_sampler=False)
     reconstruct = Reconstructor(H, models, find_lpips(H, models.autoencoder, device))
     with Report(H, device, autoencoder=models.autoencoder) as report:
-        save = saving_images(new_folder(report.folder / "reconstructions")) if H.save_images else None
+        save = saving_images(report.folder / "reconstructions") if H.save_images else None
         fake, picture = features_of_reconstructions(H, images, reconstruct, extractor, save)
         real = Images(H, images).features(extractor, keep=False) if extractor.identity else None
         errors, usage = reconstruct.meters.pop_means(), usage_figures(reconstruct.usage.pop_counts())

@@ -235,20 +235,17 @@ def read_latents(path: Path | str, n: int, H: Any, autoencoder: Loaded) -> torch
     return ids
 
 
-def new_folder(path: Path) -> Path:
-    """Make a folder for the images of this run only: images of an earlier run must not be mixed with them. (Only the
-    main process checks and creates it.)"""
-    if not distributed.is_main():
-        return path
-    if path.exists() and any(path.iterdir()):
-        raise UserError(f"{path} holds images of an earlier run: remove it, or give another --log_dir")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
 def saving_images(folder: Path) -> Callable:
-    """Return a function that writes each image of a batch as a PNG file."""
+    """Return a function that writes each image of a batch as a PNG file into a new folder.
+
+    Raises UserError if the folder holds images: those of an earlier run must not be mixed with these. (Only the main
+    process checks and creates it.)
+    """
     number = itertools.count()
+    if distributed.is_main():
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{folder} holds images of an earlier run: remove it, or give another --log_dir")
+        folder.mkdir(parents=True, exist_ok=True)
 
     def save(batch: torch.Tensor) -> None:
         for image in batch.cpu():
