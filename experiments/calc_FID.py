@@ -46,12 +46,12 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes are 
     H = get_hparams(**COMMAND_LINE)
 
 from experiments.common import measure
+from experiments.common.images import load_images
 from experiments.common.measure import Images, Samples
 from experiments.common.models import dry_run_of_sampler, load_models
 from experiments.common.results import Report
 from utils.core.device import pick_device
 from utils.core.errors import UserError, run_main
-from utils.data.images import open_images
 from utils.evaluation.metrics import METRICS
 
 
@@ -59,7 +59,7 @@ def main(H):
     device = pick_device(H.device)
     names = ["fid", *(name for name, metric in METRICS.items() if metric.help and getattr(H, name))]
     extractors = measure.load_extractors(H, names, device)  # first, because everything else needs them
-    images = open_images(H, "train")
+    images = load_images(H, "train")
     if len(images) < 2:
         raise UserError(f"{H.data_entry['origin']}: the FID needs two training images or more, not {len(images)}")
     models = load_models(H, with_sampler=H.latents_path is None)

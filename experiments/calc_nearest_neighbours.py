@@ -57,6 +57,7 @@ from functools import partial
 import torch
 
 from experiments.common.codes import decoded_batches
+from experiments.common.images import load_images
 from experiments.common.models import dry_run_of_sampler, load_models, require_size
 from experiments.common.results import Report
 from experiments.common.sampling import sample_batches
@@ -65,10 +66,9 @@ from utils.core import distributed
 from utils.core.device import pick_device
 from utils.core.errors import UserError, run_main
 from utils.core.files import hash_tensors, write_json
-from utils.core.progress import Progress, say, track
+from utils.core.progress import Progress, track
 from utils.data.batches import one_pass
 from utils.data.decoding import decode
-from utils.data.images import open_images
 from utils.data.pixels import to_float
 from utils.data.sources import find_images, read_file
 from utils.display.images import enlarge, sheet
@@ -112,7 +112,6 @@ def own_batches(H, images, device, progress):
         if len(x):
             yield to_float(x.to(device)), numbers
         progress.update(len(x) * distributed.world_size())
-        images.check_broken(say)
 
 
 def search(H, lpips, images, queries, device):
@@ -125,7 +124,6 @@ def search(H, lpips, images, queries, device):
             batches = own_batches(H, images, device, progress)
             found = find_candidates(lpips, to_float(group.to(device)), batches, H.n_neighbours, embedding)
             candidates += found.tolist()
-            images.check_all_broken(say)
 
     def load(i):
         return to_float(read_again(images, i).to(device))
@@ -160,7 +158,7 @@ def main(H):
         require_size(H)
         names, queries = read_pictures(H)
     lpips = load_lpips("alex", H.alexnet_weights).to(device)  # before any long work, which would be lost
-    images = open_images(H, "train")
+    images = load_images(H, "train")
     if not H.query_images:
         models = load_models(H)
     about = {} if models is None else dict(autoencoder=models.autoencoder, sampler=models.sampler)

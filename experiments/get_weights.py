@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hparams.environment import require_packages
-from hparams.parser import Parser
+from hparams.parser import OneLineParser
 from utils.core.errors import quit_quietly_at_interrupt, run_main
 
 NAMES = ("vgg", "alexnet", "inception")
@@ -15,7 +15,7 @@ EXAMPLE = "example: python experiments/get_weights.py all"
 
 def parse(argv=None):
     """The command line -> names of weights."""
-    parser = Parser(description=__doc__, epilog=EXAMPLE)
+    parser = OneLineParser(description=__doc__, epilog=EXAMPLE)
     parser.add_argument(
         "name",
         choices=[*NAMES, "all"],

@@ -12,6 +12,7 @@ from experiments.common.codes import decoded_batches
 from experiments.common.models import Models
 from experiments.common.sampling import sample_batches
 from experiments.common.weights import Loaded
+from hparams.config import key_of_samples
 from hparams.resolve import Hparams
 from utils.core import distributed
 from utils.core.errors import UserError
@@ -36,14 +37,12 @@ def each_image(images: ImageSet, H: Hparams, work: Callable, what: str) -> Itera
 
     def share() -> Iterator[tuple | None]:
         for x, _ in one_pass(images, H.feature_batch, H.num_workers, shared=True):
-            images.check_broken(say)
             yield work(x) if len(x) else None
 
     with Progress(len(images), what, "img") as progress:
         for result in distributed.in_order(share()):
             yield result
             progress.update(len(result[0]))
-    images.check_all_broken(say)
 
 
 class Images:
@@ -133,8 +132,7 @@ class Samples:
         )
         if self.ids is not None:
             return dict(common, latents=hash_tensors(dict(ids=self.ids)))
-        how = ("seed", "temp", "sample_steps", "sample_type", "mask_schedule", "bert_n_head")
-        return dict(common, sampler=models.sampler.hash, **{name: getattr(H, name) for name in how})
+        return dict(common, sampler=models.sampler.hash, **key_of_samples(vars(H)))
 
     def features(self, extractor: Any, keep: bool = True) -> FeatureSet | None:
         """Their FeatureSet with features and logits, from the cache or computed now; None on other than the main

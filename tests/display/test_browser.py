@@ -39,9 +39,9 @@ from experiments import (
     generate_big_samples,
     get_samples,
 )
-from utils.display.dashboard import Dashboard
+from utils.display.dashboard_panes import UNITS
 from utils.display.grids import SAYS_TRIPLES
-from utils.display.panes import UNITS
+from utils.display.live_dashboard import Dashboard
 from utils.evaluation import features
 
 pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore:The 'warn' method:DeprecationWarning")]

@@ -29,7 +29,7 @@ from utils.data.pixels import to_uint8
 from utils.display import commands
 from utils.display.grids import Grid, labelled, progress_strip, read_cells, write_gif, write_strips
 from utils.display.images import save_png, sheet, sheet_grid
-from utils.display.records import pictures_by_step, read_bars
+from utils.display.run_files import pictures_by_step, read_bars
 from utils.evaluation.weight_files import WEIGHT_FILES
 from utils.training.amp import Precision
 

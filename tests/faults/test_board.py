@@ -12,9 +12,10 @@ from test_dashboard import until
 
 import train_sampler
 import utils.training.run
+import utils.training.run_display
 from faults.stages import SMALL
 from hparams import get_hparams
-from utils.display import dashboard
+from utils.display import live_dashboard
 
 STEPS = 240
 FLAGS = [
@@ -61,9 +62,9 @@ def test_the_curves_are_complete_in_the_end(trouble, place, fake, monkeypatch, f
             turn("well")
         now["at"] = here
 
-    plain = dashboard.Dashboard
+    plain = live_dashboard.Dashboard
     monkeypatch.setattr(
-        utils.training.run,
+        utils.training.run_display,
         "Dashboard",
         lambda *args, **kw: plain(*args, interval=0.02, backoff=(0.02, 0.1), timeouts=(0.3, 0.5), **kw),
     )

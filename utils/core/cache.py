@@ -121,7 +121,7 @@ def cached(
     origin: Callable,
     check: Callable,
     renew: bool = False,
-) -> dict | None:
+) -> Any:
     """Read the tensors of this header from `path`, or call compute() and store its result there.
 
     what: the name of the tensors in messages ("codes"). origin: a function that returns their origin; renew: see
