@@ -69,7 +69,7 @@ def generator_step(vqgan, optimiser, precision, H, x, step, rng, parts=1):
             g_loss = -vqgan.disc(augment(x_hat, H, rng)).float().mean()
         g_gradient = output.gradient(g_loss)
         at_last_layer = output.gradients_at(vqgan.ae.generator.last_layer, gradient, g_gradient)
-        d_weight = adaptive_weight(*at_last_layer, maximum=H.disc_weight_max)
+        d_weight = adaptive_weight(at_last_layer[0], at_last_layer[1], H.disc_weight_max)
         gradient = gradient + d_weight * g_gradient
         if precision.scaling:  # where scaled gradients overflow, the update is skipped; the loss is no worse for it
             d_weight = d_weight.nan_to_num(0.0)
@@ -113,7 +113,7 @@ class Training:
         adam = partial(torch.optim.Adam, lr=H.lr, fused=device.type != "mps")
         self.ae_optim, self.disc_optim = adam(self.vqgan.ae.parameters()), adam(self.vqgan.disc.parameters())
         self.ema = EMA(self.vqgan, H.ema_beta, shared=(perceptual,)) if H.ema else None
-        self.best = self.ema.model if H.ema else self.vqgan  # the weights that will be used
+        self.best = self.ema.model if self.ema else self.vqgan  # the weights that will be used
         self.codebook = Codebook([self.vqgan, self.best] if H.ema else [self.vqgan], H, device)
 
     def restore(self, run):

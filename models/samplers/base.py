@@ -14,14 +14,23 @@ from utils.core.seed import StepRandom
 SAMPLERS = Registry("sampler")
 register = SAMPLERS.register
 COLDEST_PLAIN, HOTTEST = 1e-6, 1e30  # temperatures
-SILENT = Progress(0, "", enabled=False)
-
 Steps = Callable[[Sequence], Iterable]  # wraps the steps of a loop, to show its progress
 Draw = Callable[[range], Tensor]  # numbers of samples -> their uniforms
 
 
 def no_progress(steps: Sequence) -> Iterable:
     return steps
+
+
+class Silent(Progress):
+    """Shows nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(0, "", lazy=True)
+        self.plain = self.wants_bar = False
+
+
+SILENT = Silent()
 
 
 @dataclass

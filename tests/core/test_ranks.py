@@ -31,6 +31,7 @@ from hparams import get_hparams
 from models.build import build_vqgan
 from utils.core import checkpoint, distributed
 from utils.core.files import load_tensors
+from utils.evaluation import features
 
 LAST = 20
 # Two channels a group (--nf 64): of one channel a group norm takes any bias away again, whose gradient is then
@@ -233,7 +234,7 @@ def test_an_experiment_finds_the_same(here, shapes, trained, alexnet, name):
         flags += ["--alexnet_weights", str(alexnet)]
 
     def work():
-        module.Inception = SmallExtractor
+        features.Inception = SmallExtractor
         torch.set_num_threads(1)
         module.main(experiment(module, flags))
 
