@@ -13,7 +13,7 @@ MODELS = Path(__file__).resolve().parents[1] / "models"
 
 def opt(default, help, **kw):
     """A flag. kw: min and max (inclusive), above (exclusive minimum), choices, required, metavar, and
-    needs=(other flag, its value, or True for any but 0): without that this flag does nothing, and a note reports it;
+    needs=(other flag, its values, or True for any but 0): without that this flag does nothing, and a note reports it;
     replaces=names of flags: in addition to this one they do nothing. older=its value in a run whose saved configuration
     lacks it: one that began before there was this flag; or a function of that configuration.
     repeatable: each use of the flag adds to the list.
@@ -44,6 +44,11 @@ def registered(folder):
 
 
 QUANTIZERS = registered("quantizers")
+
+
+def quantizers_with(flag):
+    """The names of the quantizers that have this flag."""
+    return [name for name, flags in QUANTIZERS.items() if flag in flags]
 
 
 @dataclass
@@ -151,14 +156,13 @@ class VQGANConfig:
 
 
 def _of_quantizers():
-    """A dataclass of the flags that the files of quantizers declare. A flag has the type of its default, and needs its
-    quantizer unless it says otherwise."""
+    """A dataclass of the flags that the files of quantizers declare. A flag has the type of its default, and needs one
+    of its quantizers unless it says otherwise."""
     declared = []
-    for name, flags in QUANTIZERS.items():
-        for flag, facts in flags.items():
-            default = facts["default"]
-            kind = list[type(default[0])] if isinstance(default, list) else type(default)
-            declared.append((flag, kind, opt(**{"needs": ("quantizer", name), **facts})))
+    for flag, facts in ((flag, facts) for flags in QUANTIZERS.values() for flag, facts in flags.items() if facts):
+        default = facts["default"]
+        kind = list[type(default[0])] if isinstance(default, list) else type(default)
+        declared.append((flag, kind, opt(**{"needs": ("quantizer", *quantizers_with(flag)), **facts})))
     return make_dataclass("QuantizerConfig", declared, namespace=dict(__doc__=VQGANConfig.__doc__))
 
 

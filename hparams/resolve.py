@@ -139,9 +139,10 @@ def notes(H, flags, idle=()):
                 f"--base_lr has no effect: --lr is {H.lr:g}, from the command line, the data set's defaults or the "
                 "run that is resumed"
             )
-        other, wanted = flag.meta.get("needs", (None, None))
-        if other and other not in idle and not (getattr(H, other) if wanted is True else getattr(H, other) == wanted):
-            yield f"--{flag.name} has no effect without --{other}" + ("" if wanted is True else f" {wanted}")
+        other, *wanted = flag.meta.get("needs", (None,))
+        anything = wanted == [True]
+        if other and other not in idle and not (getattr(H, other) if anything else getattr(H, other) in wanted):
+            yield f"--{flag.name} has no effect without --{other}" + ("" if anything else f" {' or '.join(wanted)}")
 
 
 # ---------------------------------------------------------------------- loaded models
@@ -229,7 +230,8 @@ def _loads(values, family, flags, idle):
     if values["load_step"] and not (trains and continues(values)):
         binding = config.VQGAN_KEYS if family == "vqgan" else config.SAMPLER_KEYS
         others = (*binding, *(config.SAMPLER_DEFAULTS if family == "sampler" else ()))
-        yield "load_dir", values["load_dir"], values["load_step"], others, binding
+        # Another quantizer may have the same tensors; otherwise, loading them fails.
+        yield "load_dir", values["load_dir"], values["load_step"], others, [k for k in binding if k != "quantizer"]
     if values["resume"] and "resume" not in idle:
         kept = (*_NEVER_RESUMED, *others, *(() if trains else _ORIGIN))
         wanted = [k for k in flags if k not in kept]
@@ -287,13 +289,12 @@ def _derive(H, family):
 
 
 def _exclusive_to_others(quantizer):
-    """(flag, its default, the quantizer) of each flag that only that other quantizer accepts."""
-    others = [(name, flags) for name, flags in config.QUANTIZERS.items() if name != quantizer]
+    """(flag, its default, its quantizers) of each flag that this quantizer does not accept."""
+    facts_of = {flag: facts for flags in config.QUANTIZERS.values() for flag, facts in flags.items() if facts}
     return [
-        (flag, facts["default"], name)
-        for name, flags in others
-        for flag, facts in flags.items()
-        if facts.get("exclusive")
+        (flag, facts["default"], ", ".join(config.quantizers_with(flag)))
+        for flag, facts in facts_of.items()
+        if facts.get("exclusive") and flag not in config.QUANTIZERS[quantizer]
     ]
 
 

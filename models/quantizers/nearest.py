@@ -9,13 +9,13 @@ FLAGS = {
     "codebook_init": {
         "default": "uniform",
         "help": "start of the codebook; kmeans: train without quantizing up to "
-        "codebook_init_step, then put the codes where the latents are (nearest only)",
+        "codebook_init_step, then put the codes where the latents are (nearest, ema, rotation)",
         "choices": ["uniform", "kmeans"],
         "exclusive": True,
     },
     "codebook_restart_steps": {
         "default": 0,
-        "help": "steps between moves of unused codes onto present latents; 0: never (nearest only)",
+        "help": "steps between moves of unused codes onto present latents; 0: never (nearest, ema, rotation)",
         "min": 0,
         "exclusive": True,
     },
@@ -25,7 +25,7 @@ FLAGS = {
         "min": 1,
         "needs": ("codebook_init", "kmeans"),
     },
-    "beta": {"default": 0.25, "help": "weight of the codebook term (nearest)", "min": 0.0},
+    "beta": {"default": 0.25, "help": "weight of the codebook term (nearest, rotation)", "min": 0.0},
 }
 
 
