@@ -6,9 +6,9 @@ The images are encoded once, into a cache under latents/; training reads codes o
 from hparams import get_hparams
 
 EXAMPLES = """examples:
-  python3 train_sampler.py --sampler absorbing --dataset churches --log_dir absorbing_churches \\
+  python train_sampler.py --sampler absorbing --dataset churches --log_dir absorbing_churches \\
       --ae_load_dir vqgan_churches --ae_load_step 2200000 --amp --ema
-  python3 train_sampler.py --sampler absorbing --dataset churches --log_dir absorbing_churches \\
+  python train_sampler.py --sampler absorbing --dataset churches --log_dir absorbing_churches \\
       --ae_load_dir vqgan_churches --ae_load_step 2200000 --resume
 """
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
@@ -28,6 +28,7 @@ from utils.core.seed import StepRandom, sample_uniforms, seed_everything
 from utils.data.batches import batch_positions, local_batch, local_rows
 from utils.data.images import open_images
 from utils.display import commands
+from utils.evaluation.weight_files import WEIGHT_FILES
 from utils.training import compilation
 from utils.training.amp import Precision
 from utils.training.ema import EMA
@@ -153,7 +154,10 @@ def train(H):
                     run.show_bars(name, values.tolist(), "time step t", "", list(range(1, len(values) + 1)))
         if run.step >= H.train_steps:
             samples, fid = commands.after_sampler(H, run.step, len(ids))
-            run.conclude(("samples", samples), ("their FID", fid))
+            metric = ("their FID", fid)
+            if not WEIGHT_FILES["inception"].exists:
+                metric = ("the weights that their FID needs", commands.get_weights("inception"))
+            run.conclude(("samples", samples), metric)
 
 
 if __name__ == "__main__":

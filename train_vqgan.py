@@ -7,9 +7,9 @@ logging, checkpoints, signals) is in utils/training/run.py.
 from hparams import get_hparams
 
 EXAMPLES = """examples:
-  python3 train_vqgan.py --dataset churches --log_dir vqgan_churches --amp --ema --batch_size 4 --diff_aug
-  python3 train_vqgan.py --dataset custom --custom_dataset_path ~/photos --log_dir vqgan_photos --img_size 128
-  python3 train_vqgan.py --dataset churches --log_dir vqgan_churches --resume
+  python train_vqgan.py --dataset churches --log_dir vqgan_churches --amp --ema --batch_size 4 --diff_aug
+  python train_vqgan.py --dataset custom --custom_dataset_path ~/photos --log_dir vqgan_photos --img_size 128
+  python train_vqgan.py --dataset churches --log_dir vqgan_churches --resume
 """
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     H = get_hparams("vqgan", "Stage 1: train a VQGAN on images.", epilog=EXAMPLES)
@@ -17,7 +17,8 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes are 
 import torch
 
 from experiments.common.pictures import code_means
-from experiments.common.weights import load_lpips
+from experiments.common.weights import load_lpips, note_missing_weights
+from hparams.resolve import continues
 from models.diffaug import diff_augment
 from models.losses import adaptive_weight, hinge_discriminator_loss, reconstruction_nll
 from models.quantizers import usage_figures
@@ -257,6 +258,8 @@ def dry_run(H):
     with torch.device("meta"):
         vqgan = VQGAN(H)
     print_dry_run(H, describe_vqgan(H, vqgan))
+    if H.perceptual_weight and not (H.load_step or continues(vars(H))):  # a checkpoint holds them, too
+        note_missing_weights(H, "vgg")
 
 
 if __name__ == "__main__":

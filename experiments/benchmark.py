@@ -8,6 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from hparams.config import opt
+from hparams.environment import COMMON, require_packages
 from hparams.own import parse_own
 from hparams.sources import run_folder
 
@@ -68,6 +69,7 @@ def parse(argv=None):
 
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     CONFIG = parse()
+    require_packages(*COMMON)
 
 import statistics
 import time

@@ -60,11 +60,12 @@ from experiments.common.measure import compute_fid, each_image, image_features, 
 from experiments.common.models import load_models
 from experiments.common.pictures import CodeMeans
 from experiments.common.results import Report
-from experiments.common.weights import load_lpips
+from experiments.common.weights import has_perceptual, load_lpips, note_missing_weights
 from models.autoencoder import VQAutoEncoder
 from models.quantizers import usage_figures
 from models.summary import describe_autoencoder, print_dry_run
 from utils.core import distributed
+from utils.core.checkpoint import checkpoints_of
 from utils.core.device import pick_device
 from utils.core.errors import UserError, run_main
 from utils.core.progress import say
@@ -74,6 +75,7 @@ from utils.display.grids import SAYS_TRIPLES
 from utils.display.images import TRIPLES, sheet, triples
 from utils.evaluation.features import Inception, collect
 from utils.evaluation.neighbours import lpips_input
+from utils.evaluation.weight_files import WEIGHT_FILES
 from utils.training.meters import CodeUsage, Meters
 
 N_SHOWN = 16
@@ -134,6 +136,26 @@ def features_of_reconstructions(H, images, reconstruct, extractor, save):
     return found, sheet(triples(left, right), **TRIPLES)
 
 
+class NoFeatures:
+    """In place of Inception if its weights are missing: images are counted, and have no features."""
+
+    identity = None
+
+    def __call__(self, x):
+        return torch.zeros(len(x), 1), torch.zeros(len(x), 1)
+
+
+def find_extractor(H, device):
+    """Inception, or NoFeatures and a message if its weights are missing."""
+    try:
+        return Inception(H.feature_weights, device)
+    except UserError as error:
+        if H.feature_weights or WEIGHT_FILES["inception"].exists:
+            raise
+        say(f"note: rFID is left out: {error}")
+        return NoFeatures()
+
+
 def find_lpips(H, autoencoder, device):
     """LPIPS with VGG16 if its weights are available (the checkpoint may hold them), else None and a message."""
     try:
@@ -147,7 +169,7 @@ def find_lpips(H, autoencoder, device):
 
 def main(H):
     device = pick_device(H.device)
-    extractor = Inception(H.feature_weights, device)
+    extractor = find_extractor(H, device)
     images = open_images(H, H.split)
     if len(images) < 2:
         raise UserError(f"{H.data_entry['origin']}: the FID needs two images or more in '{H.split}', not {len(images)}")
@@ -158,12 +180,13 @@ def main(H):
     with Report(H, device, autoencoder=models.autoencoder) as report:
         save = saving_images(new_folder(report.folder / "reconstructions")) if H.save_images else None
         fake, picture = features_of_reconstructions(H, images, reconstruct, extractor, save)
-        real = image_features(H, extractor, images)
+        real = image_features(H, extractor, images) if extractor.identity else None
         errors, usage = reconstruct.meters.pop_means(), usage_figures(reconstruct.usage.pop_counts())
         reconstruct.codes.share()
         if not distributed.is_main():
             return
-        values = dict(rfid=compute_fid(real, fake), **errors, **usage, codebook_size=H.codebook_size, images=fake.count)
+        values = dict(rfid=compute_fid(real, fake)) if real else {}
+        values.update(**errors, **usage, codebook_size=H.codebook_size, images=fake.count)
         path = report.picture("reconstructions", picture, SAYS_TRIPLES)
         report.picture("codebook", reconstruct.codes.sheet(), reconstruct.codes.caption(), 512)
         report.values(
@@ -177,6 +200,10 @@ def main(H):
 def dry_run(H):
     with torch.device("meta"):
         print_dry_run(H, describe_autoencoder(H, VQAutoEncoder(H)))
+    note_missing_weights(H, "inception")
+    checkpoints = [checkpoints_of(H.ae_load_dir).path(name, H.ae_load_step) for name in ("vqgan_ema", "vqgan")]
+    if not any(path.is_file() and has_perceptual(path) for path in checkpoints):
+        note_missing_weights(H, "vgg")
 
 
 if __name__ == "__main__":

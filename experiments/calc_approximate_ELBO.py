@@ -29,7 +29,7 @@ class ELBOConfig:
         "network passes an image for the prior's bound, stratified: far less noise a pass; "
         "0: the original's estimator, one pass for each of --total_steps",
         min=0,
-        needs=("sampler", "absorbing"),
+        needs="sampler absorbing",
     )
     n_bits: int = opt(5, "bits a subpixel to count: 5 as the original, 8 for the usual images", min=1, max=16)
 

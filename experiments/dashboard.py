@@ -1,7 +1,8 @@
 """`make dashboard`: visdom's server, by default for this machine only, with everything that its page needs.
 
-The runs themselves send what is shown, whenever a server is there (utils/display/dashboard.py). visdom's own server
-accepts requests of every web page that is open in a browser; this one accepts those of its own page and of programs.
+The runs themselves send what is shown, whenever a server is there (utils/display/live_dashboard.py). visdom's own
+server accepts requests of every web page that is open in a browser; this one accepts those of its own page and of
+programs.
 """
 
 import ipaddress
@@ -17,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hparams.config import opt
+from hparams.environment import require_packages
 from hparams.own import parse_own
 from utils.core.errors import UsageError, UserError, printable, run_main
 
@@ -42,11 +44,6 @@ EPILOG = """examples:
 
 With VISDOM_USERNAME and VISDOM_PASSWORD in the environment the page asks for them; training finds them there, too.
 """
-WELCOME = """<div style="padding:8px 12px;font-weight:normal;color:#222">
-<p><b>No run is shown here.</b></p><p>Every run has an environment of its own, named after its
-<code>--log_dir</code>: choose one in the list above (and take <code>main</code> out of it).</p>
-<p>Runs that were started with <code>--no_visdom</code> are not in it.</p></div>"""
-
 
 # plotly's "Edit" below each plot would send its data to a company's server.
 STYLE = ".js-link-to-tool, .js-plotly-plot .plotlyjsicon { display: none; }"
@@ -163,6 +160,8 @@ def make_app(config, login):
     from visdom.server.handlers import web_handlers
     from visdom.utils.server_utils import hash_password, window
 
+    from utils.display.html import render
+
     folder = Path(config.env_path)
     folder.mkdir(parents=True, exist_ok=True)
     # visdom always runs in debug mode and would therefore restart whenever a source file changes.
@@ -180,16 +179,13 @@ def make_app(config, login):
     application = guarded(visdom_app.Application, own_names(config))
     app = application(port=config.port, env_path=f"{folder}/", user_credential=credential)
     app.user_settings["user_css"] += STYLE
-    pane = window(
-        dict(
-            win="welcome", data=[dict(type="text", content=WELCOME)], opts=dict(title="welcome", width=500, height=180)
-        )
-    )
     try:
         empty = not app.state["main"]["jsons"]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder / 'main.json'} is damaged: remove it") from None
     if empty:
+        text = dict(type="text", content=render("welcome.html"))
+        pane = window(dict(win="welcome", data=[text], opts=dict(title="welcome", width=500, height=180)))
         app.state["main"] = dict(jsons=dict(welcome=dict(pane, i=0)), reload={})
     return app
 
@@ -204,15 +200,17 @@ def write_secret(path):
 def main(config, login):
     import logging
 
+    require_packages("tornado", "visdom")
+
     sys.modules["torch"] = None  # visdom would import it, which takes seconds, and its server has no use for it
     from tornado.httpserver import HTTPServer
     from tornado.ioloop import IOLoop
     from visdom.utils.shared_utils import get_visdom_path
 
-    from utils.display import server_files
+    from utils.display import visdom_assets
 
     sockets = listen(config)  # first, to report at once if the port is in use
-    server_files.put_in_place(Path(get_visdom_path("static")), lambda text: print(text, flush=True))
+    visdom_assets.install(Path(get_visdom_path("static")), lambda text: print(text, flush=True))
     logging.getLogger().setLevel(logging.ERROR)
     logging.getLogger("tornado.general").setLevel(logging.CRITICAL)  # a style sheet of the user's own is looked for
     server = HTTPServer(make_app(config, login), max_buffer_size=1024**3)

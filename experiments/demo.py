@@ -16,10 +16,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from hparams.environment import COMMON, require_packages
 from utils.core.errors import UserError, run_main
 
 VQGAN_STEPS = 1500
 SAMPLER_STEPS = 1600
+ACTIVATE = "source .venv/bin/activate"
 STAGE_1, STAGE_2, SAMPLES = "demo_vqgan", "demo_absorbing", "demo_samples"
 
 
@@ -28,8 +30,10 @@ def call(*words):
     waited for: the script finishes its step and writes a checkpoint."""
     words = [str(w) for w in words]
     print(f"\n$ python {shlex.join(words)}", flush=True)
+    # As after `source .venv/bin/activate`: the commands that a script prints then begin with `python`, too.
+    env = dict(os.environ, PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]))
     # In a session of its own: Ctrl-C would reach it a second time, which means "at once".
-    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, start_new_session=True)
+    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=env, start_new_session=True)
     previous = {n: signal.signal(n, lambda n, _: process.send_signal(n)) for n in (signal.SIGINT, signal.SIGTERM)}
     code = process.wait()
     for number, handler in previous.items():
@@ -73,11 +77,12 @@ perplexity {final(STAGE_1, "perplexity"):.1f}
 Stage 2: loss {final(STAGE_2, "loss"):.4f}, validation bound {final(STAGE_2, "val_bits"):.3f} bits per code
 
 Next:
-  more samples      .venv/bin/python experiments/get_samples.py {shlex.join(map(str, model_flags()))} \
+  in each terminal  {ACTIVATE}
+  more samples      python experiments/get_samples.py {shlex.join(map(str, model_flags()))} \
 --log_dir more --n_sheets 4 --first_sample 1000
-  train for longer  .venv/bin/python train_sampler.py {shlex.join(map(str, stage_2_flags()))} --resume \
+  train for longer  python train_sampler.py {shlex.join(map(str, stage_2_flags()))} --resume \
 --train_steps {4 * SAMPLER_STEPS}
-  your own images   .venv/bin/python train_vqgan.py --dataset custom --custom_dataset_path DIR --img_size 64 \
+  your own images   python train_vqgan.py --dataset custom --custom_dataset_path DIR --img_size 64 \
 --log_dir my_vqgan --perceptual_weight 0
   start afresh      make clean-demo demo
 
@@ -117,7 +122,9 @@ def model_flags():
 
 
 def main():
+    require_packages(*COMMON)
     start = time.monotonic()
+    print(f"The commands below are those of a terminal in which `{ACTIVATE}` was run.", flush=True)
     call("experiments/draw_openmoji.py")
     if not finished(STAGE_1, VQGAN_STEPS):
         call(

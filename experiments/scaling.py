@@ -8,6 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from hparams.config import opt
+from hparams.environment import COMMON, require_packages
 from hparams.own import parse_own
 from hparams.sources import run_folder
 
@@ -49,6 +50,7 @@ def parse(argv=None):
 
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     CONFIG = parse()
+    require_packages(*COMMON)
 
 import contextlib
 import os

@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hparams.config import opt
+from hparams.environment import require_packages
 from hparams.own import parse_own
 from hparams.sources import require_folder
 from utils.core.address import server_address
@@ -46,13 +47,16 @@ def parse(argv=None):
 
 if __name__ == "__main__":
     CONFIG = parse()
+    require_packages("numpy", "PIL", "tqdm", "matplotlib", "jinja2")
     quit_quietly_at_interrupt()
+
+import numpy as np
 
 from utils.core.checkpoint import LOGS
 from utils.core.progress import say
-from utils.display.dashboard import Dashboard
-from utils.display.recorded import Recorded
+from utils.display.live_dashboard import Dashboard
 from utils.display.report import write_report
+from utils.display.saved_run import SavedRun, reduced
 
 PATIENCE = 60.0  # seconds for all of a long run to reach the server
 
@@ -61,7 +65,7 @@ def show_on_dashboard(run, config):
     """Send everything to the run's environment; one line says how that went."""
     complaints = []
     plots = [f"curves-{name}" for name in run.traces() if name != "loss"]
-    batch = run.hparams.get("batch_size")
+    batch, total, step = run.hparams.get("batch_size"), run.hparams.get("train_steps"), run.last_step()
     board = Dashboard(
         config.visdom_server,
         config.visdom_port,
@@ -71,17 +75,20 @@ def show_on_dashboard(run, config):
         images_per_step=batch if type(batch) is int and batch > 0 else None,
     )
     if run.rows:
-        total = run.hparams.get("train_steps")
-        total = total if type(total) is int and total > 0 else run.step()
-        board.progress(run.step(), total, {}, "finished" if run.step() >= total else "stopped, or under way")
-    board.history([dict(step=step, **curves) for step, curves in run.curves])
+        total = total if type(total) is int and total > 0 else step
+        board.progress(step, total, {}, "finished" if step >= total else "stopped, or under way")
+    board.history(run.curves)
     for name, bar in run.bars.items():
         values = [float("nan") if v is None else v for v in bar["values"]]
         board.bars(name, values, bar.get("x"), str(bar.get("xlabel", "")), str(bar.get("ylabel", "")))
     for picture in run.pictures():
-        if (array := picture.array()) is not None:
-            board.image(printable(picture.name), array, printable(picture.caption))
-    board.properties(run.hparams or run.newest_arguments())
+        image = run.open(picture)
+        if image is not None:
+            pixels = np.asarray(reduced(image)).transpose(2, 0, 1)
+            board.image(printable(picture.name), pixels, printable(picture.caption))
+    board.properties(run.arguments())
+    if run.metrics:
+        board.properties(run.metrics[-1]["values"], "results")
     board.close(PATIENCE)
     for line in complaints:
         say(f"{line}; the report needs none")
@@ -90,7 +97,8 @@ def show_on_dashboard(run, config):
 
 
 def main(config):
-    run = Recorded(LOGS / config.log_dir)
+    run = SavedRun(LOGS / config.log_dir)
+    run.draw_strips()
     if not config.no_visdom:
         show_on_dashboard(run, config)
     say(f"report: {write_report(run)}")

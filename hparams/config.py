@@ -1,31 +1,63 @@
-"""Every flag of both stages: name, type, default, range, meaning. The names are the interface. The flags of one
-quantizer are in its file.
+"""Every flag of both stages: name, type, default, help and role. What depends on a flag is derived from its role. The
+names are the interface. The flags of one quantizer or sampler are in its file.
 
 A default of None means that the value is derived (see hparams/resolve.py) or not used; the help explains it.
 """
 
 import ast
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
+from typing import Any
 
+Values = Mapping[str, Any]  # values of flags by name
 MODELS = Path(__file__).resolve().parents[1] / "models"
+# The roles of flags. A flag has one or several, separated by spaces.
+ROLES = {
+    "autoencoder": "tensors of the autoencoder depend on it: a loaded checkpoint decides",
+    "discriminator": "tensors of the VQGAN's discriminator depend on it: a loaded checkpoint decides",
+    "sampler": "tensors of the sampler depend on it: a loaded checkpoint decides",
+    "vqgan": "training of a VQGAN reads it; other scripts ignore it",
+    "training": "training reads it; scripts that measure ignore it unless they state otherwise",
+    "sampling": "samples depend on it: caches of samples have it in their keys, the commands after stage 2 repeat it",
+    "keyed": "the key of every cache of samples has it; other flags of sampling are newer than some of these caches",
+    "images": "the images of training depend on it: a script that measures takes it from the run of the model",
+    "stages": "stage 2 usually wants the same value: the command after stage 1 repeats it",
+    "data": "the data set: a command line may not contradict a resumed run",
+    "origin": "where a run takes its first weights from: a command line may not contradict a resumed run",
+    "place": "where things are: --resume does not restore it",
+    "request": "what this command is to do: --resume does not restore it",
+    # The folder of a run may come from someone else: it must not decide where a login is sent.
+    "dashboard": "how to reach the dashboard: --resume does not restore it, printed commands repeat it",
+    "machine": "it depends on the machine: printed commands repeat it",
+    "ignored": "accepted for old command lines, without effect",
+    "general": "nothing is derived from it",
+    "common": "--help shows it, unless the script does not read it or takes it from a checkpoint",
+}
+FACTS = set("min max above choices required metavar repeatable needs exclusive replaces older codes_from".split())
 
 
-def opt(default, help, **kw):
-    """A flag. kw: min and max (inclusive), above (exclusive minimum), choices, required, metavar, and
-    needs=(other flag, its values, or True for any but 0): without that this flag does nothing, and a note reports it;
-    replaces=names of flags: in addition to this one they do nothing. older=its value in a run whose saved configuration
-    lacks it: one that began before there was this flag; or a function of that configuration.
-    repeatable: each use of the flag adds to the list.
-    Of a quantizer's flags: architecture: the tensors of a checkpoint depend on it; exclusive: with another quantizer
-    any value but the default is refused."""
-    kw["help"] = help
+def opt(default: Any, help: str, role: str = "", **facts: Any) -> Any:
+    """A flag: its default, help text and role (of ROLES; none for a flag of one script). facts, all optional:
+
+    min, max (inclusive), above (exclusive minimum), choices, required, metavar;
+    repeatable: each use of the flag adds to the list;
+    needs: "flag value ...": another flag, and the values of it that this one has an effect with (none: any but 0);
+    exclusive: without what it needs, any value but the default is refused; otherwise a note says that it has no effect;
+    replaces: names of flags that have no effect in addition to this one;
+    older: its value in a run whose saved configuration lacks it because the run began before there was this flag, or
+    a function of that configuration; default: the default;
+    codes_from: the flag is the step at which the quantizer places its codes: before it there are none.
+    """
+    unknown = facts.keys() - FACTS | set(role.split()) - ROLES.keys()
+    assert not unknown, f"unknown facts or roles of a flag: {unknown}"
+    metadata = dict(facts, help=help, role=role)
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=kw)
-    return field(default=default, metadata=kw)
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
-def registered(folder):
+def registered(folder: str) -> dict[str, dict[str, dict]]:
     """{name that a file of models/<folder> registers: its FLAGS, {} if it has none}, read from the source: importing
     the file would import torch."""
     result = {}
@@ -33,57 +65,84 @@ def registered(folder):
         names, flags = [], {}
         for node in ast.parse(path.read_text(encoding="utf-8"), str(path)).body:
             if isinstance(node, ast.ClassDef):
-                calls = [
-                    d for d in node.decorator_list if isinstance(d, ast.Call) and ast.unparse(d.func) == "register"
-                ]
-                names += [call.args[0].value for call in calls]
+                calls = [call for call in node.decorator_list if isinstance(call, ast.Call)]
+                names += [ast.literal_eval(call.args[0]) for call in calls if ast.unparse(call.func) == "register"]
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FLAGS":
                 flags = ast.literal_eval(node.value)
         result.update(dict.fromkeys(names, flags))
     return result
 
 
-QUANTIZERS = registered("quantizers")
+QUANTIZERS, SAMPLERS = registered("quantizers"), registered("samplers")
 
 
-def quantizers_with(flag):
-    """The names of the quantizers that have this flag."""
-    return [name for name, flags in QUANTIZERS.items() if flag in flags]
+def declared(option: str, owners: dict[str, dict[str, dict]], group: str, role: str) -> type:
+    """A dataclass of the flags that the files of quantizers or samplers (owners, selected by --option) declare.
+
+    A flag has the type of its default. Unless its facts say otherwise it has this role and needs its owner. The facts
+    {} mean that the quantizer or sampler has a flag, too, that another file declares.
+    """
+    result = []
+    for name, facts in [item for flags in owners.values() for item in flags.items()]:
+        if facts:
+            default = facts["default"]
+            kind: Any = list[type(default[0])] if isinstance(default, list) else type(default)  # type: ignore[misc]
+            needs = " ".join([option, *(owner for owner, flags in owners.items() if name in flags)])
+            result.append((name, kind, opt(**{"role": role, "needs": needs, **facts})))
+    return make_dataclass(f"Declared_{option}", result, namespace=dict(__doc__=group))
 
 
 @dataclass
 class RunConfig:
     """run and files"""
 
-    dataset: str = opt(None, "data set: an entry of datasets.yaml, or 'custom'", required=True)
-    custom_dataset_path: str = opt(None, "folder of images (or LMDB) for --dataset custom", metavar="DIR")
-    log_dir: str = opt("test", "the run's folder under logs/", metavar="NAME")
-    load_dir: str = opt(
-        "test", "folder under logs/ to load a model from (see --load_step)", metavar="NAME", needs=("load_step", True)
+    dataset: str = opt(None, "data set: an entry of datasets.yaml, or 'custom'", "data", required=True)
+    custom_dataset_path: str = opt(
+        None, "folder of images (or LMDB) for --dataset custom", "place common", metavar="DIR"
     )
-    load_step: int = opt(0, "start from the weights of this step of --load_dir; 0: start afresh", min=0)
-    load_optim: bool = opt(False, "with --load_step, load the optimisers' state too", needs=("load_step", True))
-    resume: bool = opt(False, "continue --log_dir from its newest complete checkpoint, exactly where it was")
-    seed: int = opt(0, "seed of everything random", min=0, max=2**63 - 1)
-    device: str = opt("auto", "where to compute", choices=["auto", "cpu", "cuda", "mps"])
+    log_dir: str = opt("test", "the run's folder under logs/", "place common", metavar="NAME")
+    load_dir: str = opt(
+        "test",
+        "folder under logs/ to load a model from (see --load_step)",
+        "origin common",
+        metavar="NAME",
+        needs="load_step",
+    )
+    load_step: int = opt(
+        0, "start from the weights of this step of --load_dir; 0: start afresh", "origin common", min=0
+    )
+    load_optim: bool = opt(
+        False, "with --load_step, load the optimisers' state too", "training origin", needs="load_step"
+    )
+    resume: bool = opt(
+        False, "continue --log_dir from its newest complete checkpoint, exactly where it was", "training request common"
+    )
+    seed: int = opt(0, "seed of everything random", "general common keyed", min=0, max=2**63 - 1)
+    device: str = opt("auto", "where to compute", "machine common", choices=["auto", "cpu", "cuda", "mps"])
     num_workers: int = opt(
         None,
         "processes that decode images, for each of torchrun's (default: all together one a core, at most 8)",
+        "machine",
         min=0,
         max=1024,
     )
-    cache_images: bool = opt(False, "keep the decoded, resized images in files under packed/, and train from those")
-    dry_run: bool = opt(False, "print the resolved configuration and the model's size and cost, then stop")
+    cache_images: bool = opt(
+        False, "keep the decoded, resized images in files under packed/, and train from those", "vqgan"
+    )
+    dry_run: bool = opt(
+        False, "print the resolved configuration and the model's size and cost, then stop", "request common"
+    )
 
 
 @dataclass
 class TrainConfig:
     """training"""
 
-    train_steps: int = opt(100_000_000, "train up to and including this step", min=1)
+    train_steps: int = opt(100_000_000, "train up to and including this step", "training common", min=1)
     batch_size: int = opt(
         None,
         "images (or code sequences) a step, of all processes together (default: 3 for the VQGAN, 20 for samplers)",
+        "general common",
         min=1,
         max=1_000_000,
     )
@@ -91,154 +150,142 @@ class TrainConfig:
         1,
         "parts in which a process takes its share of a batch through memory, one after the "
         "other; the result is the whole batch's",
+        "training",
         min=1,
         max=1_000_000,
     )
     lr: float = opt(
-        None, "learning rate (default: base_lr x batch_size for the VQGAN; samplers 2e-4, ffhq 1e-4)", above=0.0
+        None,
+        "learning rate (default: base_lr x batch_size for the VQGAN; samplers 2e-4, ffhq 1e-4)",
+        "training common",
+        above=0.0,
     )
-    amp: bool = opt(False, "mixed precision")
+    amp: bool = opt(False, "mixed precision", "machine common")
     amp_dtype: str = opt(
         "auto",
         "number format of --amp; auto: bf16 where the device has it, else fp16",
+        "machine",
         choices=["auto", "bf16", "fp16"],
-        needs=("amp", True),
+        needs="amp",
     )
     compile: str = opt(
         "auto",
         "torch.compile for the large networks; auto: on CUDA, where there is much to compute",
+        "general",
         choices=["auto", "on", "off"],
     )
-    ema: bool = opt(False, "keep an exponential moving average of the weights (and prefer it when loading)")
-    ema_beta: float = opt(
-        0.995, "decay of the moving average at each of its updates", min=0.0, max=1.0, needs=("ema", True)
+    ema: bool = opt(
+        False, "keep an exponential moving average of the weights (and prefer it when loading)", "stages common"
     )
-    steps_per_update_ema: int = opt(10, "steps between updates of the moving average", min=1, needs=("ema", True))
+    ema_beta: float = opt(
+        0.995, "decay of the moving average at each of its updates", "training", min=0.0, max=1.0, needs="ema"
+    )
+    steps_per_update_ema: int = opt(10, "steps between updates of the moving average", "training", min=1, needs="ema")
 
 
 @dataclass
 class OutputConfig:
     """logging, pictures, checkpoints, dashboard (steps between; 0: never)"""
 
-    steps_per_log: int = opt(10, "steps between lines of stats.jsonl", min=1)
-    steps_per_eval: int = opt(0, "steps between validations; 0: no validation, a folder trains on all images", min=0)
-    steps_per_display_output: int = opt(5000, "steps between pictures on the dashboard", min=0)
-    steps_per_save_output: int = opt(5000, "steps between pictures saved under logs/<log_dir>/images", min=0)
-    steps_per_checkpoint: int = opt(25_000, "steps between checkpoints (one is written at the end, always)", min=0)
+    steps_per_log: int = opt(10, "steps between lines of stats.jsonl", "training", min=1)
+    steps_per_eval: int = opt(
+        0, "steps between validations; 0: no validation, a folder trains on all images", "images stages common", min=0
+    )
+    steps_per_display_output: int = opt(5000, "steps between pictures on the dashboard", "training", min=0)
+    steps_per_save_output: int = opt(
+        5000, "steps between pictures saved under logs/<log_dir>/images", "training common", min=0
+    )
+    steps_per_checkpoint: int = opt(
+        25_000, "steps between checkpoints (one is written at the end, always)", "training common", min=0
+    )
     keep_checkpoints: int = opt(
-        0, "checkpoints of this run to keep, the newest complete ones (1 counts as 2); 0: all", min=0
+        0, "checkpoints of this run to keep, the newest complete ones (1 counts as 2); 0: all", "training common", min=0
     )
-    save_individually: bool = opt(False, "save pictures one by one rather than as one sheet")
-    visdom_port: int = opt(8097, "port of the visdom server", min=1, max=65535)
-    visdom_server: str = opt(None, "address of the visdom server (default: this machine)", metavar="URL")
+    save_individually: bool = opt(False, "save pictures one by one rather than as one sheet", "training")
+    visdom_port: int = opt(8097, "port of the visdom server", "dashboard", min=1, max=65535)
+    visdom_server: str = opt(None, "address of the visdom server (default: this machine)", "dashboard", metavar="URL")
     visdom_compare: list[str] = opt(
-        None, "runs under logs/ whose curves are to stand in the same plots", metavar="LOG_DIR"
+        None, "runs under logs/ whose curves are to stand in the same plots", "training request", metavar="LOG_DIR"
     )
-    no_visdom: bool = opt(False, "do not talk to a visdom server", replaces=("visdom_compare",))
+    no_visdom: bool = opt(False, "do not talk to a visdom server", "dashboard common", replaces=("visdom_compare",))
 
 
 @dataclass
 class VQGANConfig:
     """VQGAN"""
 
-    img_size: int = opt(256, "side of the square training images in pixels", min=4, max=8192)
-    n_channels: int = opt(3, "image channels: 3 (colour) or 1 (grey)", choices=[1, 3])
-    nf: int = opt(128, "width of the first level; a multiple of 32", min=32, max=16_384)
+    img_size: int = opt(256, "side of the square training images in pixels", "autoencoder common", min=4, max=8192)
+    n_channels: int = opt(3, "image channels: 3 (colour) or 1 (grey)", "autoencoder", choices=[1, 3])
+    nf: int = opt(128, "width of the first level; a multiple of 32", "autoencoder", min=32, max=16_384)
     ch_mult: list[int] = opt(
-        [1, 1, 2, 2, 4], "width of each level as a multiple of nf; the image is halved between levels", min=1, max=1024
+        [1, 1, 2, 2, 4],
+        "width of each level as a multiple of nf; the image is halved between levels",
+        "autoencoder common",
+        min=1,
+        max=1024,
     )
-    res_blocks: int = opt(2, "residual blocks a level", min=1, max=100)
-    attn_resolutions: list[int] = opt(None, "resolutions with attention (default: the latents' side)", min=1)
-    latent_shape: list[int] = opt(None, "1, height and width of the codes (default: from img_size and ch_mult)", min=1)
-    emb_dim: int = opt(256, "length of a codebook vector", min=1, max=65_536)
-    codebook_size: int = opt(1024, "number of codes", min=1, max=1_000_000)
-    quantizer: str = opt("nearest", "how latents become codes", choices=list(QUANTIZERS))
-
-
-def _of_quantizers():
-    """A dataclass of the flags that the files of quantizers declare. A flag has the type of its default, and needs one
-    of its quantizers unless it says otherwise."""
-    declared = []
-    for flag, facts in ((flag, facts) for flags in QUANTIZERS.values() for flag, facts in flags.items() if facts):
-        default = facts["default"]
-        kind = list[type(default[0])] if isinstance(default, list) else type(default)
-        declared.append((flag, kind, opt(**{"needs": ("quantizer", *quantizers_with(flag)), **facts})))
-    return make_dataclass("QuantizerConfig", declared, namespace=dict(__doc__=VQGANConfig.__doc__))
-
-
-QuantizerConfig = _of_quantizers()
+    res_blocks: int = opt(2, "residual blocks a level", "autoencoder", min=1, max=100)
+    attn_resolutions: list[int] = opt(
+        None, "resolutions with attention (default: the latents' side)", "autoencoder", min=1
+    )
+    latent_shape: list[int] = opt(
+        None, "1, height and width of the codes (default: from img_size and ch_mult)", "autoencoder sampler", min=1
+    )
+    emb_dim: int = opt(256, "length of a codebook vector", "autoencoder", min=1, max=65_536)
+    codebook_size: int = opt(1024, "number of codes", "autoencoder sampler common", min=1, max=1_000_000)
+    quantizer: str = opt("nearest", "how latents become codes", "autoencoder", choices=list(QUANTIZERS))
 
 
 @dataclass
 class VQGANTrainingConfig:
     """VQGAN"""
 
-    base_lr: float = opt(4.5e-6, "learning rate an image of the batch, unless --lr", above=0.0)
-    perceptual_weight: float = opt(1.0, "weight of LPIPS; 0: no VGG weights needed", min=0.0)
+    base_lr: float = opt(4.5e-6, "learning rate an image of the batch, unless --lr", "vqgan", above=0.0)
+    perceptual_weight: float = opt(1.0, "weight of LPIPS; 0: no VGG weights needed", "vqgan common", min=0.0)
     perceptual_weights: str = opt(
         None,
         "file with the VGG16 weights for LPIPS (default: torchvision's place)",
+        "vqgan common",
         metavar="PATH",
-        needs=("perceptual_weight", True),
+        needs="perceptual_weight",
     )
-    ndf: int = opt(64, "width of the discriminator's first layer", min=1, max=16_384)
-    disc_layers: int = opt(3, "layers of the discriminator", min=1, max=30)
-    disc_start_step: int = opt(30_001, "step at which the discriminator joins", min=0)
-    disc_weight_max: float = opt(1.0, "upper bound of the discriminator's adaptive weight", min=0.0)
-    diff_aug: bool = opt(False, "differentiable augmentation of the discriminator's inputs")
-    horizontal_flip: bool = opt(False, "mirror images: each with probability 1/2 (VQGAN), both ways cached (samplers)")
+    ndf: int = opt(64, "width of the discriminator's first layer", "discriminator", min=1, max=16_384)
+    disc_layers: int = opt(3, "layers of the discriminator", "discriminator", min=1, max=30)
+    disc_start_step: int = opt(30_001, "step at which the discriminator joins", "vqgan common", min=0)
+    disc_weight_max: float = opt(1.0, "upper bound of the discriminator's adaptive weight", "vqgan", min=0.0)
+    diff_aug: bool = opt(False, "differentiable augmentation of the discriminator's inputs", "vqgan common")
+    horizontal_flip: bool = opt(
+        False, "mirror images: each with probability 1/2 (VQGAN), both ways cached (samplers)", "training stages common"
+    )
 
 
 @dataclass
 class AutoencoderLoadConfig:
     """autoencoder to load"""
 
-    ae_load_dir: str = opt(None, "folder under logs/ that holds the VQGAN", required=True, metavar="NAME")
-    ae_load_step: int = opt(None, "step of the VQGAN to load", required=True, min=0)
+    ae_load_dir: str = opt(None, "folder under logs/ that holds the VQGAN", "place", required=True, metavar="NAME")
+    ae_load_step: int = opt(None, "step of the VQGAN to load", "place", required=True, min=0)
 
 
 @dataclass
 class SamplerConfig:
     """sampler"""
 
-    sampler: str = opt(None, "prior over the codes", required=True, choices=list(registered("samplers")))
-    bert_n_emb: int = opt(512, "width of the Transformer", min=1, max=65_536)
-    bert_n_head: int = opt(8, "attention heads; must divide bert_n_emb", min=1, max=65_536)
-    bert_n_layers: int = opt(24, "layers of the Transformer", min=1, max=1000)
-    block_size: int = opt(None, "tokens a sequence (default: from latent_shape)", min=1)
-    embd_pdrop: float = opt(0.0, "dropout of the embeddings", min=0.0, max=0.999)
-    attn_pdrop: float = opt(0.0, "dropout of the attention weights", min=0.0, max=0.999)
-    resid_pdrop: float = opt(0.0, "dropout of the residual branches", min=0.0, max=0.999)
-    loss_type: str = opt(
-        "reweighted_elbo",
-        "training loss (absorbing)",
-        choices=["reweighted_elbo", "elbo", "mlm"],
-        needs=("sampler", "absorbing"),
+    sampler: str = opt(None, "prior over the codes", "sampler", required=True, choices=list(SAMPLERS))
+    bert_n_emb: int = opt(512, "width of the Transformer", "sampler common", min=1, max=65_536)
+    bert_n_head: int = opt(8, "attention heads; must divide bert_n_emb", "sampler keyed", min=1, max=65_536)
+    bert_n_layers: int = opt(24, "layers of the Transformer", "sampler common", min=1, max=1000)
+    block_size: int = opt(None, "tokens a sequence (default: from latent_shape)", "sampler", min=1)
+    embd_pdrop: float = opt(0.0, "dropout of the embeddings", "training", min=0.0, max=0.999)
+    attn_pdrop: float = opt(0.0, "dropout of the attention weights", "training", min=0.0, max=0.999)
+    resid_pdrop: float = opt(0.0, "dropout of the residual branches", "training", min=0.0, max=0.999)
+    temp: float = opt(1.0, "temperature of the codes' distribution when sampling", "sampling common keyed", min=1e-37)
+    warmup_iters: int = opt(
+        10_000, "steps over which the learning rate rises linearly to lr (ffhq: 30000)", "training common", min=0
     )
-    mask_schedule: str = opt(
-        "random",
-        "mask each code with probability t/T, or exactly round(tL/T) codes (absorbing)",
-        choices=["random", "fixed"],
-        needs=("sampler", "absorbing"),
-    )
-    total_steps: int = opt(
-        256,
-        "T, time steps of the diffusion in training (absorbing)",
-        min=1,
-        max=1_000_000,
-        needs=("sampler", "absorbing"),
-    )
-    sample_steps: int = opt(
-        256, "S, time steps when sampling (absorbing)", min=1, max=1_000_000, needs=("sampler", "absorbing")
-    )
-    sample_type: str = opt(
-        "diffusion", "how to sample (absorbing)", choices=["diffusion", "mlm"], needs=("sampler", "absorbing")
-    )
-    temp: float = opt(1.0, "temperature of the codes' distribution when sampling", min=1e-37)
-    warmup_iters: int = opt(10_000, "steps over which the learning rate rises linearly to lr (ffhq: 30000)", min=0)
-    greedy_epochs: int = opt(None, "accepted for old command lines, without effect", min=0)
-    greedy: bool = opt(False, "accepted for old command lines, without effect")
-    sample_block_size: int = opt(None, "accepted for old command lines, without effect", min=0)
+    greedy_epochs: int = opt(None, "accepted for old command lines, without effect", "ignored", min=0)
+    greedy: bool = opt(False, "accepted for old command lines, without effect", "ignored")
+    sample_block_size: int = opt(None, "accepted for old command lines, without effect", "ignored", min=0)
 
 
 @dataclass
@@ -248,126 +295,26 @@ class RecordedConfig:
     codes_precision: str = opt(
         "float32",
         "number format in which stage 2 encodes the images; amp: that of --amp_dtype",
+        "general",
         choices=["float32", "amp"],
         older=lambda saved: "amp" if saved.get("amp") else "float32",
     )
-    unique_images: bool = opt(True, "a file that several paths or links lead to is one image", older=False)
+    unique_images: bool = opt(True, "a file that several paths or links lead to is one image", "images", older=False)
 
 
-WITHOUT_EFFECT = ("greedy_epochs", "greedy", "sample_block_size")
-
-# Flags that not every script reads, by purpose. (--ema is not among them: averaged weights are preferred with or
-# without it.)
-OF_VQGAN_TRAINING = (
-    *(f.name for f in fields(QuantizerConfig) if not f.metadata.get("architecture")),
-    "base_lr",
-    "perceptual_weight",
-    "perceptual_weights",
-    "ndf",
-    "disc_layers",
-    "disc_start_step",
-    "disc_weight_max",
-    "diff_aug",
-    "cache_images",
-)
-OF_SAMPLING = ("temp", "sample_steps", "sample_type", "mask_schedule")
-OF_TRAINING = (
-    *OF_VQGAN_TRAINING,
-    "load_optim",
-    "resume",
-    "train_steps",
-    "accumulate_steps",
-    "lr",
-    "ema_beta",
-    "steps_per_update_ema",
-    "steps_per_log",
-    "steps_per_display_output",
-    "steps_per_save_output",
-    "steps_per_checkpoint",
-    "keep_checkpoints",
-    "save_individually",
-    "visdom_compare",
-    "horizontal_flip",
-    "embd_pdrop",
-    "attn_pdrop",
-    "resid_pdrop",
-    "loss_type",
-    "warmup_iters",
-)
-
-# What --help shows beside the required flags and a script's own, by kind of script; --help_all shows all.
-COMMON = ("custom_dataset_path", "log_dir", "seed", "device", "dry_run", "batch_size", "amp", "no_visdom")
-_COMMON_IN_TRAINING = (
-    *COMMON,
-    "resume",
-    "load_dir",
-    "load_step",
-    "train_steps",
-    "lr",
-    "ema",
-    "steps_per_eval",
-    "steps_per_save_output",
-    "steps_per_checkpoint",
-    "keep_checkpoints",
-)
-SHOWN_FIRST = dict(
-    vqgan=(
-        *_COMMON_IN_TRAINING,
-        "img_size",
-        "ch_mult",
-        "codebook_size",
-        "codebook_init",
-        "codebook_restart_steps",
-        "perceptual_weight",
-        "perceptual_weights",
-        "disc_start_step",
-        "diff_aug",
-        "horizontal_flip",
-    ),
-    sampler=(*_COMMON_IN_TRAINING, "bert_n_emb", "bert_n_layers", "sample_steps", "temp", "warmup_iters"),
-    measures=(*COMMON, "load_dir", "load_step", *OF_SAMPLING),
-)
-
-# What a checkpoint's tensors depend on: a command line may not contradict a loaded model in these.
-AUTOENCODER_KEYS = (
-    "img_size",
-    "n_channels",
-    "nf",
-    "ch_mult",
-    "res_blocks",
-    "attn_resolutions",
-    "latent_shape",
-    "emb_dim",
-    "codebook_size",
-    "quantizer",
-    *(f.name for f in fields(QuantizerConfig) if f.metadata.get("architecture")),
-)
-VQGAN_KEYS = (*AUTOENCODER_KEYS, "ndf", "disc_layers")
-SAMPLER_KEYS = (
-    "sampler",
-    "bert_n_emb",
-    "bert_n_head",
-    "bert_n_layers",
-    "block_size",
-    "codebook_size",
-    "latent_shape",
-    "total_steps",
-)
-# What else of a loaded sampler's configuration holds unless the command line says otherwise.
-SAMPLER_DEFAULTS = ("mask_schedule",)
-
-
+QuantizerConfig = declared("quantizer", QUANTIZERS, group="VQGAN", role="vqgan")
+OneSamplerConfig = declared("sampler", SAMPLERS, group="sampler", role="training")
 _VQGAN = (VQGANConfig, QuantizerConfig, VQGANTrainingConfig)
 
 
-def vqgan_family():
+def vqgan_family() -> tuple[type, ...]:
     """The flags of scripts that train or load a VQGAN."""
     return RunConfig, TrainConfig, OutputConfig, *_VQGAN
 
 
-def sampler_family():
+def sampler_family() -> tuple[type, ...]:
     """The flags of scripts that train or load a sampler."""
-    return RunConfig, AutoencoderLoadConfig, SamplerConfig, TrainConfig, OutputConfig, *_VQGAN
+    return RunConfig, AutoencoderLoadConfig, SamplerConfig, OneSamplerConfig, TrainConfig, OutputConfig, *_VQGAN
 
 
 @dataclass(frozen=True)
@@ -377,18 +324,65 @@ class Flag:
     name: str
     type: type  # of one value: bool, int, float or str
     is_list: bool
-    default: object
+    default: Any
     group: str
     meta: dict = field(hash=False)
 
+    @property
+    def roles(self) -> set[str]:
+        return set(self.meta["role"].split())
 
-def flags_of(config_classes):
+    @property
+    def needs(self) -> list[str]:
+        """[another flag, the values of it that this flag needs to have an effect], or []."""
+        return self.meta.get("needs", "").split()
+
+    def works(self, values: Values) -> bool:
+        """Whether this flag has an effect, given the values of the others."""
+        if not self.needs:
+            return True
+        other, *wanted = self.needs
+        return values.get(other) in wanted if wanted else bool(values.get(other))
+
+    def older(self, saved: Values) -> Any:
+        """The value in a run that began before there was this flag. saved: the configuration of that run."""
+        value = self.meta.get("older", self.default)
+        return value(saved) if callable(value) else value
+
+
+def flags_of(config_classes: Iterable[type]) -> list[Flag]:
     """The flags of some config dataclasses, in order."""
     result = []
     for cls in config_classes:
         for f in fields(cls):
-            is_list = f.type in (list[int], list[str])
+            kind: Any = f.type
+            is_list = kind in (list[int], list[str])
             default = f.default_factory() if callable(f.default_factory) else f.default
-            kind = f.type.__args__[0] if is_list else f.type
-            result.append(Flag(f.name, kind, is_list, default, cls.__doc__, dict(f.metadata)))
+            group = str(cls.__doc__)
+            result.append(
+                Flag(f.name, kind.__args__[0] if is_list else kind, is_list, default, group, dict(f.metadata))
+            )
     return result
+
+
+RECORDED = flags_of((RecordedConfig,))
+ALL_FLAGS = flags_of(sampler_family()) + RECORDED
+
+
+def names_of(*roles: str) -> tuple[str, ...]:
+    """The names of the flags that have one of these roles."""
+    return tuple(flag.name for flag in ALL_FLAGS if flag.roles & set(roles))
+
+
+ARCHITECTURE = ("autoencoder", "discriminator", "sampler")
+OF_SAMPLING = names_of("sampling")
+
+
+def key_of_samples(values: Values) -> dict[str, Any]:
+    """{flag: value}: what samples depend on besides the models, for the keys of caches. values: of all flags."""
+    key = {}
+    for flag in ALL_FLAGS:
+        newer = "sampling" in flag.roles and values[flag.name] != flag.older(values)
+        if newer or "keyed" in flag.roles:
+            key[flag.name] = values[flag.name]
+    return key

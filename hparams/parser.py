@@ -1,4 +1,4 @@
-"""The command line as words: argparse, with one-line errors that say what was meant."""
+"""The command line as words: argparse, with one-line errors that suggest what was meant."""
 
 import argparse
 import difflib
@@ -6,8 +6,11 @@ import re
 import sys
 import textwrap
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any, NoReturn
 
+from hparams.config import Flag
 from utils.core.errors import printable
 from utils.core.job import first_to_tell
 
@@ -15,107 +18,102 @@ LINE = 65  # characters of help beside a flag, where a line has 100
 OTHERS = "others"
 LEAST_GROUP = 3  # flags that have a heading of their own in the short help
 DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2212"  # as editors and web pages make them of "--"
-# What other programs call it.
-OTHER_NAMES = dict(
-    learning_rate=["lr"],
-    steps=["train_steps"],
-    iterations=["train_steps"],
-    max_steps=["train_steps"],
-    epochs=["train_steps"],
-    bs=["batch_size"],
-    gpu=["device"],
-    cuda=["device"],
-    workers=["num_workers"],
-    data=["custom_dataset_path", "dataset"],
-    data_dir=["custom_dataset_path"],
-    data_path=["custom_dataset_path"],
-    output_dir=["log_dir"],
-    out=["log_dir"],
-    name=["log_dir"],
-    checkpoint=["load_step"],
-    ckpt=["load_step"],
-    resolution=["img_size"],
-    image_size=["img_size"],
-    size=["img_size"],
-    fp16=["amp"],
-    bf16=["amp"],
-    temperature=["temp"],
-    n=["n_samples"],
-    num_samples=["n_samples"],
-    samples=["n_samples", "n_sheets"],
-    codes=["codebook_size"],
-    layers=["bert_n_layers"],
-    heads=["bert_n_head"],
-    verbose=["steps_per_log"],
-)
+# What other programs call a flag.
+OTHER_NAMES = {
+    "lr": "learning_rate",
+    "train_steps": "steps iterations max_steps epochs",
+    "batch_size": "bs",
+    "device": "gpu cuda",
+    "num_workers": "workers",
+    "custom_dataset_path": "data data_dir data_path",
+    "log_dir": "output_dir out name",
+    "load_step": "checkpoint ckpt",
+    "img_size": "resolution image_size size",
+    "amp": "fp16 bf16",
+    "temp": "temperature",
+    "n_samples": "n num_samples samples",
+    "codebook_size": "codes",
+    "bert_n_layers": "layers",
+    "bert_n_head": "heads",
+    "steps_per_log": "verbose",
+}
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors that suggest what was meant."""
+class OneLineParser(argparse.ArgumentParser):
+    """argparse with one-line errors, printed by one process of a job."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         if first_to_tell():
             print(f"{self.prog}: error: {printable(' '.join(str(message).splitlines()))}", file=sys.stderr)
         raise SystemExit(2)
 
-    def parse(self, argv):
-        """argv (default: the process's own) -> {flag: value} of what was given."""
-        argv = sys.argv[1:] if argv is None else argv
-        self._check_words(argv)
-        known, unknown = self.parse_known_args(argv)
-        if unknown:
-            self.error(self._explain(unknown[0]))
-        return vars(known)
 
-    def _check_words(self, argv):
-        """Explain a mistyped flag before argparse complains of a required one that was only mistyped."""
-        flags, takes_value, in_list, stray = self._option_string_actions, False, False, []
-        for word in argv:
-            name, equals, _ = word.partition("=")
-            if word.startswith("--"):
-                if name not in flags:
-                    self.error(self._explain(word))
-                takes_value, in_list = not equals and flags[name].nargs != 0, flags[name].nargs == "+"
-                continue
-            if not takes_value and word not in flags:
-                if self._meant(word, near=word[:1] in DASHES):
-                    self.error(self._explain(word))
-                stray += [] if in_list else [word]
-            takes_value = False
-        missing = [a.option_strings[0] for a in flags.values() if a.required and a.option_strings[0] not in argv]
-        if stray and len(missing) == 1 and stray[0] and stray[0][0] not in DASHES:
-            self.error(f"unexpected word '{stray[0]}': did you mean {missing[0]} {stray[0]}?")
+class Parser(OneLineParser):
+    """The flags of a script; its errors suggest what was meant. No flag has a default here, so that it is known what
+    was given. The required flags are listed first, then the others in their groups.
 
-    def _meant(self, word, near=True):
-        """The flag that a word stands for but for dashes and case, or (near) the nearest; None if there is none."""
-        names = [o[2:] for o in self._option_string_actions if o.startswith("--")]
-        bare = word.split("=")[0].lstrip(DASHES).replace("-", "_").lower()
-        if bare in names:
-            return f"--{bare}"
-        if not near:
-            return None
-        others = [name for name in OTHER_NAMES.get(bare, ()) if name in names]
-        found = others or difflib.get_close_matches(bare, names, n=1)
-        return f"--{found[0]}" if found else None
+    brief: in the help, list of a switch only the side that is not the default, and only the first clause of each text.
+    """
 
-    def _explain(self, word):
-        is_flag = word[:1] in DASHES
-        meant = self._meant(word, near=is_flag)
-        if is_flag:
-            see = "--help_all" if "--help_all" in self._option_string_actions else "--help"
-            return f"unknown flag {word}" + (f": did you mean {meant}?" if meant else f" (see {see})")
-        return f"unexpected word '{word}'" + (
-            f": did you mean {meant}?" if meant else " (a flag takes it only right after its name)"
+    def __init__(self, flags: Sequence[Flag], description: str, epilog: str | None, brief: bool = False) -> None:
+        self.required = [flag for flag in flags if flag.meta.get("required")]
+        words = " ".join(f"--{flag.name} {_metavar(flag)}" for flag in self.required)
+        super().__init__(
+            usage=f"%(prog)s {words} [flags]",  # argparse would list all of them, on 50 lines
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34),
+            add_help=False,
         )
+        self.groups: dict[str, Any] = {}
+        self.names: list[str] = []
+        for flag in self.required:
+            self.add("required", *_options(flag), **_argparse_facts(flag, brief))
+        for flag in flags:
+            if flag not in self.required:
+                self.add(flag.group, *_options(flag)[: 1 if brief else 2], **_argparse_facts(flag, brief))
+
+    def add(self, group: str, *options: str, **facts: Any) -> None:
+        """Add an argument to the group of this name, which is created if necessary."""
+        if group not in self.groups:
+            self.groups[group] = self.add_argument_group(group)
+        self.groups[group].add_argument(*options, **facts)
+        self.names += [option[2:] for option in options]
+
+    def parse(self, argv: Sequence[str] | None) -> dict[str, Any]:
+        """argv (default: that of the process) -> {flag: value} of what was given."""
+        known, unknown = self.parse_known_args(argv)
+        given = vars(known)
+        missing = [f"--{flag.name}" for flag in self.required if flag.name not in given]
+        if unknown:
+            self.error(self._explain(unknown[0], missing))
+        if missing:
+            self.error(f"the following arguments are required: {', '.join(missing)}")
+        return given
+
+    def _explain(self, word: str, missing: Sequence[str]) -> str:
+        """The message for a word that is no flag, and no value of one. missing: required flags that were not given."""
+        is_flag = word[:1] in DASHES
+        bare = word.split("=")[0].lstrip(DASHES).replace("-", "_").lower()
+        found = [name for name in self.names if name == bare]
+        if is_flag and not found:
+            found = [name for name in self.names if bare in OTHER_NAMES.get(name, "").split()]
+            found = found or difflib.get_close_matches(bare, self.names, n=1)
+        meant = f"did you mean --{found[0]}?" if found else ""
+        if is_flag:
+            see = "--help_all" if "help_all" in self.names else "--help"
+            return f"unknown flag {word}" + (f": {meant}" if meant else f" (see {see})")
+        if not meant and len(missing) == 1:
+            meant = f"did you mean {missing[0]} {word}?"
+        return f"unexpected word '{word}'" + (f": {meant}" if meant else " (a flag takes it only right after its name)")
 
 
 class _Help(argparse.Action):
-    """Print the help of a parser (`const`) and leave."""
+    """Print the help of a parser (`const`) and exit."""
 
-    def __init__(self, option_strings, dest, **kw):
-        super().__init__(option_strings, dest, nargs=0, **kw)
-
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         self.const.print_help()
         parser.exit()
 
@@ -123,116 +121,72 @@ class _Help(argparse.Action):
 class _Switch(argparse.Action):
     """--name and --no_name: the second undoes a preset or a loaded configuration."""
 
-    def __init__(self, option_strings, dest, **kw):
-        super().__init__(option_strings, dest, nargs=0, **kw)
-
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         setattr(namespace, self.dest, option_string == f"--{self.dest}")
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """A column for the flags that is wide enough for most."""
-
-    def __init__(self, prog):
-        super().__init__(prog, max_help_position=34)
-
-
-class _ShortFormatter(_Formatter):
-    """One line a flag: of a switch only the side that is not the default, of the help the first clause."""
-
-    def _format_action_invocation(self, action):
-        return action.option_strings[0] if isinstance(action, _Switch) else super()._format_action_invocation(action)
-
-    def _expand_help(self, action):
-        text = super()._expand_help(action)
-        default = re.search(r" \(default: .*\)$", text)
-        first = re.split(r"; | \((?!or )", text)[0]
-        if len(first) > LINE:
-            first = first[:LINE].rpartition(", ")[0] or first
-        return first + (default.group() if default and len(first + default.group()) <= LINE else "")
-
-
-def build_parser(flags, description, epilog, shown=None):
-    """A Parser in which nothing has a default, so that what was given is known.
-
-    shown: names of flags; --help shows these and the required ones, --help_all all. None: --help shows all.
-    """
-    parser = _new_parser(flags, description, epilog, _Formatter)
-    short = parser
+def build_parser(
+    flags: Sequence[Flag], description: str, epilog: str | None, shown: Iterable[str] | None = None
+) -> Parser:
+    """shown: names of flags; --help shows these and the required ones, --help_all all. None: --help shows all."""
+    parser = short = Parser(flags, description, epilog)
     if shown is not None:
         few = _merged([flag for flag in flags if flag.name in shown or flag.meta.get("required")])
         examples = next((part for part in (epilog or "").split("\n\n") if part.startswith("example")), None)
-        short = _new_parser(few, description, examples, _ShortFormatter)
+        short = Parser(few, description, examples, brief=True)
         more = f"all {len(flags)} flags with their complete descriptions"
         for each in (parser, short):
-            last = next((g for g in each._action_groups if g.title == OTHERS), None) or each.add_argument_group(OTHERS)
-            last.add_argument("--help_all", action=_Help, const=parser, help=more)
-        explained = {flag.name for flag in few}
-        rest = [f"--{flag.name}" for flag in flags if flag.name not in explained]
-        if rest:
-            names = textwrap.fill(" ".join(rest), 96, initial_indent="  ", subsequent_indent="  ")
-            short.add_argument_group("the rest, by name (what they mean: --help_all)").description = names
-    parser.add_argument("-h", "--help", action=_Help, const=short, help=argparse.SUPPRESS)
+            each.add(OTHERS, "--help_all", action=_Help, nargs=0, const=parser, help=more)
+        rest = [f"--{flag.name}" for flag in flags if flag.name not in short.names]
+        names = textwrap.fill(" ".join(rest), 96, initial_indent="  ", subsequent_indent="  ")
+        short.add_argument_group("the rest, by name (what they mean: --help_all)", names)
+    parser.add_argument("-h", "--help", action=_Help, nargs=0, const=short, help=argparse.SUPPRESS)
     return parser
 
 
-def _merged(flags):
+def _merged(flags: Sequence[Flag]) -> list[Flag]:
     """Flags of groups with few of them, as of one group at the end: headings are lines, too."""
     counts = Counter(flag.group for flag in flags if not flag.meta.get("required"))
     small = [replace(flag, group=OTHERS) for flag in flags if counts[flag.group] < LEAST_GROUP]
     return [flag for flag in flags if counts[flag.group] >= LEAST_GROUP] + small
 
 
-def _new_parser(flags, description, epilog, formatter):
-    """Required flags first, then the others in their groups."""
-    flags = sorted(flags, key=lambda flag: not flag.meta.get("required"))
-    required = " ".join(f"--{f.name} {_metavar(f)}" for f in flags if f.meta.get("required"))
-    parser = Parser(
-        usage=f"%(prog)s {required} [flags]",  # argparse would list all of them, on 50 lines
-        description=description,
-        epilog=epilog,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-        formatter_class=formatter,
-        add_help=False,
-    )
-    groups = {}
-    for flag in flags:
-        name = "required" if flag.meta.get("required") else flag.group
-        if name not in groups:
-            groups[name] = parser.add_argument_group(name)
-        groups[name].add_argument(*_option_strings(flag), **_argparse_kw(flag))
-    return parser
-
-
-def _option_strings(flag):
+def _options(flag: Flag) -> list[str]:
     if flag.type is not bool:
-        return (f"--{flag.name}",)
+        return [f"--{flag.name}"]
     positive = flag.name.removeprefix("no_")
-    return f"--{flag.name}", f"--{positive}" if positive != flag.name else f"--no_{flag.name}"
+    return [f"--{flag.name}", f"--{positive}" if positive != flag.name else f"--no_{flag.name}"]
 
 
-def _argparse_kw(flag):
-    meta = flag.meta
-    kw = dict(dest=flag.name, help=(meta["help"] + _default_text(flag)).replace("%", "%%"))
-    if meta.get("required"):
-        kw["required"] = True
+def _argparse_facts(flag: Flag, brief: bool) -> dict[str, Any]:
+    text = (_brief(flag) if brief else flag.meta["help"] + _default(flag)).replace("%", "%%")
+    facts: dict[str, Any] = dict(dest=flag.name, help=text)
     if flag.type is bool:
-        return dict(kw, action=_Switch)
-    kw["type"] = flag.type
+        return dict(facts, action=_Switch, nargs=0)
     if flag.is_list:
-        kw.update(nargs="+", action="extend" if meta.get("repeatable") else "store")
-    return dict(kw, metavar=_metavar(flag))  # choices are checked where all values are: hparams.sources.checked
+        facts.update(nargs="+", action="extend" if flag.meta.get("repeatable") else "store")
+    # The choices are checked where all values are: hparams.sources.checked
+    return dict(facts, type=flag.type, metavar=_metavar(flag))
 
 
-def _metavar(flag):
+def _metavar(flag: Flag) -> str:
     if flag.meta.get("choices"):
         return "{" + ",".join(map(str, flag.meta["choices"])) + "}"
     return flag.meta.get("metavar", {int: "INT", float: "FLOAT", str: "STR"}[flag.type])
 
 
-def _default_text(flag):
+def _default(flag: Flag) -> str:
     if flag.default is None or flag.type is bool:
         return ""  # the help itself describes derived values; switches are off
     value = " ".join(map(str, flag.default)) if flag.is_list else flag.default
     return f" (default: {value})"
+
+
+def _brief(flag: Flag) -> str:
+    """The first clause of the help, and the default if it fits."""
+    text = flag.meta["help"] + _default(flag)
+    default = re.search(r" \(default: .*\)$", text)
+    first = re.split(r"; | \((?!or )", text)[0]
+    if len(first) > LINE:
+        first = first[:LINE].rpartition(", ")[0] or first
+    return first + (default.group() if default and len(first + default.group()) <= LINE else "")

@@ -8,15 +8,16 @@ import os
 import re
 import reprlib
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from hparams import config
+from hparams.config import ALL_FLAGS, RECORDED, Flag, Values, names_of
 from hparams.presets import PRESETS
 from utils.core.errors import UsageError
-from utils.core.job import is_main
+from utils.core.job import LOGS, is_main
 from utils.core.json_files import hash_json, read_json
 
-LOGS = Path("logs")
 DATASETS = "datasets.yaml"
 ENTRY_KEYS = ("paths", "category", "preset", "hparams")
 STAGES = ("vqgan", "sampler")
@@ -31,7 +32,7 @@ _LARGEST_INT = 10**12  # of what has no bound of its own: beyond, arithmetic ove
 # ---------------------------------------------------------------------- one value
 
 
-def checked(flag, value, where=""):
+def checked(flag: Flag, value: Any, where: str = "") -> Any:
     """The value in the flag's type. UsageError, naming `where` and the flag, for a wrong type or range."""
     name = f"{where}--{flag.name}"
     if not flag.is_list:
@@ -41,7 +42,7 @@ def checked(flag, value, where=""):
     return [_checked_one(flag, v, name) for v in value]
 
 
-def _checked_one(flag, value, name):
+def _checked_one(flag: Flag, value: Any, name: str) -> Any:
     if flag.type is float and type(value) in (int, str):  # YAML reads 1e-3 as text
         with contextlib.suppress(ValueError, OverflowError):
             value = float(value)
@@ -51,7 +52,7 @@ def _checked_one(flag, value, name):
     return value
 
 
-def _check_range(meta, value, name, largest):
+def _check_range(meta: Values, value: Any, name: str, largest: float) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{name} {value} is not a finite number")
     if "min" in meta and value < meta["min"]:
@@ -66,7 +67,7 @@ def _check_range(meta, value, name, largest):
         raise UsageError(f"{name} {value} is unknown: {hint and hint + ' There are: '}{_listed(choices)}")
 
 
-def nearest(word, words, otherwise):
+def nearest(word: str, words: Iterable[str], otherwise: str) -> str:
     """'did you mean X?' for the word that is nearest, whatever its case, or `otherwise`."""
     by_case = {str(w).lower(): w for w in words}
     near = difflib.get_close_matches(_OTHER_WORDS.get(word.lower(), word.lower()), list(by_case), n=1)
@@ -76,7 +77,7 @@ def nearest(word, words, otherwise):
 # ---------------------------------------------------------------------- data sets
 
 
-def dataset_entry(name, custom_path):
+def dataset_entry(name: str, custom_path: str | None) -> dict[str, Any]:
     """The data set's entry as a dict with `name` and `paths` (a list), from datasets.yaml or 'custom'."""
     if name == "custom":
         if not custom_path:
@@ -107,7 +108,7 @@ def dataset_entry(name, custom_path):
     return dict(entry, name=name, paths=paths, origin=f"the entry '{name}' of {DATASETS}")
 
 
-def _read_datasets():
+def _read_datasets() -> dict[str, Any]:
     import yaml  # here, so that --help does not wait for it
 
     try:
@@ -124,7 +125,7 @@ def _read_datasets():
     return {str(k): v for k, v in entries.items()}
 
 
-def preset_of(entry, family, flags):
+def preset_of(entry: Values, family: str, flags: Mapping[str, Flag]) -> dict[str, Any]:
     """The defaults that go with a data set: its preset's, then those of its own `hparams`.
 
     A sampler takes the autoencoder's shape from the stage 1 preset, not how it was trained.
@@ -137,18 +138,18 @@ def preset_of(entry, family, flags):
         raise UsageError(f"{where}preset {_SHORT.repr(name)} is unknown: {hint}")
     preset = PRESETS[name]["vqgan"]
     if family == "sampler":
-        preset = {k: v for k, v in preset.items() if k in config.AUTOENCODER_KEYS}
+        preset = {k: v for k, v in preset.items() if k in names_of("autoencoder")}
         preset = {**preset, **PRESETS[name]["sampler"]}
     return {**preset, **_own_hparams(entry.get("hparams"), family, flags, where)}
 
 
-def _own_hparams(own, family, flags, where):
+def _own_hparams(own: Any, family: str, flags: Mapping[str, Flag], where: str) -> dict[str, Any]:
     """`hparams` of an entry: values by flag name; under `vqgan` or `sampler`, of that stage alone."""
     own = {} if own is None else own
     if not isinstance(own, dict) or not all(isinstance(own.get(s) or {}, dict) for s in STAGES):
         raise UsageError(f"{where}'hparams' must hold values by flag name, such as {{img_size: 128}}")
     own = {**{k: v for k, v in own.items() if k not in STAGES}, **(own.get(family) or {})}
-    known = {f.name: f for f in config.flags_of(config.vqgan_family() + config.sampler_family())}
+    known = {f.name: f for f in ALL_FLAGS if f not in RECORDED}
     known = {k: f for k, f in {**known, **flags}.items() if not f.meta.get("required")}
     for key in own:
         if key not in known:
@@ -160,7 +161,7 @@ def _own_hparams(own, family, flags, where):
 # ---------------------------------------------------------------------- saved configurations
 
 
-def run_folder(name):
+def run_folder(name: str) -> Path:
     """logs/<name>, refusing names that lead out of logs/ or cannot be shown."""
     path = Path(name)  # its anchor: a root, or a drive, which Windows takes without a root, too ("C:x")
     if path.anchor or ".." in path.parts or not path.parts or not name.isprintable():
@@ -168,7 +169,7 @@ def run_folder(name):
     return LOGS / name
 
 
-def require_folder(option, name):
+def require_folder(option: str, name: str) -> None:
     """UsageError that names what there is, where logs/<name> does not exist."""
     folder = run_folder(name)
     if os.path.isdir(folder):
@@ -178,14 +179,14 @@ def require_folder(option, name):
     raise UsageError(f"--{option} {name}: there is no folder {folder}: {hint}")
 
 
-def checkpoint_steps(name):
+def checkpoint_steps(name: str) -> list[int]:
     """The steps of logs/<name> that have a manifest, the newest first."""
     folder = run_folder(name) / "saved_models"
     names = os.listdir(folder) if folder.is_dir() else []
     return sorted((int(m[1]) for m in map(re.compile(r"manifest_(\d+)\.json").fullmatch, names) if m), reverse=True)
 
 
-def saved_config(name, flags, step=None):
+def saved_config(name: str, flags: Mapping[str, Flag], step: int | None = None) -> dict[str, Any] | None:
     """The hparams that a run in logs/<name> saved with the checkpoint of a step (None: the newest), or in its
     config.json if the manifest holds none. None for a published checkpoint, which has neither. flags: {name: Flag} of
     this script; the values of its flags are checked."""
@@ -209,7 +210,7 @@ def saved_config(name, flags, step=None):
         raise UsageError(f"{path} is damaged{reason}: restore it, or remove it and give the model's flags") from None
 
 
-def _of_manifest(folder, steps):
+def _of_manifest(folder: Path, steps: Iterable[int]) -> dict[str, Any] | None:
     """The hparams in the first of these steps' manifests that is what was written; None if it holds none."""
     for step in steps:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -220,11 +221,11 @@ def _of_manifest(folder, steps):
     return None
 
 
-def same_images(one, other):
+def same_images(one: Values, other: Values) -> bool:
     """Whether two configurations ({flag: value}) name the same set of images."""
     paths = [c.get("custom_dataset_path") for c in (one, other)]
     return one.get("dataset") == other.get("dataset") and len({p and os.path.realpath(p) for p in paths}) == 1
 
 
-def _listed(words):
+def _listed(words: Iterable[Any]) -> str:
     return ", ".join(map(str, words))

@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 from hparams import get_hparams
+from utils.evaluation.weight_files import WEIGHT_FILES
 
 PAGES = [
     ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "logs" / "README.md", *sorted((ROOT / "docs").glob("*.md")),
@@ -86,8 +87,21 @@ def test_python_has_one_spelling_and_the_environment_is_active_first():
     for page, _, block in blocks():
         for words in commands(block):
             assert words[0] != "python3" or words[1:] == ["-m", "venv", ".venv"], (page.name, words)
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert text.index("source .venv/bin/activate\n") < text.index("\npython ")
+    checked = 0
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if (first := re.search(r"(^|`)(python|torchrun) \S*\w\.py", text, re.MULTILINE)) is not None:
+            assert "source .venv/bin/activate" in text[: first.start()], page.name
+            checked += 1
+    assert checked > 8
+
+
+def test_the_table_of_weights_is_complete():
+    rows = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8").splitlines()
+    for name, weights in WEIGHT_FILES.items():
+        (row,) = [row for row in rows if row.startswith("|") and weights.file in row]
+        assert f" {weights.address} " in row and f"`python experiments/get_weights.py {name}`" in row
+        assert f"`--{weights.flag} PATH`" in "\n".join(rows)
 
 
 def test_make_targets_exist():
@@ -160,7 +174,7 @@ def test_flags_in_the_text_exist(capsys):
         if script in FAMILIES or re.search("COMMAND_LINE = |parse_own", (ROOT / script).read_text(encoding="utf-8")):
             known |= known_flags(script, capsys)
     known |= {"--max_restarts", "--nproc_per_node", "--fid", "--input1", "--input2"}  # of torchrun and torch-fidelity
-    known |= {"--samples-resize-and-crop", "--build-constraints"}
+    known |= {"--samples-resize-and-crop", "--build-constraints", "--torch-backend"}
     spans = " ".join(span for page in PAGES for span in re.findall(r"`([^`]+)`", prose(page)))
     found = set(re.findall(r"(?<![\w-])--\w[\w-]*", spans))
     assert len(found) > 60

@@ -165,7 +165,7 @@ def default_config(family, **given):
     classes = vqgan_family() if family == "vqgan" else sampler_family()
     if family == "sampler":
         given = dict(given, ae_load_dir="x", ae_load_step=1)
-    return resolve(config.flags_of(classes), dict(dataset="churches", **given), family)
+    return resolve(config.flags_of(classes), dict(dataset="churches", dry_run=True, **given), family)
 
 
 def shapes_of(module):

@@ -7,6 +7,7 @@ import torch
 
 from experiments.common.codes import decode_batch
 from experiments.common.sampling import sample_batches
+from hparams.config import key_of_samples
 from utils.core import distributed
 from utils.core.errors import UserError
 from utils.core.files import hash_tensors, load_tensors, save_tensors
@@ -83,8 +84,7 @@ class Samples:
         )
         if self.ids is not None:
             return dict(common, latents=hash_tensors(dict(ids=self.ids)))
-        how = ("seed", "temp", "sample_steps", "sample_type", "mask_schedule", "bert_n_head")
-        return dict(common, sampler=models.sampler.hash, **{name: getattr(H, name) for name in how})
+        return dict(common, sampler=models.sampler.hash, **key_of_samples(vars(H)))
 
     def features(self, extractor, on_ids=None, on_images=None):
         """Their FeatureSet with features and logits, from the cache or computed now.

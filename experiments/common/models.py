@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 import torch
 
-from experiments.common.weights import Loaded, load_autoencoder, load_sampler
+from experiments.common.weights import Loaded, load_autoencoder, load_sampler, note_missing_weights
 from hparams.sources import require_folder
 from models.samplers import build_sampler
 from models.summary import describe_sampler, print_dry_run
 from utils.core.checkpoint import checkpoints_of
 from utils.core.device import pick_device
 from utils.core.errors import UserError
+from utils.evaluation.weight_files import WEIGHT_FILES
 from utils.training.amp import Precision
 
 
@@ -71,3 +72,4 @@ def dry_run_of_sampler(H):
     """--dry_run of a script that uses a sampler."""
     with torch.device("meta"):
         print_dry_run(H, describe_sampler(H, build_sampler(H)))
+    note_missing_weights(H, *(name for name in ("inception", "alexnet") if hasattr(H, WEIGHT_FILES[name].flag)))

@@ -1,10 +1,12 @@
 """Pictures of what the models do: a sample while it is drawn, and the image patch that each code stands for."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from models.samplers.trace import canvases
 from utils.core import distributed
@@ -24,26 +26,22 @@ PAPER = 200  # grey value between the means of codes, because many means are whi
 
 
 @torch.no_grad()
-def decode_canvas(ae, ids, mask_id, latent_shape, precision):
+def decode_canvas(ae: Any, ids: Tensor, mask_id: int, latent_shape: tuple[int, int], precision: Any) -> Tensor:
     """Codes (B, L), some of them masked -> uint8 (B, C, H, W), grey where a code is masked.
 
     For the decoder, the mean vector of the codebook replaces each masked code.
     """
     h, w = latent_shape
     mask = (ids == mask_id).reshape(-1, 1, h, w)
-    codes = torch.arange(mask_id, device=ids.device)
     with precision.autocast():
-        z = torch.where(
-            mask,
-            ae.quantize.embed_ids(codes).mean(0)[:, None, None],
-            ae.embed(ids.masked_fill(ids == mask_id, 0), h, w),
-        )
+        mean = ae.quantize.embed_ids(torch.arange(mask_id, device=ids.device)).mean(0)
+        z = torch.where(mask, mean[:, None, None], ae.embed(ids.masked_fill(ids == mask_id, 0), h, w))
         x = ae.generator(z.contiguous()).float()
     cell = x.shape[-1] // w
     return to_uint8(torch.where(mask.repeat_interleave(cell, 2).repeat_interleave(cell, 3), GREY, x))
 
 
-def show_denoising(report, H, models, ids, first):
+def show_denoising(report: Any, H: Any, models: Any, ids: Tensor, first: int) -> None:
     """Write a strip of the first samples in FRAMES frames, denoising_<first>.png, and an animation of all samples,
     denoising_<first>.gif.
 
@@ -51,15 +49,13 @@ def show_denoising(report, H, models, ids, first):
     """
     sampler, ae = models.sampler.model, models.autoencoder.model
     u = sample_uniforms(H.seed, range(first, first + len(ids)), sampler.draws_per_sample(), models.device)
-    states = canvases(sampler, u, ids.to(models.device), FRAMES)
-
-    def decode(canvas):
-        parts = canvas.split(H.batch_size)
-        return torch.cat(
-            [decode_canvas(ae, p, sampler.mask_id, H.latent_shape[1:], models.precision).cpu() for p in parts]
-        )
-
-    frames = [decode(canvas) for canvas in states]
+    frames = []
+    for canvas in canvases(sampler, u, ids.to(models.device), FRAMES):
+        parts = [
+            decode_canvas(ae, part, sampler.mask_id, H.latent_shape[1:], models.precision).cpu()
+            for part in canvas.split(H.batch_size)
+        ]
+        frames.append(torch.cat(parts))
     rows = [[fitted(to_pillow(frame[i])) for frame in frames] for i in range(min(SHOWN, len(ids)))]
     strip = labelled(rows, column_labels=[f"{100 * i / (FRAMES - 1):.0f}%" for i in range(FRAMES)])
     stem = report.folder / "images" / f"denoising_{first}"
@@ -79,7 +75,7 @@ class CodeMeans:
     (Decoding a canvas of a single code shows little: the decoder was not trained on such canvases.)
     """
 
-    def __init__(self, codebook_size, n_channels, cell, device):
+    def __init__(self, codebook_size: int, n_channels: int, cell: int, device: torch.device) -> None:
         """cell: side of a code's cell in pixels."""
         self.cell, self.half = cell, cell // 2
         side = cell + 2 * self.half
@@ -88,7 +84,7 @@ class CodeMeans:
         # Integer sums do not depend on the order, nor on how the images are shared among processes.
         self.sums = torch.zeros(codebook_size, math.prod(self.shape), dtype=torch.int64, device=device)
 
-    def add(self, x, ids):
+    def add(self, x: Tensor, ids: Tensor) -> None:
         """Add images in [0, 1], (B, C, H, W), and their codes (B, L)."""
         padded = F.pad(x, (self.half,) * 4, mode="replicate")
         patches = F.unfold(padded, self.shape[1], stride=self.cell)  # (B, C side^2, L)
@@ -96,25 +92,25 @@ class CodeMeans:
         self.sums.index_add_(0, ids, (255 * patches).round().long())
         self.counts.index_add_(0, ids, torch.ones_like(ids))
 
-    def share(self):
+    def share(self) -> None:
         """Add up the sums and counts of all processes. All processes call it."""
         distributed.all_reduce_sum(self.sums)
         distributed.all_reduce_sum(self.counts)
 
-    def sheet(self):
+    def sheet(self) -> Tensor:
         """One picture, uint8 (C, h, w): the used codes, most used first, then white for the unused ones."""
         means = self.sums / (255 * self.counts.clamp(min=1))[:, None]
         means[self.counts == 0] = 1.0
         order = self.counts.argsort(descending=True, stable=True)
         return sheet(to_uint8(means[order].view(-1, *self.shape)), padding=1, background=PAPER)
 
-    def caption(self):
+    def caption(self) -> str:
         used = int((self.counts > 0).sum())
         return f"what codes stand for: the mean of the pixels there, most used first; {used} of {len(self.counts)} used"
 
 
 @torch.no_grad()
-def code_means(ae, images, H, precision):
+def code_means(ae: Any, images: Tensor, H: Any, precision: Any) -> CodeMeans:
     """CodeMeans of images, uint8 (N, C, H, W) on the autoencoder's device."""
     means = CodeMeans(H.codebook_size, H.n_channels, H.img_size // H.latent_shape[1], images.device)
     for batch in images.split(local_batch(H)):

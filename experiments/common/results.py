@@ -16,8 +16,9 @@ from utils.core.device import device_name
 from utils.core.files import Lines, check_appendable
 from utils.core.progress import say
 from utils.display import commands
-from utils.display.dashboard import Dashboard
+from utils.display.html import as_text
 from utils.display.images import enlarge, save_png
+from utils.display.live_dashboard import Dashboard
 
 
 class Report:
@@ -64,10 +65,10 @@ class Report:
         argument, the checkpoints' hashes and `about` (JSON values). name_se: the standard error of name."""
         if not self.is_main:
             return
-        shown = {name: _shown(value) for name, value in values.items() if not name.endswith("_se")}
+        shown = {name: as_text(value) for name, value in values.items() if not name.endswith("_se")}
         for name in shown:
             if f"{name}_se" in values:
-                shown[name] += f" +- {_shown(values[f'{name}_se'])}"
+                shown[name] += f" +- {as_text(values[f'{name}_se'])}"
         width = max(map(len, shown))
         say("\n".join([title, *(f"  {name:<{width}}  {text}" for name, text in shown.items())]))
         row = dict(
@@ -100,9 +101,3 @@ class Report:
         save_png(path, picture, min_side)
         self.dashboard.image(shown or name, enlarge(picture, 256).expand(3, -1, -1).numpy(), caption or name)
         return path
-
-
-def _shown(value):
-    if isinstance(value, float):
-        return f"{value:.5g}" if math.isfinite(value) else "unknown"
-    return str(value)

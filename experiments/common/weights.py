@@ -3,6 +3,7 @@
 import os
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -11,12 +12,10 @@ from models.samplers import build_sampler
 from utils.core.checkpoint import checkpoints_of, load_into
 from utils.core.errors import DamagedFile, UserError
 from utils.core.files import hash_tensors, load_tensors
+from utils.core.progress import say
+from utils.evaluation.weight_files import WEIGHT_FILES, missing
 
-# For each network of LPIPS: its name, torchvision's file of its weights, and the remedy if the file is missing.
-LPIPS_NETS = {
-    "vgg": ("VGG16", "vgg16-397923af.pth", "name the file with --perceptual_weights PATH"),
-    "alex": ("AlexNet", "alexnet-owt-7be5be79.pth", "name the file with --alexnet_weights PATH"),
-}
+LPIPS_NETS = {"vgg": "vgg", "alex": "alexnet"}  # the package's names of networks -> weight_files' names
 
 
 @dataclass
@@ -70,11 +69,6 @@ def freeze(model, device):
 # ---------------------------------------------------------------------- LPIPS
 
 
-def lpips_place(net):
-    """Where torchvision keeps the weights of 'vgg' or 'alex'."""
-    return os.path.join(torch.hub.get_dir(), "checkpoints", LPIPS_NETS[net][1])
-
-
 def load_lpips(net, weights_path=None, checkpoint=None, otherwise=""):
     """LPIPS (Zhang et al. 2018) with VGG16 ('vgg') or AlexNet ('alex'), frozen. Nothing is downloaded.
 
@@ -83,16 +77,11 @@ def load_lpips(net, weights_path=None, checkpoint=None, otherwise=""):
     that will be loaded: if it holds `perceptual.*`, no other file is needed. Raises UserError if the
     weights are missing (`otherwise`: another remedy, for the message) or do not fit.
     """
-    if not (weights_path or os.path.isfile(lpips_place(net))):
-        if checkpoint is not None and os.path.isfile(checkpoint) and has_perceptual(checkpoint):
-            weights_path = checkpoint
-        else:
-            name, file, remedy = LPIPS_NETS[net]
-            raise UserError(
-                f"the {name} weights for LPIPS are missing: put torchvision's {file} at {lpips_place(net)}, or {remedy}"
-                f"{otherwise}"
-            )
-    path = weights_path or lpips_place(net)
+    path = weights_path or WEIGHT_FILES[LPIPS_NETS[net]].place
+    if not weights_path and (line := missing(LPIPS_NETS[net])):
+        if checkpoint is None or not os.path.isfile(checkpoint) or not has_perceptual(checkpoint):
+            raise UserError(line + otherwise)
+        path = checkpoint
     state = named(load_tensors(path), path)
     import lpips
 
@@ -119,3 +108,11 @@ def to_lpips_names(state, model):
         elif name.startswith("net.") and "features." + name.split(".", 2)[2] in state:
             result[name] = state["features." + name.split(".", 2)[2]]
     return result
+
+
+def note_missing_weights(H: Any, *names: str) -> None:
+    """--dry_run: one line for each file of weights that the command line H needs and that is missing. names: those of
+    weight_files."""
+    for name in names:
+        if line := missing(name, getattr(H, WEIGHT_FILES[name].flag)):
+            say(f"note: {line}")

@@ -16,7 +16,7 @@ FLAGS = {
         "help": "codebook_size is split into as many factors of at least this size as possible: the levels of the "
         "dimensions. 240, 1000, 4375, 15360 and 64000 codes give the levels of the paper (fsq)",
         "min": 3,
-        "architecture": True,
+        "role": "autoencoder",
     },
 }
 EPS = 1e-3  # how far the outermost levels reach beyond the last rounding

@@ -1,7 +1,7 @@
 """Priors over the codes, one file each.
 
 To add one, add a file to this folder with a subclass of `Sampler` decorated by `@register("name")`.
-`--sampler name` then finds it. No other file changes (except hparams/config.py, for flags of its own).
+`--sampler name` then finds it. Flags of its own are a literal FLAGS in the same file. No other file changes.
 """
 
 import importlib

@@ -15,6 +15,40 @@ from models.samplers.reveal import Slots, in_order, reveal
 from models.transformer import frozen
 
 HISTORY_DECAY = 0.9
+FLAGS = {
+    "loss_type": {
+        "default": "reweighted_elbo",
+        "help": "training loss (absorbing)",
+        "role": "training",
+        "choices": ["reweighted_elbo", "elbo", "mlm"],
+    },
+    "mask_schedule": {
+        "default": "random",
+        "help": "mask each code with probability t/T, or exactly round(tL/T) codes (absorbing)",
+        "role": "training sampling keyed",
+        "choices": ["random", "fixed"],
+    },
+    "total_steps": {
+        "default": 256,
+        "help": "T, time steps of the diffusion in training (absorbing)",
+        "role": "sampler",
+        "min": 1,
+        "max": 1_000_000,
+    },
+    "sample_steps": {
+        "default": 256,
+        "help": "S, time steps when sampling (absorbing)",
+        "role": "sampling common keyed",
+        "min": 1,
+        "max": 1_000_000,
+    },
+    "sample_type": {
+        "default": "diffusion",
+        "help": "how to sample (absorbing)",
+        "role": "sampling keyed",
+        "choices": ["diffusion", "mlm"],
+    },
+}
 
 
 @register("absorbing")

@@ -39,9 +39,9 @@ from experiments import (
     generate_big_samples,
     get_samples,
 )
-from utils.display.dashboard import Dashboard
+from utils.display.dashboard_panes import UNITS
 from utils.display.grids import SAYS_TRIPLES
-from utils.display.panes import UNITS
+from utils.display.live_dashboard import Dashboard
 
 pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore:The 'warn' method:DeprecationWarning")]
 NAMES = f"MAP *.example 127.0.0.1, MAP {socket.gethostname()} 127.0.0.1"  # replaces DNS in the browser

@@ -2,6 +2,7 @@
 
 import base64
 import html.parser
+import io
 import json
 import os
 import re
@@ -20,9 +21,9 @@ from test_dashboard import FakeVisdom
 from experiments import show_run
 from utils.core.errors import printable
 from utils.core.files import write_json
-from utils.display import plots
-from utils.display.recorded import Recorded
+from utils.display import report_plots
 from utils.display.report import write_report
+from utils.display.saved_run import SavedRun, reduced
 
 HOSTILE = "<script>alert(1)</script>\"'&$x^2$\x1b[31m\ud800"
 
@@ -76,7 +77,7 @@ def here(finished, tmp_path, monkeypatch):
 
 
 def report(log_dir="ae"):
-    run = Recorded(Path("logs") / log_dir)
+    run = SavedRun(Path("logs") / log_dir)
     return Page(write_report(run)), run
 
 
@@ -124,8 +125,8 @@ def test_the_report_of_a_finished_run(here):
         assert words in page.text, words
     n_pictures = sum(place.startswith("data:image/png") for place in page.places)
     n_plots = sum(place.startswith("data:image/svg+xml") for place in page.places)
-    assert n_pictures == 3 and n_plots == len(Recorded("logs/ae").traces()) - 1 + 1  # perceptual is zero; the bars
-    assert not Recorded("logs/ae").notes and "viewport" in Path("logs/ae/report.html").read_text()
+    assert n_pictures == 3 and n_plots == len(SavedRun("logs/ae").traces()) - 1 + 1  # perceptual is zero; the bars
+    assert not SavedRun("logs/ae").notes and "viewport" in Path("logs/ae/report.html").read_text()
     for path in Path("logs/ae/images").glob("*.png"):
         if path.stem in ("reconstructions_12", "codebook_12", "reconstructions_progress"):
             assert f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" in page.places
@@ -174,7 +175,7 @@ def test_values_nested_deeply_are_passed_over(here, capsys, depth):
         with open(Path("logs/ae", name), "a") as f:
             f.write(f"{{{more}{text}}}}}\n")
     show_run.main(show_run.parse(["--log_dir", "ae", "--visdom_port", "1"]))
-    page, run = Page("logs/ae/report.html"), Recorded("logs/ae")
+    page, run = Page("logs/ae/report.html"), SavedRun("logs/ae")
     assert len(run.notes) == 4 and all(note in page.text for note in run.notes)
     for name in ("config.json", "bars.json"):
         assert f"logs/ae/{name} is damaged: not readable as JSON (a value is nested more than 20 levels" in page.text
@@ -183,7 +184,7 @@ def test_values_nested_deeply_are_passed_over(here, capsys, depth):
 
 def test_a_page_shows_a_bounded_number_of_curves_bars_and_pictures(here, monkeypatch):
     for name, most in (("MOST_CURVES", 5), ("MOST_BARS", 3), ("MOST_PICTURES", 4)):
-        monkeypatch.setattr(f"utils.display.recorded.{name}", most)
+        monkeypatch.setattr(f"utils.display.saved_run.{name}", most)
     for path in Path("logs/ae/images").iterdir():
         path.unlink()
     for i in range(6):
@@ -230,7 +231,7 @@ def test_texts_of_any_length_make_a_small_page(here):
     with open("logs/ae/stats.jsonl", "a") as f:
         f.write("1" * 3 * 2**20 + "\n" + json.dumps({"step": 13, "y" * 10**5: 1.0}) + "\n")
     write_json("logs/ae/bars.json", {"n": dict(step=1, values=[1.0] * 1000, x=["w" * 1000] * 1000)})
-    size = os.path.getsize(write_report(Recorded("logs/ae")))
+    size = os.path.getsize(write_report(SavedRun("logs/ae")))
     page, run = report()
     assert size < 2**21 and "the last" in page.text
     assert "3 damaged lines of stats.jsonl" in " ".join(run.notes) and run.rows[-1]["step"] == 13
@@ -316,7 +317,7 @@ def test_names_of_anything_run_nothing(here, capsys):
     name = printable(HOSTILE)  # the server fails at names that are not Unicode, as visdom's does
     assert {f"curves-{name.partition('/')[0]}", f"bars-{name}", "image-\\udcff"} <= dashboard().windows()
     assert "dashboard: http://" in capsys.readouterr().out
-    svg = plots.bars("<b>", [1.0, 2.0], ["<i>&", "$\\frac{$"])
+    svg = report_plots.bars("<b>", [1.0, 2.0], ["<i>&", "$\\frac{$"])
     assert "<b>" not in svg and "&lt;b&gt;" in svg
 
 
@@ -325,7 +326,7 @@ def test_the_whole_dashboard_is_sent_again(here, capsys):
     curves, windows = server.curves(), server.windows()
     out = capsys.readouterr().out.splitlines()
     assert out == [f"dashboard: http://127.0.0.1:{server.port}/env/ae", "report: logs/ae/report.html"]
-    assert curves["loss"]["train"] == [(row["step"], row["loss"]) for row in Recorded("logs/ae").rows if "loss" in row]
+    assert curves["loss"]["train"] == [(row["step"], row["loss"]) for row in SavedRun("logs/ae").rows if "loss" in row]
     assert [x for x, _ in curves["l1"]["validation"]] == [6, 12] and "images_per_second" in curves
     assert {
         "bars-codebook_usage",
@@ -333,7 +334,9 @@ def test_the_whole_dashboard_is_sent_again(here, capsys):
         "image-reconstructions_progress",
         "image-codebook",
         "properties",
+        "results",
     } <= windows
+    assert "12.346" in server.sent("/events", "results")[-1]["data"][0]["content"]
 
 
 def test_without_a_server_one_line_says_so(here, capsys):
@@ -343,17 +346,20 @@ def test_without_a_server_one_line_says_so(here, capsys):
     assert second == "report: logs/ae/report.html"
 
 
-def test_smoothing_has_no_bias_at_its_start():
-    assert np.allclose(plots.smooth(np.full(200, 3.0)), 3.0)
-    steps = plots.smooth(np.concatenate([np.zeros(2000), np.ones(2000)]))
-    assert steps[1999] == 0 and 0.5 < steps[2060] < 0.95 and steps[2500] > 0.999
-    xs, ys = plots.thinned(np.arange(10**5), np.arange(10**5))
-    assert len(xs) == plots.MOST_POINTS and (xs[0], ys[-1]) == (0, 10**5 - 1)
+def test_long_curves_are_thinned_and_smoothed():
+    noise = np.random.default_rng(0).normal(size=10**4).tolist()
+    for name, n_lines in (("l1", 2), ("lr", 1)):
+        svg = report_plots.curves(name, {"train": (range(10**4), noise)})
+        paths = re.findall('<path d="([^"]*)" clip-path', svg)
+        sizes = [path.count("L") for path in paths if path.count("L") > 1]  # the others are the grid
+        assert len(sizes) == n_lines and all(500 < size < report_plots.MOST_POINTS for size in sizes)
 
 
 def test_large_pictures_are_reduced(here):
     Image.effect_noise((3000, 1500), 99).save("logs/ae/images/big_1.png")
-    (picture,) = [p for p in Recorded("logs/ae").pictures() if p.name == "big"]
-    kind, content, width = picture.embedded()
-    assert (kind, width) == ("jpeg", 1600) and len(content) < 3 << 20
-    assert picture.array().shape == (3, 800, 1600)
+    (picture,) = [p for p in SavedRun("logs/ae").pictures() if p.name == "big"]
+    assert reduced(SavedRun("logs/ae").open(picture)).size == (1600, 800)
+    page, _ = report()
+    (source,) = [place for place in page.places if place.startswith("data:image/jpeg;base64,")]
+    content = base64.b64decode(source.partition(",")[2])
+    assert Image.open(io.BytesIO(content)).size == (1600, 800) and len(content) < 3 << 20

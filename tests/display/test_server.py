@@ -18,8 +18,8 @@ from tornado.httpserver import HTTPServer
 
 from experiments import dashboard as server
 from utils.core.errors import UserError
-from utils.display import server_files
-from utils.display.dashboard import Dashboard
+from utils.display import visdom_assets
+from utils.display.live_dashboard import Dashboard
 
 PYTHON = sys.executable
 TEXT = {"a@1.0": {"dist/a.js": "let a = 1"}, "b@2.0": {"b.css": "b {}", "f/b.svg": "<svg>"}}
@@ -39,7 +39,7 @@ def static(tmp_path, monkeypatch):
         }
         for package, files in FILES.items()
     }
-    monkeypatch.setattr(server_files, "FILES", known)
+    monkeypatch.setattr(visdom_assets, "FILES", known)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     (tmp_path / "bin").mkdir()
     (tmp_path / "static/js").mkdir(parents=True)
@@ -50,7 +50,7 @@ def static(tmp_path, monkeypatch):
 def put(static):
     """The lines it said."""
     lines = []
-    server_files.put_in_place(static, lines.append)
+    visdom_assets.install(static, lines.append)
     return lines
 
 
@@ -92,7 +92,7 @@ for path, text in {texts!r}.items():
 open(f"{{sys.argv[-1]}}/static/version.built", "w").write("0.2.4")
 """,
     )
-    monkeypatch.setattr(server_files.sys, "executable", str(static.parent / "python"))
+    monkeypatch.setattr(visdom_assets.sys, "executable", str(static.parent / "python"))
 
 
 def content(static):
@@ -158,13 +158,13 @@ def test_npm_that_fails_or_hangs(static, monkeypatch):
     with pytest.raises(UserError, match="npm: npm error code ETARGET npm error no such version"):
         put(static)
     program(static.parent / "bin/npm", "import time; time.sleep(60)")
-    monkeypatch.setattr(server_files, "PATIENCE", 0.5)
+    monkeypatch.setattr(visdom_assets, "PATIENCE", 0.5)
     with pytest.raises(UserError, match="npm took more than 0.5 s"):
         put(static)
 
 
 def test_a_folder_that_cannot_be_written(static, monkeypatch):
-    monkeypatch.setattr(server_files.os, "access", lambda *_: False)  # as to all but root
+    monkeypatch.setattr(visdom_assets.os, "access", lambda *_: False)  # as to all but root
     with pytest.raises(UserError, match="cannot be written: start the dashboard once"):
         put(static)
 
@@ -315,7 +315,7 @@ def test_clients_connect_or_say_why_not(serve, monkeypatch):
 
 def test_the_table_is_for_the_visdom_that_is_pinned():
     pins = (ROOT / "requirements.txt").read_text()
-    assert f"visdom=={server_files.VERSION} " in pins.replace("\n", " ")
-    assert all(re.fullmatch("[0-9a-f]{32}", digest) for digest in server_files.needed().values())
-    assert len(server_files.needed()) == 29
-    assert {path.split("/")[0] for path in server_files.needed()} == {"js", "css", "fonts"}
+    assert f"visdom=={visdom_assets.VERSION} " in pins.replace("\n", " ")
+    hashes = [digest for files in visdom_assets.FILES.values() for _, digest in files.values()]
+    assert len(hashes) == 29 and all(re.fullmatch("[0-9a-f]{32}", digest) for digest in hashes)
+    assert {path.split("/")[0] for path in visdom_assets.paths()} == {"js", "css", "fonts"}

@@ -29,7 +29,8 @@ from utils.data.pixels import to_uint8
 from utils.display import commands
 from utils.display.grids import Grid, labelled, progress_strip, read_cells, write_gif, write_strips
 from utils.display.images import save_png, sheet, sheet_grid
-from utils.display.records import pictures_by_step, read_bars
+from utils.display.run_files import pictures_by_step, read_bars
+from utils.evaluation.weight_files import WEIGHT_FILES
 from utils.training.amp import Precision
 
 CPU = torch.device("cpu")
@@ -266,8 +267,8 @@ def test_a_forecast_is_made_once(monkeypatch):
         (10**9, "11574 days"),
     ],
 )
-def test_spans(seconds, words):
-    assert progress.span(seconds) == words
+def test_durations(seconds, words):
+    assert progress.duration(seconds) == words
 
 
 def test_without_a_terminal_lines_become_rarer(monkeypatch, capsys):
@@ -397,6 +398,7 @@ def called(words, cwd):
 
 def test_what_a_run_offers_next_can_be_pasted(tmp_path, shapes, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
     images = tmp_path / "with a blank"
     images.symlink_to(shapes)
     flags = [*vqgan_flags(images, "my run"), *words("--train_steps 3 --steps_per_save_output 1")]
@@ -406,9 +408,17 @@ def test_what_a_run_offers_next_can_be_pasted(tmp_path, shapes, monkeypatch, cap
     assert "40 images of 'custom', batch 4, float32 on cpu" in lines[0]
     assert lines[1] == "writing to logs/my run; dashboard: off"
     assert "written: checkpoint of step 3 in logs/my run/saved_models; codebook, reconstructions in" in out
-    out = called([*following(out, "a prior over these codes"), *TINY_SAMPLER, "--train_steps", "2"], tmp_path)
+    stage_2 = [*following(out, "a prior over these codes"), *TINY_SAMPLER, "--train_steps", "2"]
+    out = called(stage_2, tmp_path)
     assert "absorbing: " in out
+    assert following(out, "the weights that their FID needs")[1:] == [f"{ROOT}/experiments/get_weights.py", "inception"]
+    assert "calc_FID" not in out, "it cannot run without them"
     called(following(out, "samples"), tmp_path)
+    place = Path(WEIGHT_FILES["inception"].place)
+    place.parent.mkdir(parents=True)
+    place.touch()
+    again = called([*stage_2, "--resume", "--train_steps", "3"], tmp_path)
+    assert f"{ROOT}/experiments/calc_FID.py" in following(again, "their FID")
     assert (tmp_path / "logs" / "my run_absorbing_samples" / "images" / "denoising_0.gif").is_file()
 
 

@@ -293,9 +293,15 @@ def test_as_a_user_calls_it(here, shapes, alexnet, monkeypatch, tmp_path, capsys
     flags = flags_of(shapes, alexnet, "--load_dir absorbing --load_step 2 --ema --n_samples 2 --n_neighbours 3")
     with pytest.raises(SystemExit):
         run(flags[: flags.index("--alexnet_weights")])
-    assert last_line(capsys).startswith("error: the AlexNet weights for LPIPS are missing: put torchvision's alexnet-")
+    line = last_line(capsys)
+    assert line.startswith(
+        "error: the AlexNet weights for LPIPS are missing: `python experiments/get_weights.py alexnet`"
+    )
     run([*flags, "--dry_run"])
-    assert "absorbing: " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "absorbing: " in out and "missing" not in out
+    run([*flags[: flags.index("--alexnet_weights")], "--dry_run"])
+    assert f"note: {line.removeprefix('error: ')}" in capsys.readouterr().out.splitlines()
     assert not Path("logs/nn").exists()
     run(flags)
     text = capsys.readouterr().out

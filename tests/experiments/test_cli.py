@@ -210,6 +210,7 @@ def test_dry_run_of_stage_1(workplace):
     assert "batch_size: 4  (command line)" in out and "ch_mult: 1 1 2 2 4\n" in out and "latent_shape: 1 16 16\n" in out
     assert re.search(r"VQGAN: [\d,]{9,} parameters; 256 x 256 pixels -> 16 x 16 codes of 1024", out)
     assert re.search(r"GFLOPs an image: encoder [\d.]+, generator [\d.]+, discriminator [\d.]+", out)
+    assert out.splitlines()[-1].startswith("note: the VGG16 weights for LPIPS are missing: ")
     assert os.listdir(workplace) == ["datasets.yaml"]
 
 
@@ -219,6 +220,7 @@ def test_dry_run_of_stage_2(workplace, here):
     assert "block_size: 256\n" in out and "sampler: absorbing  (command line)\n" in out
     assert re.search(r"absorbing: [\d,]{9,} parameters; 256 codes of 1024", out)
     assert re.search(r"one network pass, GFLOPs an image: [\d.]+", out)
+    assert "are missing" not in out
     assert os.listdir(workplace) == ["datasets.yaml"]
 
 
@@ -241,7 +243,17 @@ def test_missing_lpips_weights_have_three_remedies(workplace, here, shapes):
     words = [*TINY_VQGAN, "--perceptual_weight", "1", "--dataset", "custom", "--custom_dataset_path", str(shapes)]
     line = failed(here("train_vqgan.py", words))
     assert str(workplace / "torch_home" / "hub" / "checkpoints" / "vgg16-397923af.pth") in line
+    assert "https://download.pytorch.org/models/vgg16-397923af.pth" in line and "get_weights.py vgg" in line
     assert "--perceptual_weights PATH" in line and "--perceptual_weight 0" in line
+    assert "are missing" not in here("train_vqgan.py", ["--dataset", "demo", "--dry_run"])[1], "needs none"
+
+
+def test_dry_run_names_missing_weights(workplace, here):
+    code, out, err = here("experiments/calc_FID.py", f"{AE} --dataset churches --n_samples 5 --dry_run".split())
+    notes = [line for line in out.splitlines() if line.startswith("note: ")]
+    assert (code, err, len(notes)) == (0, "", 1)
+    assert notes[0].startswith("note: the Inception weights are missing: `python experiments/get_weights.py inception`")
+    assert str(workplace / "torch_home" / "hub" / "checkpoints") in notes[0]
 
 
 # ---------------------------------------------------------------------- utils.core.errors

@@ -26,6 +26,7 @@ from utils.core.files import load_tensors, save_tensors
 from utils.data.pixels import to_uint8
 from utils.evaluation import feature_files, features
 from utils.evaluation.features import Inception, collect, regroup
+from utils.evaluation.weight_files import WEIGHT_FILES
 
 
 class SmallExtractor:
@@ -574,6 +575,31 @@ def test_reconstructions(place, shapes, how, monkeypatch):
     assert row["values"]["images"] == 7 and row["values"]["rfid"] > 0 and "lpips" not in row["values"]
     assert 1 <= row["values"]["codes_used"] <= 16 and 1 <= row["values"]["perplexity"] <= 16
     assert Path("logs/rfid/images/reconstructions.png").is_file()
+
+
+def test_reconstructions_without_the_weights_of_inception(place, shapes, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_HOME", str(place))
+    flags = vqgan_flags(shapes, "rfid", "--ae_load_dir ae --ae_load_step 4 --n_samples 7")
+    complete = call(calc_VQGAN_FID, flags)
+    assert complete["values"].pop("rfid") > 0 and "rFID is left out" not in capsys.readouterr().out
+    monkeypatch.setattr(calc_VQGAN_FID, "Inception", Inception)
+    (place / "features").rename(place / "away")
+    row = call(calc_VQGAN_FID, flags)
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert [note[:24] for note in notes] == ["note: rFID is left out: ", "note: LPIPS is left out:"]
+    assert "python experiments/get_weights.py inception" in notes[0] and "get_weights.py vgg" in notes[1]
+    assert row["values"] == complete["values"] and row["features"] is None
+    assert not (place / "features").exists()
+    with pytest.raises(UserError, match="/no/such does not exist"):
+        call(calc_VQGAN_FID, [*flags, "--feature_weights", "/no/such"])
+    bad = Path(WEIGHT_FILES["inception"].place)
+    bad.parent.mkdir(parents=True)
+    bad.write_bytes(b"damaged")
+    with pytest.raises(DamagedFile, match="damaged"):
+        call(calc_VQGAN_FID, flags)
+    calc_VQGAN_FID.dry_run(experiment(calc_VQGAN_FID, flags))
+    out = capsys.readouterr().out
+    assert "Inception weights are missing" not in out and "VGG16 weights for LPIPS are missing" in out
 
 
 def test_reconstructions_of_the_validation_split(place, shapes):

@@ -14,7 +14,7 @@ import train_sampler
 import utils.training.run
 from faults.stages import SMALL
 from hparams import get_hparams
-from utils.display import dashboard
+from utils.display import live_dashboard
 
 STEPS = 240
 FLAGS = [
@@ -61,7 +61,7 @@ def test_the_curves_are_complete_in_the_end(trouble, place, fake, monkeypatch, f
             turn("well")
         now["at"] = here
 
-    plain = dashboard.Dashboard
+    plain = live_dashboard.Dashboard
     monkeypatch.setattr(
         utils.training.run,
         "Dashboard",

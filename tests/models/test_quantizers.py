@@ -33,7 +33,7 @@ from torch import nn
 from models.quantizers.base import Quantized, Quantizer, register
 
 FLAGS = {
-    "toy_width": {"default": 4, "help": "dimensions of the codes", "min": 1, "architecture": True},
+    "toy_width": {"default": 4, "help": "dimensions of the codes", "min": 1, "role": "autoencoder"},
     "toy_weight": {"default": 0.5, "help": "weight of the loss", "min": 0.0, "exclusive": True},
 }
 

@@ -23,9 +23,9 @@ from utils.core.files import (
     sha256_file,
     write_json,
 )
+from utils.core.job import LOGS
 
 FORMAT = 1
-LOGS = Path("logs")
 
 
 def _is_text(value):

@@ -1,7 +1,11 @@
-"""The rank of this process in its job, from torchrun's environment variables. Standard library only."""
+"""The rank of this process in its job, from torchrun's environment variables, and the folder of all runs. Standard
+library only."""
 
 import contextlib
 import os
+from pathlib import Path
+
+LOGS = Path("logs")
 
 
 def rank():

@@ -154,10 +154,10 @@ class Forecast:
         if left < self.SHORT:
             return None
         end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left)) if left < self.LONG else "in decades"
-        return f"{span(seconds / steps)} per step: {span(left)} to step {self.total} ({end})"
+        return f"{duration(seconds / steps)} per step: {duration(left)} to step {self.total} ({end})"
 
 
-def span(seconds):
+def duration(seconds):
     """A duration in seconds as text: 0.21 s, 45 s, 12 min, 3.5 h, 4.1 days."""
     for size, unit, most in ((1, "s", 90), (60, "min", 90), (3600, "h", 48)):
         if seconds < most * size:

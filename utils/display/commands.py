@@ -4,19 +4,18 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from utils.core.checkpoint import LOGS
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {name: f"{name}.py" for name in ("train_vqgan", "train_sampler")}
 SCRIPTS["calc_approximate_ELBO"] = "experiments/calc_approximate_ELBO.py"
-# Flags that depend on the machine and the user: the next command repeats them if this command has them.
-DASHBOARD = ("visdom_server", "visdom_port", "no_visdom")
-KEPT = ("device", "num_workers", "amp", "amp_dtype", *DASHBOARD)
 
 
-def python():
+def python() -> str:
     """How this Python is called here: by a name that the shell finds, else by its path."""
     here = os.path.abspath(sys.executable)
     for name in ("python", "python3"):
@@ -25,7 +24,7 @@ def python():
     return _from_here(here)
 
 
-def _from_here(path):
+def _from_here(path: str | Path) -> str:
     """A path as seen from the current folder if it is below that, else as it is."""
     try:
         relative = os.path.relpath(path)
@@ -34,7 +33,7 @@ def _from_here(path):
     return str(path) if relative.startswith(os.pardir) else relative
 
 
-def command(script, **flags):
+def command(script: str, **flags: Any) -> str:
     """A command line as text. script: as seen from the repository; flags that are None or False are left out."""
     words = [python(), _from_here(ROOT / script)]
     for name, value in flags.items():
@@ -46,37 +45,35 @@ def command(script, **flags):
     return shlex.join(words)
 
 
-def new_name(name):
+def new_name(name: str) -> str:
     """A --log_dir that does not exist yet: the name, with a number appended if necessary."""
     names = [name, *(f"{name}_{i}" for i in range(2, 1000))]
     return next((n for n in names if not (LOGS / n).exists()), name)
 
 
-def _data(values):
+def _data(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: values.get(k) for k in ("dataset", "custom_dataset_path")}
 
 
-def _given(H, *names):
-    return {k: getattr(H, k) for k in (*KEPT, *names) if k in H.explicit}
-
-
-def resume(script, values, **more):
+def resume(script: str, values: Mapping[str, Any], **more: Any) -> str | None:
     """The command that continues a run, from its script's name and its hyperparameters {flag: value}; the rest is in
     its config.json. None if the script cannot resume."""
     if script not in SCRIPTS:
         return None
-    models = () if script == "train_vqgan" else ("sampler", "ae_load_dir", "ae_load_step")
-    models += ("load_dir", "load_step") if script == "calc_approximate_ELBO" else ()
-    flags = {**_data(values), "log_dir": values.get("log_dir"), **{k: values.get(k) for k in models}, "resume": True}
-    return command(SCRIPTS[script], **flags, **more)
+    names = ["dataset", "custom_dataset_path", "log_dir"]
+    if script != "train_vqgan":
+        names += ["sampler", "ae_load_dir", "ae_load_step"]
+    if script == "calc_approximate_ELBO":
+        names += ["load_dir", "load_step"]
+    return command(SCRIPTS[script], **{name: values.get(name) for name in names}, resume=True, **more)
 
 
-def show_run(H):
+def show_run(H: Any) -> str:
     """The command that makes a run's page."""
     return command("experiments/show_run.py", log_dir=H.log_dir, no_visdom=H.no_visdom)
 
 
-def after_vqgan(H, step):
+def after_vqgan(H: Any, step: int) -> str:
     """Stage 2 on the codes of this stage 1."""
     return command(
         "train_sampler.py",
@@ -85,11 +82,11 @@ def after_vqgan(H, step):
         log_dir=new_name(f"{H.log_dir}_absorbing"),
         ae_load_dir=H.log_dir,
         ae_load_step=step,
-        **_given(H, "ema", "horizontal_flip", "steps_per_eval"),
+        **H.given("machine", "dashboard", "stages"),
     )
 
 
-def after_sampler(H, step, n_images):
+def after_sampler(H: Any, step: int, n_images: int) -> tuple[str, str]:
     """(samples, FID) of this stage 2. n_images: about how many there are to compare with; the paper: 50000 samples."""
     models = dict(
         sampler=H.sampler,
@@ -98,7 +95,7 @@ def after_sampler(H, step, n_images):
         ae_load_step=H.ae_load_step,
         load_dir=H.log_dir,
         load_step=step,
-        **_given(H, "temp", "sample_steps", "sample_type"),
+        **H.given("machine", "dashboard", "sampling"),
     )
     shows = getattr(H, "sample_type", None) != "mlm"
     samples = command(
@@ -106,3 +103,8 @@ def after_sampler(H, step, n_images):
     )
     n_samples = max(n for n in (1000, 10_000, 50_000) if n <= max(n_images, 1000))
     return samples, command("experiments/calc_FID.py", **models, log_dir=f"{H.log_dir}_FID", n_samples=n_samples)
+
+
+def get_weights(name):
+    """The command that fetches published weights."""
+    return f"{command('experiments/get_weights.py')} {name}"

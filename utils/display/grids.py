@@ -7,13 +7,17 @@ import io
 import itertools
 import json
 import os
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
-from utils.core.files import atomic_write
-from utils.display.records import pictures_by_step
+from utils.core.errors import DamagedFile
+from utils.core.files import atomic_write, parse_json
+from utils.display.run_files import pictures_by_step
 
 NOTE = "grid"  # the PNG text that says how a sheet is laid out
 CELLS = (64, 128)  # bounds of the side of an image in strips, in pixels
@@ -23,7 +27,6 @@ AMPLIFIED = 4  # times that differences are shown larger than they are
 SAYS_TRIPLES = f"original, reconstruction, difference x {AMPLIFIED}"
 MOST_STRIPS = 24  # a run has a few
 MOST_PIXELS = 1 << 26  # of a picture that is read
-DAMAGED = (ValueError, OSError, SyntaxError, RecursionError, Image.DecompressionBombError)  # what reading one raises
 
 
 @dataclass(frozen=True)
@@ -39,41 +42,34 @@ class Grid:
     group: int = 1
     gap: int = 0
 
-    def place(self, i):
+    def place(self, i: int) -> tuple[int, int]:
         """(top, left) of image i."""
         row, column = divmod(i, self.columns)
         left = column * (self.width + self.padding) + self.padding + column // self.group * self.gap
         return row * (self.height + self.padding) + self.padding, left
 
-    def size(self):
+    def size(self) -> tuple[int, int]:
         """(height, width) of the sheet."""
         rows = -(-self.count // self.columns)
         left = self.place(self.columns - 1)[1]
         return rows * (self.height + self.padding) + self.padding, left + self.width + self.padding
 
-    def scaled(self, factor):
-        return Grid(
-            self.count,
-            self.height * factor,
-            self.width * factor,
-            self.columns,
-            self.padding * factor,
-            self.group,
-            self.gap * factor,
-        )
+    def scaled(self, factor: int) -> "Grid":
+        """The grid of the sheet enlarged by a factor."""
+        sizes = ("height", "width", "padding", "gap")
+        return replace(self, **{name: factor * getattr(self, name) for name in sizes})
 
-    def note(self):
+    def note(self) -> PngImagePlugin.PngInfo:
         """Itself as PngInfo, for the file that holds the sheet."""
         info = PngImagePlugin.PngInfo()
         info.add_text(NOTE, json.dumps(asdict(self)))
         return info
 
     @classmethod
-    def of(cls, image):
+    def of(cls, image: Image.Image) -> "Grid":
         """The grid recorded in a Pillow image. Raises ValueError if it does not fit the image."""
-        values = json.loads(image.info[NOTE])
-        names = {f.name for f in fields(cls)}
-        if not isinstance(values, dict) or set(values) != names:
+        values = parse_json(image.info[NOTE])
+        if not isinstance(values, dict) or set(values) != {field.name for field in fields(cls)}:
             raise ValueError("no grid")
         if any(type(v) is not int or not 0 <= v < 1 << 20 for v in values.values()):
             raise ValueError("the grid has no sizes")
@@ -84,41 +80,53 @@ class Grid:
         return grid
 
 
-def read_cells(path, most=MOST_COLUMNS):
-    """The images of a saved sheet as its first groups: a list of lists of Pillow images, empty where no grid is noted.
-
-    Raises one of DAMAGED for what is not what was written.
-    """
-    with Image.open(path, formats=("PNG",)) as image:
-        if NOTE not in image.info:
-            return []
+def open_picture(path: str | Path) -> Image.Image:
+    """The first frame of a PNG, GIF or JPEG file as a Pillow image. Raises DamagedFile if it cannot be read."""
+    try:
+        image = Image.open(path, formats=("PNG", "GIF", "JPEG"))
         if image.size[0] * image.size[1] > MOST_PIXELS:
             raise ValueError("too many pixels")
-        grid = Grid.of(image)
-        image = image.convert("RGB")
+        image.load()
+        return image
+    except Exception as error:  # on damaged files Pillow's readers can raise anything
+        raise DamagedFile(f"{path} cannot be shown: {' '.join(str(error).split())[:120]}") from None
+
+
+def read_cells(path: str | Path, most: int = MOST_COLUMNS) -> list[list[Image.Image]]:
+    """The images of a saved sheet as its first groups: a list of lists of Pillow images, empty if no grid is noted.
+
+    Raises ValueError for a file that is not as it was written.
+    """
+    image = open_picture(path)
+    if NOTE not in image.info:
+        return []
+    grid = Grid.of(image)
     cells = []
     for i in range(min(grid.count, most * grid.group)):
         top, left = grid.place(i)
-        cells.append(image.crop((left, top, left + grid.width, top + grid.height)))
+        cells.append(image.crop((left, top, left + grid.width, top + grid.height)).convert("RGB"))
     return [cells[i : i + grid.group] for i in range(0, len(cells), grid.group)]
 
 
-def fitted(image):
+def fitted(image: Image.Image) -> Image.Image:
     """A Pillow image within CELLS: small ones enlarged by whole factors, large ones reduced."""
     least, most = CELLS
     longest = max(image.size)
     if longest > most:
-        return image.resize([max(1, round(n * most / longest)) for n in image.size], Image.LANCZOS)
+        return ImageOps.contain(image, (most, most), Image.Resampling.LANCZOS)
     factor = max(1, least // longest)
-    return image.resize([n * factor for n in image.size], Image.NEAREST)
+    return image.resize([n * factor for n in image.size], Image.Resampling.NEAREST)
 
 
-def labelled(rows, row_labels=(), column_labels=(), padding=4):
+def labelled(
+    rows: list[list[Image.Image]], row_labels: Sequence[str] = (), column_labels: Sequence[str] = (), padding: int = 4
+) -> Image.Image:
     """Rows of Pillow images of one size -> one picture, with a word before each row and above each column."""
     width, height = rows[0][0].size
-    font = ImageFont.load_default(max(11, height // 6))
+    font_size = max(11, height // 6)
+    font = ImageFont.load_default(font_size)
     left = max((int(font.getlength(text)) for text in row_labels), default=-2 * padding) + 2 * padding + padding
-    top = font.size + 2 * padding if column_labels else padding
+    top = font_size + 2 * padding if column_labels else padding
     n_columns = max(map(len, rows))
     size = left + n_columns * (width + padding), top + len(rows) * (height + padding)
     picture = Image.new("RGB", size, PAPER)
@@ -134,7 +142,7 @@ def labelled(rows, row_labels=(), column_labels=(), padding=4):
     return picture
 
 
-def write_picture(path, picture, **options):
+def write_picture(path: str | Path, picture: Image.Image, **options: Any) -> None:
     """A Pillow image -> a file of the format that its name says, complete or absent. options: Pillow's."""
     buffer = io.BytesIO()  # GIFs are written back and forth
     picture.save(buffer, format=os.path.splitext(path)[1][1:].upper(), **options)
@@ -142,14 +150,14 @@ def write_picture(path, picture, **options):
         f.write(buffer.getvalue())
 
 
-def write_gif(path, frames, milliseconds=350, hold=2000):
+def write_gif(path: str | Path, frames: list[Image.Image], milliseconds: int = 350, hold: int = 2000) -> None:
     """Pillow images -> an animation that repeats; the last one stays for longer."""
     first, *others = [frame.quantize(256, dither=Image.Dither.NONE) for frame in frames]
     durations = [milliseconds] * len(others) + [hold]
     write_picture(path, first, save_all=True, append_images=others, duration=durations, loop=0)
 
 
-def progress_strip(pictures, say):
+def progress_strip(pictures: list[tuple[int, str]], say: Callable[[str], object]) -> Image.Image | None:
     """The pictures of one name, [(step, path), ...] by rising step, as one: a row a step, the same images in each.
 
     At most MOST_ROWS of them, closer together early, where more changes. Of comparisons the originals come first, then
@@ -160,7 +168,7 @@ def progress_strip(pictures, say):
         step, path = pictures[i]
         try:
             found.append((step, read_cells(path)))
-        except DAMAGED as error:
+        except ValueError as error:
             say(f"note: {path} is left out of the strip: {' '.join(str(error).split())[:120]}")
     found = [(step, groups) for step, groups in found if groups]
     if not found:
@@ -176,11 +184,11 @@ def progress_strip(pictures, say):
     return labelled([[fitted(image) for image in row] for row in rows], labels)
 
 
-def _shape(groups):
+def _shape(groups: list[list[Image.Image]]) -> tuple[int, int, tuple[int, int]]:
     return len(groups), len(groups[0]), groups[0][0].size
 
 
-def write_strips(folder, say):
+def write_strips(folder: str, say: Callable[[str], object]) -> list[str]:
     """Write <name>_progress.png for the series of pictures in a folder, the first MOST_STRIPS; returns the paths."""
     paths = []
     for name, pictures in itertools.islice(pictures_by_step(folder).items(), MOST_STRIPS):

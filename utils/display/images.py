@@ -1,20 +1,24 @@
 """From tensors to pictures: one rounding rule, sheets, PNG files."""
 
 import math
+from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from utils.display.grids import AMPLIFIED, Grid, write_picture
 
 
-def sheet_grid(images, n_columns=None, padding=2, group=1, gap=0):
+def sheet_grid(images: Tensor, n_columns: int | None = None, padding: int = 2, group: int = 1, gap: int = 0) -> Grid:
     """The Grid of sheet(images, ...)."""
     N, _, H, W = images.shape
     return Grid(N, H, W, min(n_columns or math.ceil(math.sqrt(N)), N), padding, group, gap)
 
 
-def sheet(images, n_columns=None, padding=2, group=1, gap=0, background=255):
+def sheet(
+    images: Tensor, n_columns: int | None = None, padding: int = 2, group: int = 1, gap: int = 0, background: int = 255
+) -> Tensor:
     """uint8 (N, C, H, W) -> one picture uint8 (C, h, w): rows of n_columns, white between and around.
 
     group, gap: see utils.display.grids.Grid."""
@@ -26,7 +30,7 @@ def sheet(images, n_columns=None, padding=2, group=1, gap=0, background=255):
     return picture
 
 
-def triples(left, right):
+def triples(left: Tensor, right: Tensor) -> Tensor:
     """Originals and reconstructions, uint8 (N, C, H, W) each -> (3N, C, H, W): original, reconstruction, and their
     difference |left - right| times AMPLIFIED (black if they are equal)."""
     left, right = left.cpu(), right.cpu()
@@ -37,19 +41,19 @@ def triples(left, right):
 TRIPLES = dict(n_columns=12, group=3, gap=6)  # how a sheet of them is laid out
 
 
-def enlarge(image, min_side):
+def enlarge(image: Tensor, min_side: int) -> Tensor:
     """uint8 (C, H, W), each pixel repeated by the least whole factor that makes both sides min_side or more."""
     factor = max(1, math.ceil(min_side / min(image.shape[1:])))
     return image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
 
 
-def to_pillow(image):
+def to_pillow(image: Tensor) -> Image.Image:
     """uint8 (C, H, W) -> a Pillow image."""
     array = image.cpu().permute(1, 2, 0).numpy()
     return Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)
 
 
-def save_png(path, image, min_side=1, grid=None):
+def save_png(path: str | Path, image: Tensor, min_side: int = 1, grid: Grid | None = None) -> None:
     """uint8 (C, H, W) -> a PNG file, complete or absent; small pictures enlarged by whole factors.
 
     grid: of the sheet that the image is, noted in the file."""

@@ -1,34 +1,29 @@
-"""A recorded run -> logs/<log_dir>/report.html."""
+"""A saved run -> logs/<log_dir>/report.html: one file with its pictures in it, readable on a phone, printable."""
 
+import base64
+import io
 import os
 import statistics
 import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from utils.core.errors import printable
 from utils.core.files import atomic_write
-from utils.core.progress import span
-from utils.display import commands, html, plots
-from utils.display.recorded import when
-from utils.display.records import is_number
+from utils.core.progress import duration
+from utils.display import commands, report_plots
+from utils.display.html import as_text, render
+from utils.display.run_files import is_number
+from utils.display.saved_run import LARGEST, SavedRun, reduced
 
 KINDS = {
     "train_vqgan": "Stage 1: VQGAN",
     "train_sampler": "Stage 2: prior over codes",
     "calc_approximate_ELBO": "Approximate ELBO",
 }
-FIRST = (
-    "loss",
-    "bits",
-    "nll_loss",
-    "l1",
-    "perceptual",
-    "codebook_loss",
-    "perplexity",
-    "codes_used",
-    "g_loss",
-    "d_loss",
-    "d_weight",
-)
+# The order of the curves; the others follow by name.
+FIRST = "loss bits nll_loss l1 perceptual codebook_loss perplexity codes_used g_loss d_loss d_weight".split()
+# The numbers under the title, at most MOST_LARGE. `val_` takes the place of the same without it.
 LARGE = dict(
     val_bits="bits per code, validation",
     bits="bits per code",
@@ -39,150 +34,133 @@ LARGE = dict(
     perplexity="perplexity",
 )
 MOST_LARGE = 5
-NARROW = 700  # pixels: two such pictures stand side by side
 MOST_CHECKPOINTS = 12
+HEAVIEST = 3 << 20  # bytes of a picture that is shown as it is
 
 
-def text(value):
-    """Any JSON value as words."""
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    if isinstance(value, list):
-        return " ".join(map(text, value))
-    if isinstance(value, dict):
-        return ", ".join(f"{printable(k)} {text(v)}" for k, v in value.items())
-    if value is None or isinstance(value, bool):
-        return {None: "-", True: "yes", False: "no"}[value]
-    return printable(value)
+def write_report(run: SavedRun) -> str:
+    """Write report.html into the folder of a SavedRun; returns its path."""
+    kind = KINDS.get(run.script) or (as_text(run.metrics[-1].get("metric")) if run.metrics else "Run")
+    last: Any = run.hparams.get("train_steps")
+    finished = bool(run.steps) and is_number(last) and run.steps[-1] >= last
+    more = dict(train_steps=2 * last) if finished else {}
+    text = render(
+        "report.html",
+        title=printable(run.name),
+        kind=kind,
+        lead=list(_lead(run)),
+        numbers=_large_numbers(run),
+        pictures=list(_pictures(run)),
+        curves=list(_curves(run)),
+        bars=list(_bars(run)),
+        metrics=[_metrics_row(row) for row in run.metrics],
+        checkpoints=run.checkpoints(MOST_CHECKPOINTS),
+        n_checkpoints=len(run.steps),
+        finished=finished,
+        command=printable(commands.resume(run.script, run.hparams, **more) or ""),
+        arguments=run.arguments(),
+        log="\n".join(run.log),
+        folder=run.folder,
+        notes=run.notes,
+    )
+    path = os.path.join(run.folder, "report.html")
+    with atomic_write(path) as f:
+        f.write(text.encode("utf-8", "backslashreplace"))
+    return path
 
 
-def lead(run):
+def _lead(run: SavedRun) -> Iterator[str]:
     """The sentences under the title."""
-    facts, step = run.facts, run.step()
+    facts, step = run.facts, run.last_step()
+    data, batch = as_text(run.hparams.get("dataset")), as_text(run.hparams.get("batch_size"))
     if is_number(facts.get("parameters")):
+        items, of, precision, device, torch = (
+            as_text(facts.get(name)) for name in ("items", "of", "precision", "device", "torch")
+        )
         yield (
-            f"{facts['parameters'] / 1e6:.1f} million parameters, {text(facts.get('items'))} {text(facts.get('of'))} "
-            f"of '{text(run.hparams.get('dataset'))}', {text(facts.get('precision'))} on {text(facts.get('device'))}, "
-            f"batches of {text(run.hparams.get('batch_size'))}, PyTorch {text(facts.get('torch'))}."
+            f"{facts['parameters'] / 1e6:.1f} million parameters, {items} {of} of '{data}', {precision} on {device}, "
+            f"batches of {batch}, PyTorch {torch}."
         )
     elif run.hparams:
-        yield f"Data set '{text(run.hparams.get('dataset'))}', batches of {text(run.hparams.get('batch_size'))}."
+        yield f"Data set '{data}', batches of {batch}."
     last = run.hparams.get("train_steps")
     if step and is_number(last):
-        state = "Finished" if step >= last else "Not finished"
-        done = f"{state}: step {step:,} of {last:,}"
-        rates = [r["images_per_second"] for r in run.speed if is_number(r.get("images_per_second"))]
-        pace = f", {statistics.median(rates):.3g} images per second" if rates else ""
-        seconds = run.seconds()
-        yield done + (f" after {span(seconds)} of training" if seconds else "") + pace + "."
+        sentence = f"{'Finished' if step >= last else 'Not finished'}: step {step:,} of {last:,}"
+        if seconds := run.seconds():
+            sentence += f" after {duration(seconds)} of training"
+        rates = [row["images_per_second"] for row in run.speed if is_number(row.get("images_per_second"))]
+        if rates:
+            sentence += f", {statistics.median(rates):.3g} images per second"
+        yield f"{sentence}."
     if run.is_empty():
         yield f"Nothing is written yet: there are no curves, pictures, metrics or checkpoints in {run.folder}."
 
 
-def large_figures(run):
+def _large_numbers(run: SavedRun) -> dict[str, str]:
+    """{what it is: the last value} of the most important curves."""
     latest = run.latest()
-    chosen = [name for name in LARGE if name in latest and not {f"val_{name}"} & LARGE.keys() & latest.keys()]
+    chosen = [name for name in LARGE if name in latest and not (f"val_{name}" in LARGE and f"val_{name}" in latest)]
     return {LARGE[name]: f"{latest[name]:.4g}" for name in chosen[:MOST_LARGE]}
 
 
-def drawn(run, name, draw, *args):
-    """The plot, or nothing and a note: a file may hold numbers that no axis has room for."""
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _pictures(run: SavedRun) -> Iterator[tuple[str, str, int]]:
+    """(data URI, caption, width in pixels) of the pictures; large ones are reduced."""
+    for picture in run.pictures():
+        image = run.open(picture)
+        if image is None:
+            continue
+        if (max(image.size) <= LARGEST or image.format == "GIF") and os.path.getsize(picture.path) <= HEAVIEST:
+            kind = str(image.format).lower()
+            with open(picture.path, "rb") as f:
+                content = f.read()
+        else:
+            kind, buffer = "jpeg", io.BytesIO()
+            image = reduced(image)
+            image.save(buffer, format="JPEG", quality=88)
+            content = buffer.getvalue()
+        yield _data_uri(kind, content), printable(picture.caption), image.size[0]
+
+
+def _curves(run: SavedRun) -> Iterator[tuple[str, str]]:
+    """(name, data URI) of the plots of the curves. Curves that are always 0 are left out."""
+    traces = {name: t for name, t in run.traces().items() if any(any(values) for _, values in t.values())}
+    for name in sorted(traces, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name)):
+        if source := _plot(run, name, report_plots.curves, traces[name]):
+            yield name, source
+
+
+def _bars(run: SavedRun) -> Iterator[tuple[str, str]]:
+    """(name, data URI) of the plots of the bars."""
+    for name, bar in run.bars.items():
+        labels = [printable(bar.get(label, "")) for label in ("xlabel", "ylabel")]
+        if source := _plot(run, name, report_plots.bars, bar["values"], bar.get("x") or (), *labels):
+            yield name, source
+
+
+def _plot(run: SavedRun, name: str, draw: Callable[..., str], *args: Any) -> str | None:
+    """The plot as a data URI, or None and a note: a file may hold numbers that no axis has room for."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of glyphs that a font lacks
-            return html.plot(draw(printable(name), *args), name)
+            return _data_uri("svg+xml", draw(name, *args).encode())
     except Exception as error:  # whatever matplotlib makes of them
-        run.notes.append(f"'{printable(name)}' cannot be drawn ({type(error).__name__})")
-        return ""
+        run.note(f"'{name}' cannot be drawn ({type(error).__name__})")
+        return None
 
 
-def curve_plots(run):
-    traces = {name: t for name, t in run.traces().items() if any(any(values) for _, values in t.values())}
-    names = sorted(traces, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
-    return [drawn(run, name, plots.curves, traces[name]) for name in names]
-
-
-def bar_plots(run):
-    return [
-        drawn(
-            run,
-            name,
-            plots.bars,
-            bar["values"],
-            bar.get("x"),
-            printable(bar.get("xlabel", "")),
-            printable(bar.get("ylabel", "")),
-        )
-        for name, bar in run.bars.items()
-    ]
-
-
-def picture_figures(run):
-    for picture in run.pictures():
-        if (found := picture.embedded()) is not None:
-            kind, content, width = found
-            place = "half" if width < NARROW else "whole"
-            yield html.figure(html.data_uri(kind, content), printable(picture.caption), place=place)
-
-
-def metrics_table(run):
-    rows = []
-    for row in run.metrics:
-        values = row["values"]
-        shown = []
-        for name, value in values.items():
-            if not name.endswith("_se"):
-                error = f" \u00b1 {text(values[f'{name}_se'])}" if f"{name}_se" in values else ""
-                shown.append(f"{printable(name)} {text(value)}{error}")
-        files = [row[name] for name in ("checkpoints", "feature_files") if isinstance(row.get(name), dict)]
-        of = [text(f.get("path")) for found in files for f in found.values() if isinstance(f, dict)]
-        rows.append(
-            [
-                text(row.get("metric")),
-                text(row.get("time"))[:16].replace("T", " "),
-                ", ".join(shown),
-                ", ".join(os.path.basename(path) for path in of),
-            ]
-        )
-    return html.table(("metric", "when", "result", "of"), rows)
-
-
-def checkpoints_section(run):
-    found = run.checkpoints(MOST_CHECKPOINTS)
-    rows = [[f"step {step:,}", f"{size / 2**20:.1f} MiB", when(time)] for step, size, time in found]
-    left_out = f"The newest {len(found)} of {len(run.steps)}." if len(run.steps) > len(found) else ""
-    again, last = commands.resume(run.script, run.hparams), run.hparams.get("train_steps")
-    how = ""
-    if again and found:
-        how = "Resume from the newest complete checkpoint, in the repository's root:"
-        if is_number(last) and found[-1][0] >= last:
-            how = "Train for longer, from the newest complete checkpoint, in the repository's root:"
-            again = commands.resume(run.script, run.hparams, train_steps=2 * last)
-    return html.section(
-        "Checkpoints",
-        html.table((), rows).replace("<tr></tr>", ""),
-        html.paragraph(left_out),
-        html.paragraph(how),
-        html.code(printable(again)) if how else "",
-    )
-
-
-def write_report(run):
-    """Write report.html into the run's folder; returns its path."""
-    arguments = run.hparams or run.newest_arguments()
-    sections = [
-        html.section("Pictures", html.row(picture_figures(run))),
-        html.section("Curves", html.grid(figures) if any(figures := curve_plots(run)) else ""),
-        html.section("Bars", html.grid(figures) if any(figures := bar_plots(run)) else ""),
-        html.section("Metrics", metrics_table(run)),
-        checkpoints_section(run),
-        html.section("Hyperparameters", html.pairs({printable(k): text(v) for k, v in arguments.items()})),
-        html.folded("The last lines of log.txt", "\n".join(run.log)),
-    ]
-    kind = KINDS.get(run.script) or (text(run.metrics[-1].get("metric")) if run.metrics else "Run")
-    foot = f"Made from {run.folder} by experiments/show_run.py."
-    whole = html.page(printable(run.name), kind, lead(run), large_figures(run), run.notes, sections, foot)
-    path = os.path.join(run.folder, "report.html")
-    with atomic_write(path) as f:
-        f.write(whole.encode("utf-8", "backslashreplace"))
-    return path
+def _metrics_row(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    """A row of metrics.jsonl as (metric, when, result, of)."""
+    values, results = row["values"], []
+    for name, value in values.items():
+        if not name.endswith("_se"):
+            error = f" \u00b1 {as_text(values[f'{name}_se'])}" if f"{name}_se" in values else ""
+            results.append(f"{printable(name)} {as_text(value)}{error}")
+    sources = [row[key] for key in ("checkpoints", "feature_files") if isinstance(row.get(key), dict)]
+    files = [file for source in sources for file in source.values() if isinstance(file, dict)]
+    names = [os.path.basename(as_text(file.get("path"))) for file in files]
+    when = as_text(row.get("time"))[:16].replace("T", " ")
+    return as_text(row.get("metric")), when, ", ".join(results), ", ".join(names)

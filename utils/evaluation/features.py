@@ -5,7 +5,6 @@ The name of a cache file depends on everything that the features depend on: the 
 resizing, the weights of the extractor, or the models, seed and temperature of the samples.
 """
 
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -14,16 +13,11 @@ import torch
 from utils.core import cache, distributed
 from utils.core.errors import DamagedFile, UserError
 from utils.core.files import hash_json, load_npy, load_tensors, sha256_file
+from utils.evaluation.weight_files import WEIGHT_FILES, missing
 
 FEATURES = Path("features")
 FORMAT = 1  # part of the header
 EXTRACTOR = "inception-v3-compat"
-INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-
-
-def inception_place():
-    """Where torch-fidelity keeps the Inception weights."""
-    return os.path.join(torch.hub.get_dir(), "checkpoints", INCEPTION_FILE)
 
 
 class Inception:
@@ -33,12 +27,9 @@ class Inception:
     """
 
     def __init__(self, weights_path, device):
-        path = weights_path or inception_place()
-        if not weights_path and not os.path.isfile(path):
-            raise UserError(
-                f"the Inception weights are missing: put torch-fidelity's {INCEPTION_FILE} at {inception_place()}, "
-                "or name the file with --feature_weights PATH"
-            )
+        if not weights_path and (line := missing("inception")):
+            raise UserError(line)
+        path = weights_path or WEIGHT_FILES["inception"].place
         load_tensors(path)  # torch-fidelity would run code from a file; this refuses such a file
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # takes seconds
 

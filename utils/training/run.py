@@ -29,12 +29,12 @@ from utils.core.device import device_name, pick_device
 from utils.core.errors import DamagedFile, UserError
 from utils.core.files import Lines, hash_json, read_json, remove_temporaries, write_json
 from utils.core.lock import FolderLock
-from utils.core.progress import Forecast, Progress, say
+from utils.core.progress import Forecast, Progress, duration, say
 from utils.core.seed import seed_everything
 from utils.core.signals import StopRequest
-from utils.display.dashboard import Dashboard
-from utils.display.panes import duration, plan_of, time_left
-from utils.display.records import curve_rows, curves_of
+from utils.display.dashboard_panes import plan_of, time_left
+from utils.display.live_dashboard import Dashboard
+from utils.display.run_files import curve_rows, curves_of
 from utils.training.meters import Meters
 from utils.training.shown import Shown
 

@@ -11,7 +11,7 @@ from utils.core.files import write_json
 from utils.display import commands
 from utils.display.grids import SAYS_TRIPLES, write_strips
 from utils.display.images import TRIPLES, enlarge, save_png, sheet, sheet_grid, triples
-from utils.display.records import pictures_by_step, read_bars
+from utils.display.run_files import pictures_by_step, read_bars
 
 
 class Shown:
@@ -46,8 +46,8 @@ class Shown:
 
     def again(self):
         """The command line that continues the run."""
-        dashboard = {name: getattr(self.H, name) for name in commands.DASHBOARD if name in self.H.explicit}
-        return commands.resume(self.H.script, vars(self.H), **dashboard) or "the same command with --resume"
+        again = commands.resume(self.H.script, vars(self.H), **self.H.given("dashboard"))
+        return again or "the same command with --resume"
 
     def show_strips(self):
         """At the end, write one strip for each picture name, with the pictures of all steps."""

@@ -1,4 +1,4 @@
-"""The live visdom dashboard of a training run: curves, bars, images, hyperparameters.
+"""The live visdom dashboard of a run: curves, bars, images, hyperparameters.
 
 The public methods only store what to show and return at once. A daemon thread sends it, so that a slow,
 hanging or absent server never delays a training step. Everything shown is kept in memory, in limited size,
@@ -11,25 +11,26 @@ import math
 import os
 import re
 import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from utils.core.address import server_address
-from utils.display import panes
-from utils.display.curves import Curve, Plot
-from utils.display.visdom_client import Refused, WindowGone, viewer_class
+from utils.display.curves import Curve
+from utils.display.dashboard_panes import Plot, bar_pane, progress_pane, text_pane
+from utils.display.run_files import is_number
+from utils.display.visdom_client import Refused, WindowGone, client_class
 
 COMPARED_POINTS = 1000  # of each curve of another run
 PANE_SIZE = (256, 640)  # bounds of the longer side of an image's pane in pixels
-
-
 SEPARATORS = {"_": "-", "-": "--", "/": "---"}
 ORDINARY = re.compile(r"[^\W_](?:[^\W_]|[._/-](?=[^\W_]))*")
 LONGEST = 100  # characters
 
 
-def env_name(log_dir):
+def env_name(log_dir: str | Path) -> str:
     """The name of the visdom environment of a run that logs to `log_dir` (a path or any text); different for each.
 
     visdom replaces '/' by '_', lists 'a_b' under an environment 'a' that need not exist, and reads 'a+b' as two names.
@@ -49,7 +50,7 @@ class Dashboard:
 
     server: None (localhost), a host name or a URL; raises UsageError for anything else. port: int.
     env: any text, e.g. the log folder; made a valid name by env_name(), see the attribute `env`.
-    plan: names of panes (utils/display/panes.py) that are to be on the page from the start, in this order.
+    plan: names of panes (utils/display/dashboard_panes.py) that are to be on the page from the start, in this order.
     images_per_step: if given, the curves also show the number of images seen.
     enabled: False makes every method do nothing. warn: called from a thread with one line of text.
     interval: seconds between sends. backoff: shortest and longest wait after a failure in seconds.
@@ -60,45 +61,54 @@ class Dashboard:
 
     def __init__(
         self,
-        server,
-        port,
-        env,
-        enabled=True,
-        warn=print,
+        server: str | None,
+        port: int,
+        env: str | Path,
+        enabled: bool = True,
+        warn: Callable[[str], object] = print,
         *,
-        plan=(),
-        images_per_step=None,
-        interval=2.0,
-        backoff=(2.0, 30.0),
-        timeouts=(3.0, 10.0),
-        max_points=5000,
-    ):
-        self.enabled, self.env = enabled, env_name(env)
+        plan: Sequence[str] = (),
+        images_per_step: int | None = None,
+        interval: float = 2.0,
+        backoff: tuple[float, float] = (2.0, 30.0),
+        timeouts: tuple[float, float] = (3.0, 10.0),
+        max_points: int = 5000,
+    ) -> None:
+        self.enabled, self.name, self.env = enabled, str(env), env_name(env)
+        self.url: str | None = None
+        self._plots: dict[str, Plot] = {}
+        self._panes: dict[str, dict[str, Any]] = {}  # the latest message of each pane without curves
+        self._changed: set[str] = set()  # those that are not sent yet
+        self._others: dict[str, dict[tuple[str, str], Curve]] = {}
         self._lock, self._closing = threading.Lock(), threading.Event()
-        self._plots, self._panes, self._changed, self._thread = {}, {}, {}, None
-        self._env_text, self._others, self.url = str(env), {}, None
+        self._thread: threading.Thread | None = None
         if not enabled:
             return
-        origin, self._port, path = server_address(server, port)
-        self.address = f"{origin}:{self._port}{path}"
+        origin, port, path = server_address(server, port)
+        self.address = f"{origin}:{port}{path}"
         self.url = f"{self.address}/env/{self.env}"
-        self._options = dict(server=origin, port=self._port, base_url=path or "/", env=self.env)
+        self._options: dict[str, Any] = dict(
+            server=origin, port=port, base_url=path or "/", env=self.env, timeouts=timeouts
+        )
         login = {k: os.environ.get(f"VISDOM_{k.upper()}") for k in ("username", "password")}
-        self._options.update(login if all(login.values()) else {})
+        if all(login.values()):
+            self._options.update(login)
         self._warn, self._interval, self._backoff = warn, interval, backoff
-        self._timeouts, self._max_points = timeouts, max_points
-        self._images_per_step, self._plan = images_per_step, {win: rank for rank, win in enumerate(plan)}
-        self._viewer, self._delay, self._down, self._complained = None, backoff[0], False, False
-        self._put_placeholders()
+        self._max_points, self._images_per_step = max_points, images_per_step
+        self._plan = {win: rank for rank, win in enumerate(plan)}
+        self._client: Any = None
+        self._delay, self._down, self._complained = backoff[0], False, False
+        for win in plan:
+            self._put_placeholder(win)
         self._thread = threading.Thread(target=self._run, name="dashboard", daemon=True)
         self._thread.start()
 
-    def scalars(self, step, values, group=None):
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Add the point (step, value) to the curve of each name in `values`, a dict {name: number}.
 
-        'window/trace' puts traces into one window with a legend, any other name has its own window;
-        group: the window of all names. Values that are None or not finite are left out. A step not
-        after the curve's last one replaces the curve from there on. Raises TypeError for non-numbers.
+        'window/trace' puts traces into one window with a legend, any other name has its own window.
+        Values that are None or not finite are left out. A step not after the curve's last one replaces
+        the curve from there on. Raises TypeError for non-numbers.
         """
         if not self.enabled:
             return
@@ -106,36 +116,34 @@ class Dashboard:
         points = [(k, float(v)) for k, v in values.items() if v is not None and math.isfinite(v)]
         with self._lock:
             for name, value in points:
-                window, _, trace = (f"{group}/{name}" if group else name).partition("/")
+                window, _, trace = name.partition("/")
                 self._plot(window).add(trace or window, step, value)
 
-    def history(self, rows):
+    def history(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add the points of an earlier run: dicts with 'step' and names as in scalars().
 
         Values that are not numbers and rows without 'step' are skipped. Call it before scalars().
         """
-        for row in rows if self.enabled else ():
-            if numbers := _numbers(row):
-                self.scalars(row["step"], numbers)
+        for step, numbers in _numbers(rows):
+            self.scalars(step, numbers)
 
-    def compare(self, run, rows):
+    def compare(self, run: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Show the curves of another run in the plots of this one: `rows` as of history(); `run`: its name.
 
         Curves without a plot in this run are left out. Call it before the first point.
         """
-        curves = {}
-        for row in rows if self.enabled else ():
-            for name, value in _numbers(row).items():
+        if not self.enabled:
+            return
+        for step, numbers in _numbers(rows):
+            for name, value in numbers.items():
                 window, _, trace = name.partition("/")
-                key = (trace or window, run)
-                curves.setdefault(window, {}).setdefault(key, Curve(COMPARED_POINTS)).add(row["step"], float(value))
+                curves = self._others.setdefault(window, {})
+                curves.setdefault((trace or window, run), Curve(COMPARED_POINTS)).add(step, float(value))
         with self._lock:
-            for window, found in curves.items():
-                self._others.setdefault(window, {}).update(found)
-                if window in self._plots:
-                    self._plots[window].compare(found)
+            for window, plot in self._plots.items():
+                plot.compare(self._others.get(window, {}))
 
-    def bars(self, name, values, x=None, xlabel="", ylabel=""):
+    def bars(self, name: str, values: Any, x: Any = None, xlabel: str = "", ylabel: str = "") -> None:
         """Show bars of height `values` (n,) over `x` (n,), numbers or strings; by default 0 ... n-1.
 
         Only the latest of a name is kept; values not finite have no bar. Raises ValueError for other shapes.
@@ -147,40 +155,36 @@ class Dashboard:
         if values.ndim != 1 or x.shape != values.shape:
             raise ValueError(f"bars {name!r}: shapes {values.shape} and {x.shape} instead of two of (n,)")
         shown = np.isfinite(values)
-        win = f"bars-{name}"
-        self._put(win, _whole(panes.bar_pane(win, x[shown].tolist(), values[shown].tolist(), xlabel, ylabel)))
+        self._put(bar_pane(f"bars-{name}", x[shown].tolist(), values[shown].tolist(), xlabel, ylabel))
 
-    def image(self, name, array, caption=None):
-        """Show an RGB image (3, H, W) of 0 ... 255, clamped and copied; only the latest of a name is kept.
+    def image(self, name: str, array: Any, caption: str | None = None) -> None:
+        """Show an RGB image, uint8 (3, H, W); only the latest of a name is kept.
 
-        Raises ValueError for other shapes.
+        Raises ValueError for other shapes and types.
         """
         if not self.enabled:
             return
-        array = np.asarray(array)
-        if array.ndim != 3 or array.shape[0] != 3 or not array.size:
-            raise ValueError(f"image {name!r}: shape {array.shape} instead of (3, H, W)")
-        if array.dtype != np.uint8:
-            array = np.rint(np.clip(np.nan_to_num(array), 0, 255))
-        array = array.astype(np.uint8)  # a copy: the caller may write into its buffer again
+        array = np.array(array)  # a copy: the caller may write into its buffer again
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[0] != 3 or not array.size:
+            raise ValueError(f"image {name!r}: {array.dtype} {array.shape} instead of uint8 (3, H, W)")
         scale = np.clip(max(array.shape), *PANE_SIZE) / max(array.shape)
         height, width = (math.ceil(n * scale) for n in array.shape[1:])
         # The page would show a caption twice, over the picture's edges: it stands in the title.
         opts = dict(width=width, height=height, title=caption or name)
-        self._put(win := f"image-{name}", lambda viewer: viewer.image(array, win=win, opts=dict(opts)))
+        self._put(dict(win=f"image-{name}", img=array, opts=opts))
 
-    def properties(self, values, name="properties"):
+    def properties(self, values: Mapping[str, Any], name: str = "properties") -> None:
         """Show a dict as a table of two columns, as text (nothing in it is taken for HTML)."""
         if self.enabled:
-            self._put(name, _whole(panes.text_pane(name, panes.table(values))))
+            self._put(text_pane(name, "table.html", values=values))
 
-    def progress(self, step, total, values, state="running"):
-        """Show how far a run is; values: {name: value} to stand below; state: begins with one of panes.STATES."""
+    def progress(self, step: int, total: int, values: Mapping[str, Any], state: str = "running") -> None:
+        """Show how far a run is; values: {name: value} to stand below; state: begins with one of
+        utils.display.dashboard_panes.STATES."""
         if self.enabled:
-            text = panes.progress_text(self._env_text, step, total, state, values)
-            self._put("progress", _whole(panes.text_pane("progress", text)))
+            self._put(progress_pane(self.name, step, total, state, values))
 
-    def close(self, timeout=5.0):
+    def close(self, timeout: float = 5.0) -> None:
         """Send what is left and stop; after `timeout` seconds at most, give up. Never raises."""
         self.enabled = False
         thread, self._thread = self._thread, None
@@ -191,48 +195,47 @@ class Dashboard:
         if thread.is_alive():
             self._warn = lambda text: None  # printing while the interpreter shuts down can crash it
 
-    def _plot(self, window):
+    def _plot(self, window: str) -> Plot:
         """The plot of this name, created if it does not exist."""
         if window not in self._plots:
-            self._plots[window] = plot = Plot(window, self._max_points, self._images_per_step, self._env_text)
+            self._plots[window] = plot = Plot(window, self._max_points, self._images_per_step, self.name)
             plot.compare(self._others.get(window, {}))
         return self._plots[window]
 
-    def _put_placeholders(self):
-        for win in self._plan:
-            kind, _, name = win.partition("-")
-            if kind == "curves":
-                self._plot(name)
-            elif kind == "bars":
-                self._put(win, _whole(panes.bar_pane(win, [], [])))
-            else:
-                self._put(win, _whole(panes.text_pane(win, "")))
+    def _put_placeholder(self, win: str) -> None:
+        kind, _, name = win.partition("-")
+        if kind == "curves":
+            self._plot(name)
+        elif kind == "bars":
+            self._put(bar_pane(win, [], []))
+        else:
+            self._put(text_pane(win, "table.html", values={}))
 
-    def _put(self, win, send):
+    def _put(self, message: dict[str, Any]) -> None:
         with self._lock:
-            self._panes[win] = send
-            self._changed[win] = True
+            self._panes[message["win"]] = message
+            self._changed.add(message["win"])
 
     # What follows runs in the thread.
 
-    def _run(self):
+    def _run(self) -> None:
         try:  # here and not at the top, because it takes seconds
-            self._viewer_class = viewer_class()
+            self._client_class = client_class()
         except Exception as error:  # a broken installation fails in many ways; training continues
             self.enabled = False
             self._say(f"visdom cannot be imported ({_describe(error)}): no dashboard")
             return
         wait = 0.0
         while not self._closing.wait(wait):
-            wait = self._round(final=False)
-        self._round(final=True)
+            wait = self._send_or_report(final=False)
+        self._send_or_report(final=True)
 
-    def _round(self, final):
-        """Send what is new; report a failure, but never raise. Returns the seconds until the next round."""
+    def _send_or_report(self, final: bool) -> float:
+        """Send what is new; report a failure, but never raise. Returns the seconds until the next attempt."""
         try:
-            self._flush(final)
+            self._send(final)
         except (OSError, Refused) as error:
-            self._viewer = None  # logs in anew
+            self._client = None  # logs in anew
             self._forget()
             self._report_down(error)
             wait, self._delay = self._delay, min(2 * self._delay, self._backoff[1])
@@ -243,11 +246,11 @@ class Dashboard:
             self._report_up()
         return self._interval
 
-    def _flush(self, final):
-        if self._viewer is None:
-            self._viewer = self._viewer_class(self._timeouts, **self._options)
+    def _send(self, final: bool) -> None:
+        if self._client is None:
+            self._client = self._client_class(**self._options)
         # Ask every time, even with nothing to send, to notice that the server was restarted.
-        if self.env not in self._viewer.environments():
+        if self.env not in self._client.environments():
             self._forget()
         try:
             self._send_news(final)
@@ -255,34 +258,33 @@ class Dashboard:
             self._forget()
             self._send_news(final)
 
-    def _send_news(self, final):
+    def _send_news(self, final: bool) -> None:
         with self._lock:
-            sends = {f"curves-{name}": plot.take(final) for name, plot in self._plots.items()}
-            sends.update({win: self._panes[win] for win in self._changed})
-            self._changed = {}
-        refusals = []
-        for _, send in sorted(sends.items(), key=lambda item: self._plan.get(item[0], len(self._plan))):
-            if send is None:
-                continue
+            news = {f"curves-{name}": plot.take(final) for name, plot in self._plots.items()}
+            news.update({win: self._panes[win] for win in self._panes if win in self._changed})
+            self._changed.clear()
+        refused: Refused | None = None
+        for win in sorted(news, key=lambda win: self._plan.get(win, len(self._plan))):
             try:
-                send(self._viewer)
+                if news[win] is not None:
+                    self._client.show(news[win])
             except Refused as error:  # perhaps of this one alone: the others still get their turn
-                refusals.append(error)
+                refused = refused or error
             except (OSError, WindowGone):
                 raise
             except Exception as error:  # one item that cannot be sent must not keep back the others
                 self._complain(error)
-        if refusals:
-            raise refusals[0]
+        if refused:
+            raise refused
 
-    def _forget(self):
+    def _forget(self) -> None:
         """Mark everything as not sent: it is sent again in full, as a replacement."""
         with self._lock:
             for plot in self._plots.values():
                 plot.whole = True
-            self._changed = dict.fromkeys(self._panes, True)
+            self._changed.update(self._panes)
 
-    def _report_down(self, error):
+    def _report_down(self, error: Exception) -> None:
         what = f"no visdom server answers at {self.address}"
         if isinstance(error, Refused):
             what = f"the server at {self.address} does not accept the dashboard ({error})"
@@ -290,30 +292,28 @@ class Dashboard:
             self._say(f"{what}; start one with `make dashboard`, or pass --no_visdom")
         self._down = True
 
-    def _report_up(self):
+    def _report_up(self) -> None:
         if self._down:
             self._say(f"the visdom server at {self.address} answers: the dashboard is complete")
         self._down, self._delay = False, self._backoff[0]
 
-    def _complain(self, error):
+    def _complain(self, error: Exception) -> None:
         if not self._complained:
             self._say(f"the dashboard could not show something ({_describe(error)}); training continues")
         self._complained = True
 
-    def _say(self, text):
+    def _say(self, text: str) -> None:
         with contextlib.suppress(Exception):  # the caller's function, in our thread
             self._warn(text)
 
 
-def _whole(message):
-    return lambda viewer: viewer.whole(message)
+def _numbers(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, dict[str, float]]]:
+    """(step, {name: number}) of the rows of an earlier run that have a step."""
+    for row in rows:
+        numbers = {name: value for name, value in row.items() if is_number(value)}
+        if "step" in numbers:
+            yield int(numbers.pop("step")), numbers
 
 
-def _numbers(row):
-    """{name: finite number} of a row of an earlier run, {} where it has no step."""
-    numbers = {k: v for k, v in row.items() if type(v) in (int, float) and math.isfinite(v)}
-    return numbers if numbers.pop("step", None) is not None else {}
-
-
-def _describe(error):
+def _describe(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -1,0 +1,158 @@
+"""Values that follow from others, contradictions between them, and notes about flags without effect."""
+
+import copy
+import math
+import os
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
+
+from hparams.config import Flag
+from hparams.sources import require_folder, run_folder
+from utils.core.address import server_address
+from utils.core.errors import UsageError
+from utils.core.job import local_size, world_size
+
+
+def shown(value: Any) -> Any:
+    """A value as the command line writes it."""
+    return " ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def derive(H: Any, flags: Iterable[Flag]) -> None:
+    """Set what the command line, the data set and the loaded models leave open."""
+    halvings = len(H.ch_mult) - 1
+    if H.img_size % 2**halvings:
+        raise UsageError(
+            f"--img_size {H.img_size} cannot be halved {halvings} times, which the {len(H.ch_mult)} levels of "
+            "--ch_mult ask for"
+        )
+    side = H.img_size // 2**halvings
+    if H.latent_shape is None:
+        H.latent_shape = [1, side, side]
+    if H.attn_resolutions is None:
+        H.attn_resolutions = [side]
+    if H.num_workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        H.num_workers = min(8, max(1, cores // local_size()))
+    if H.lr is None:
+        H.lr = H.base_lr * H.batch_size
+        if H.lr == math.inf:
+            raise UsageError(f"--base_lr {H.base_lr} times --batch_size {H.batch_size} is too large a learning rate")
+    if getattr(H, "block_size", 0) is None:
+        H.block_size = math.prod(H.latent_shape)
+    for flag in refused(H, flags):  # a preset may have been made for another quantizer
+        if flag.name not in H.explicit:
+            setattr(H, flag.name, copy.copy(flag.default))
+
+
+def refused(H: Any, flags: Iterable[Flag]) -> list[Flag]:
+    """The exclusive flags that lack what they need: they must have their defaults."""
+    return [flag for flag in flags if "exclusive" in flag.meta and not flag.works(vars(H))]
+
+
+def check(H: Any, flags: Collection[Flag], idle: Collection[str]) -> None:
+    """UsageError for values that contradict each other. idle: names of flags that the script ignores."""
+    check_places(H)
+    check_shapes(H)
+    if "block_size" in vars(H):
+        check_codes(H)
+    for flag in refused(H, flags):
+        value, (option, *owners) = getattr(H, flag.name), flag.needs
+        if flag.name not in idle and value != flag.default:
+            raise UsageError(
+                f"--{flag.name} {shown(value)} contradicts --{option} {getattr(H, option)}: it is for "
+                f"{', '.join(owners)} only"
+            )
+    for flag in flags:
+        if "codes_from" in flag.meta and flag.name not in idle and flag.works(vars(H)):
+            first = getattr(H, flag.name)
+            if H.train_steps < first:
+                raise UsageError(
+                    f"--train_steps {H.train_steps} ends before --{flag.name} {first} puts the codes in place"
+                )
+    if "disc_layers" not in idle and H.img_size >> H.disc_layers < 3:  # two more convolutions take a pixel each
+        raise UsageError(f"--disc_layers {H.disc_layers} is too many for --img_size {H.img_size}")
+    if "loss_type" not in idle and getattr(H, "sampler", None) == "absorbing":
+        check_loss(H)
+    if "train_steps" not in idle:
+        check_shares(H, 1 if "accumulate_steps" in idle else H.accumulate_steps)
+
+
+def check_places(H: Any) -> None:
+    for name in ("log_dir", "load_dir", "ae_load_dir"):
+        if getattr(H, name, None) is not None:
+            run_folder(getattr(H, name))
+    for name in H.visdom_compare or ():
+        if not (run_folder(name) / "stats.jsonl").is_file():
+            require_folder("visdom_compare", name)
+            raise UsageError(f"--visdom_compare {name}: logs/{name} has no stats.jsonl: it holds no training run")
+    server_address(H.visdom_server, H.visdom_port)
+
+
+def check_shapes(H: Any) -> None:
+    resolutions = [H.img_size // 2**i for i in range(len(H.ch_mult))]
+    side = resolutions[-1]
+    by = f"--img_size {H.img_size} and --ch_mult {shown(H.ch_mult)}"
+    if H.latent_shape != [1, side, side]:
+        raise UsageError(f"--latent_shape {shown(H.latent_shape)} contradicts {by}, which give 1 {side} {side}")
+    for r in H.attn_resolutions:
+        if r not in resolutions:
+            raise UsageError(f"--attn_resolutions {r} never occurs: {by} give {shown(resolutions)}")
+    if H.nf % 32:
+        raise UsageError(f"--nf {H.nf} must be a multiple of 32 (the groups of the normalisation)")
+    if side == 1 and H.nf == 32 and 1 in H.ch_mult[-2:]:
+        raise UsageError(f"--nf 32 is too small where {by} give 1 x 1 codes: the normalisation needs 2 values a group")
+
+
+def check_codes(H: Any) -> None:
+    codes = math.prod(H.latent_shape)
+    if H.block_size != codes:
+        raise UsageError(
+            f"--block_size {H.block_size} contradicts --latent_shape {shown(H.latent_shape)}, which has {codes} codes"
+        )
+    if H.bert_n_emb % H.bert_n_head:
+        raise UsageError(f"--bert_n_head {H.bert_n_head} does not divide --bert_n_emb {H.bert_n_emb}")
+
+
+def check_loss(H: Any) -> None:
+    if H.loss_type == "reweighted_elbo" and H.total_steps == 1:
+        raise UsageError(
+            f"--loss_type {H.loss_type} is always 0 with --total_steps 1: its weight is 1 - t / total_steps; give "
+            "--loss_type elbo or mlm, or more --total_steps"
+        )
+
+
+def check_shares(H: Any, parts: int) -> None:
+    """Every process takes as much of a batch as the others, and every part of it."""
+    processes = world_size()
+    if H.batch_size % (processes * parts):
+        by = [f"{processes} processes"] * (processes > 1) + [f"--accumulate_steps {parts}"] * (parts > 1)
+        raise UsageError(
+            f"--batch_size {H.batch_size} (of all processes together) is not divisible by {' times '.join(by)}"
+        )
+
+
+def notes(H: Any, flags: Iterable[Flag], idle: Collection[str] = ()) -> Iterator[str]:
+    """Flags of the command line that have no effect, and what a run keeps from an earlier version, one sentence each.
+    idle: names of flags that the script ignores."""
+    if H.older:
+        kept = ", ".join(f"{name} {shown(value)}" for name, value in H.older.items())
+        yield f"logs/{H.log_dir} was started by an earlier version and continues as it began: {kept}"
+    given = [flag for flag in flags if flag.name in H.explicit and getattr(H, flag.name) is not False]
+    for flag in given:
+        if flag.name in idle:
+            yield f"--{flag.name} has no effect in this script"
+            continue
+        if "ignored" in flag.roles:
+            yield f"--{flag.name} is accepted for old command lines and has no effect"
+        for other in given:
+            if flag.name in other.meta.get("replaces", ()):
+                yield f"--{flag.name} has no effect beside --{other.name}"
+        if flag.name == "base_lr" and H.lr != H.base_lr * H.batch_size:
+            yield (
+                f"--base_lr has no effect: --lr is {H.lr:g}, from the command line, the data set's defaults or the "
+                "run that is resumed"
+            )
+        if not flag.works(vars(H)) and flag.needs[0] not in idle:
+            needed, *values = flag.needs
+            yield f"--{flag.name} has no effect without --{needed} {' or '.join(values)}".rstrip()

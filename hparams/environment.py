@@ -1,0 +1,39 @@
+"""Whether this Python can run the program, and how to start one that can."""
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from utils.core.errors import EXIT_USAGE, fail
+
+ROOT = Path(__file__).resolve().parents[1]
+OLDEST = (3, 11)
+COMMON = ("torch", "numpy", "PIL", "yaml", "tqdm")  # what every script that uses a model imports
+NAMES = {"torch": "PyTorch", "PIL": "Pillow", "yaml": "PyYAML"}
+
+
+def require_packages(*packages: str) -> None:
+    """Exit with code 2 and one line on stderr if this Python lacks one of these packages or is older than 3.11. Nothing
+    is imported, so that a script can ask before slow imports."""
+    if sys.version_info < OLDEST:
+        _refuse("is older than 3.11")
+    for package in packages:
+        if find_spec(package) is None:
+            _refuse(f"has no {NAMES.get(package, package)}")
+
+
+def _refuse(reason: str) -> None:
+    version = ".".join(map(str, sys.version_info[:3]))
+    fail(f"this Python ({sys.executable}, {version}) {reason}: {_remedy()}", EXIT_USAGE)
+
+
+def _remedy() -> str:
+    """How to start the Python of the environment .venv in the repository, or how to make one."""
+    inside = Path.cwd() == ROOT
+    venv = Path(".venv") if inside else ROOT / ".venv"
+    activate = f"source {venv / ('Scripts' if os.name == 'nt' else 'bin') / 'activate'}"
+    if any(venv.glob("[Ll]ib/**/site-packages/torch")):
+        return f"run `{activate}`, then the same command with `python`"
+    make = "make .venv/.ready" if inside else f"make -C {ROOT} .venv/.ready"
+    return f"run `{make}`, which makes an environment, and `{activate}` (without make or with conda: docs/training.md)"

@@ -1,0 +1,227 @@
+"""The panes of the dashboard (plots, bars, tables, progress) as plain data for visdom and plotly.
+
+Names of panes: 'curves-NAME', 'bars-NAME', 'image-NAME', or the name of a text. Those of a plan are on the page from
+the start, in its order: an open page puts a pane that comes later at its end.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from utils.core.progress import duration
+from utils.display.curves import MARKED_POINTS, NEVER_SMOOTHED, Curve
+from utils.display.html import render
+
+COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
+FAINT = "59"  # the opacity of a colour: hexadecimal, of FF
+IMAGES_SEEN = "images seen"
+STATES = dict(starting=COLOURS[0], running=COLOURS[0], finished=COLOURS[2], stopped=COLOURS[1], failed=COLOURS[3])
+
+# The label of the vertical axis by the name of the curves; other curves use their name.
+UNITS = dict(
+    loss="loss",
+    l1="mean absolute error",
+    perceptual="LPIPS",
+    nll_loss="l1 + weight x LPIPS",
+    codebook_loss="loss",
+    g_loss="-D(reconstruction)",
+    d_loss="hinge loss",
+    d_weight="weight",
+    perplexity="codes, effectively",
+    codes_used="codes",
+    mean_distance="distance to the code",
+    bits="bits per code",
+    lr="learning rate",
+    images_per_second="images / s",
+    gpu_memory_gib="GiB",
+    skipped_updates="updates",
+    bits_per_dim="bits / dimension",
+    loss_history="loss (latest weigh most)",
+    bound_history="bound (root mean square)",
+)
+FROM_ZERO = ("lr", "images_per_second", "gpu_memory_gib", "codes_used", "d_weight")
+
+
+def plan_of(H: Any, name: str, device_type: str) -> list[str]:
+    """The panes that a training run will have, in order: the curves above, bars below; pictures come last."""
+    curves: list[str] = []
+    bars: list[str] = []
+    if name == "vqgan":
+        curves = ["l1", "perceptual", "nll_loss", "codebook_loss"]
+        if H.disc_start_step <= H.train_steps:
+            curves += ["g_loss", "d_loss", "d_weight"]
+        curves += ["perplexity", "codes_used", "mean_distance", "lr"]
+        bars = ["codebook_usage"]
+    elif name == H.sampler:
+        curves = ["bits", "lr"]
+    if name == "absorbing":
+        bars = ["loss_history", "bound_history"]
+    curves.append("images_per_second")
+    if device_type == "cuda":
+        curves.append("gpu_memory_gib")
+    texts = ["properties", "results"] if name == "logsigma" else ["properties"]
+    return ["progress", "curves-loss", *texts, *(f"curves-{c}" for c in curves), *(f"bars-{b}" for b in bars)]
+
+
+def pane(win: str, data: list[dict], layout: dict | None = None) -> dict[str, Any]:
+    """A request to visdom's server that makes or replaces a pane, in the size that it gives to its kind: at every
+    update the page would set one of ours again, whatever its user has dragged, and its grid knows whole cells only."""
+    return dict(win=win, data=data, layout=layout or {}, opts=dict(title=win.partition("-")[2] or win))
+
+
+def text_pane(win: str, template: str, **values: Any) -> dict[str, Any]:
+    """A pane with the HTML of a template."""
+    return pane(win, [dict(type="text", content=render(template, **values))])
+
+
+def progress_pane(run: str, step: int, total: int, state: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A bar, and a table of values. state: a word like those of STATES, and perhaps more."""
+    percent = 100 * min(1.0, step / max(total, 1))
+    values = {"step": f"{step:,} of {total:,} ({percent:.3g}%)", **values}
+    colour = STATES[state.split()[0].rstrip(",")]
+    return text_pane("progress", "progress.html", run=run, state=state, colour=colour, percent=percent, values=values)
+
+
+def bar_pane(win: str, xs: list, ys: list[float], xlabel: str = "", ylabel: str = "") -> dict[str, Any]:
+    """Bars of heights ys over xs (numbers or words)."""
+    name = win.removeprefix("bars-")
+    layout = _layout(name, xlabel, ylabel or UNITS.get(name, ""), bargap=0)
+    del layout["xaxis"]["type"]
+    if not ys:
+        _mark_empty(layout)
+    return pane(win, [dict(x=xs, y=ys, type="bar", marker=dict(color=COLOURS[0]))], layout)
+
+
+def time_left(seconds: float) -> str:
+    """How long, and within a week when that will be."""
+    if seconds > 7 * 86_400:
+        return duration(seconds)
+    return f"{duration(seconds)}, until {time.strftime('%a %H:%M', time.localtime(time.time() + seconds))}"
+
+
+class Plot:
+    """Curves that share one pane. `whole`: send all points as a replacement, not only the new ones.
+
+    images_per_step: None, or the number of images per step, for the hover text. run: the name of the run, which is
+    shown if there are curves of other runs.
+    """
+
+    def __init__(self, name: str, limit: int, images_per_step: int | None = None, run: str = "") -> None:
+        self.name, self.limit, self.images_per_step, self.run = name, limit, images_per_step, run
+        self.curves: dict[str, Curve] = {}
+        self.others: dict[tuple[str, str], Curve] = {}
+        self.whole = True
+
+    def add(self, trace: str, x: int, y: float) -> None:
+        if trace not in self.curves:
+            self.curves[trace] = Curve(self.limit, self.name not in NEVER_SMOOTHED)
+            self.whole = True
+        if self.curves[trace].add(x, y):
+            self.whole = True
+
+    def compare(self, curves: dict[tuple[str, str], Curve]) -> None:
+        """Show these curves of other runs, too: {(trace, run): Curve}."""
+        self.others.update(curves)
+        self.whole = True
+
+    def take(self, final: bool) -> dict[str, Any] | None:
+        """The message that sends the new points, or None if there are none."""
+        whole, self.whole = self.whole, False
+        # Appending needs an entry for every trace, in the server's order; those without news are empty.
+        traces = self._traces(whole, final)
+        win = f"curves-{self.name}"
+        if whole:
+            return self._pane(win, traces)
+        if not any(trace["x"] for trace in traces):
+            return None
+        # Only points: a colour that is sent along would be appended to the colour.
+        points = [dict(x=trace["x"], y=trace["y"], name=trace["name"], type="scatter") for trace in traces]
+        return dict(win=win, data=points, append=True)
+
+    def _traces(self, whole: bool, final: bool) -> list[dict[str, Any]]:
+        own = [((trace, self.run if self.others else ""), curve) for trace, curve in self.curves.items()]
+        traces: list[dict[str, Any]] = []
+        for number, ((trace, run), curve) in enumerate([*own, *self.others.items()]):
+            lines = self._lines(trace, run, COLOURS[number % len(COLOURS)], curve, whole, final)
+            # Of other runs one line each: the plot is to stay readable.
+            traces += lines if number < len(own) else lines[-1:]
+        if self.images_per_step and own:
+            traces.append(_images_seen(traces[0]["x"], self.images_per_step))
+        return traces
+
+    def _lines(self, trace: str, run: str, colour: str, curve: Curve, whole: bool, final: bool) -> list[dict[str, Any]]:
+        """A curve, and its smoothed form last. run: '' or what else to call it by."""
+        xs, ys, means = curve.take(whole, final)
+        mode = "lines+markers" if len(curve.points) < MARKED_POINTS else "lines"
+        name = f"{trace}, {run}" if run else trace
+        if not curve.smoothed:
+            return [_line(name, xs, ys, colour, mode)]
+        raw = _line(name, xs, ys, colour + FAINT, mode, width=1.2)
+        smoothed = _line(name, xs, means, colour)
+        if run:  # the legend has other things to tell: one entry shows and hides both
+            raw.update(name=f"{name} (raw)", legendgroup=name, showlegend=False)
+            smoothed.update(legendgroup=name)
+        else:
+            smoothed["name"] = "smoothed" if name == self.name else f"{name} (smoothed)"
+        return [raw, smoothed]
+
+    def _pane(self, win: str, traces: list[dict[str, Any]]) -> dict[str, Any]:
+        entries = sum(trace.get("showlegend", True) for trace in traces)
+        if entries == 1 and list(self.curves) == [self.name]:
+            entries = 0  # the title says it
+        rows = entries if self.others else math.ceil(entries / 2)  # names of runs are long
+        layout = _curves_layout(self.name, self.images_per_step, rows)
+        if not traces:
+            _mark_empty(layout)
+            traces = [_line("", [], [], COLOURS[0])]
+        return pane(win, traces, layout)
+
+
+def _line(
+    name: str, xs: Sequence[float], ys: Sequence[float], colour: str, mode: str = "lines", width: float = 2
+) -> dict[str, Any]:
+    """One curve. (visdom's own smoothing, the page's '~', wants marker.line.)"""
+    line, marker = dict(color=colour, width=width), dict(size=4, color=colour, line={})
+    return dict(x=xs, y=ys, name=name, type="scatter", mode=mode, line=line, marker=marker)
+
+
+def _images_seen(xs: list[int], images_per_step: int) -> dict[str, Any]:
+    """An invisible trace from which the hover text reads the images seen."""
+    trace = _line(IMAGES_SEEN, xs, [x * images_per_step for x in xs], "rgba(0,0,0,0)")
+    return dict(trace, yaxis="y2", showlegend=False, hovertemplate="%{y:,} images seen<extra></extra>")
+
+
+def _layout(title: str, xlabel: str = "", ylabel: str = "", **more: Any) -> dict[str, Any]:
+    """plotly's layout of a small plot."""
+    axis = dict(type="linear", exponentformat="power", automargin=True, zeroline=False)
+    return dict(
+        title=dict(text=title, x=0.02, xanchor="left", y=0.97, yanchor="top", font=dict(size=15)),
+        xaxis=dict(axis, title=dict(text=xlabel, standoff=8), exponentformat="SI"),
+        yaxis=dict(axis, title=dict(text=ylabel, standoff=8), rangemode="tozero" if title in FROM_ZERO else "normal"),
+        margin=dict(l=55, r=15, t=55, b=45),
+        showlegend=False,
+        **more,
+    )
+
+
+def _curves_layout(name: str, images_per_step: int | None, legend_rows: int) -> dict[str, Any]:
+    """The layout of curves over steps; hovering shows all values at a step, and the images seen until then.
+    legend_rows: of the legend, which stands between the title and the plot; 0: there is none."""
+    xlabel = "step"
+    if images_per_step:
+        xlabel = f"step ({images_per_step:,} image{'s' if images_per_step > 1 else ''} each)"
+    layout = _layout(name, xlabel, UNITS.get(name, name), hovermode="x unified", hoverlabel=dict(namelength=-1))
+    layout["showlegend"] = legend_rows > 0
+    layout["margin"]["t"] = 37 + 18 * max(1, legend_rows)
+    position = dict(x=1, xanchor="right", y=1, yanchor="bottom")
+    layout["legend"] = dict(position, orientation="h", font=dict(size=11), tracegroupgap=0)
+    layout["yaxis2"] = dict(overlaying="y", visible=False, fixedrange=True)  # of the images seen, which only hover
+    return layout
+
+
+def _mark_empty(layout: dict[str, Any]) -> None:
+    """Show in a plot without points that there is nothing yet."""
+    layout["xaxis"]["showticklabels"] = layout["yaxis"]["showticklabels"] = False
+    note = dict(text="nothing yet", xref="paper", yref="paper", x=0.5, y=0.5, showarrow=False)
+    layout["annotations"] = [dict(note, font=dict(color="#999", size=14))]

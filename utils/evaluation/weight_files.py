@@ -1,0 +1,101 @@
+"""The published weights of feature networks: which files, where they belong, how to get them.
+
+torch.hub keeps such files in $TORCH_HOME/hub/checkpoints. The 8 hexadecimal digits at the end of their names are the
+beginning of their SHA-256.
+"""
+
+import http.client
+import os
+import socket
+import ssl
+import urllib.error
+from dataclasses import dataclass
+
+import torch
+
+from utils.core.errors import UserError
+from utils.core.files import sha256_file
+
+PATIENCE = 60.0  # seconds that a server may be silent
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """what: the weights in messages. flag: the flag that names another place. folder: the address without the file's
+    name; None: torch-fidelity's package states it."""
+
+    what: str
+    file: str
+    flag: str
+    folder: str | None = "https://download.pytorch.org/models/"
+
+    @property
+    def address(self) -> str:
+        if self.folder is not None:
+            return self.folder + self.file
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3  # takes seconds
+
+        return URL_INCEPTION_V3
+
+    @property
+    def place(self) -> str:
+        return os.path.join(torch.hub.get_dir(), "checkpoints", self.file)
+
+    @property
+    def exists(self) -> bool:
+        return os.path.isfile(self.place)
+
+    @property
+    def digits(self) -> str:
+        """The beginning of the file's SHA-256."""
+        return self.file.rpartition("-")[2].partition(".")[0]
+
+
+WEIGHT_FILES = {
+    "vgg": WeightFile("VGG16 weights for LPIPS", "vgg16-397923af.pth", "perceptual_weights"),
+    "alexnet": WeightFile("AlexNet weights for LPIPS", "alexnet-owt-7be5be79.pth", "alexnet_weights"),
+    "inception": WeightFile(
+        "Inception weights", "weights-inception-2015-12-05-6726825d.pth", "feature_weights", folder=None
+    ),
+}
+
+
+def missing(name: str, given: str | None = None) -> str | None:
+    """One line that says that weights are missing and how to get them, or None if the file exists.
+
+    name: a key of WEIGHT_FILES. given: the path that the command line names, or None for the usual place.
+    """
+    weights = WEIGHT_FILES[name]
+    if os.path.isfile(given or weights.place):
+        return None
+    if given:
+        return f"--{weights.flag} {given} is not a file"
+    return (
+        f"the {weights.what} are missing: `python experiments/get_weights.py {name}` fetches {weights.address} to "
+        f"{weights.place}; or name the file with --{weights.flag} PATH"
+    )
+
+
+def fetch(name: str) -> bool:
+    """Put weights in their place, unless the right file is there. Returns whether they were fetched.
+
+    The file is complete or absent: it is renamed to its name after its SHA-256 was checked. Raises UserError if the
+    network fails or the server sends something else.
+    """
+    weights = WEIGHT_FILES[name]
+    if weights.exists and sha256_file(weights.place).startswith(weights.digits):
+        return False
+    os.makedirs(os.path.dirname(weights.place), exist_ok=True)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        torch.hub.download_url_to_file(weights.address, weights.place, weights.digits)
+    except RuntimeError:  # the only one that torch.hub raises
+        reason = f"what came is incomplete or another file: its SHA-256 does not begin with {weights.digits}"
+    except (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError) as error:
+        reason = str(error).strip("<>") or type(error).__name__
+    else:
+        return True
+    finally:
+        socket.setdefaulttimeout(before)
+    raise UserError(f"{weights.address} cannot be fetched ({reason}): put the file by hand at {weights.place}")
