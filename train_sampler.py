@@ -17,16 +17,17 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes are 
 import torch
 
 from experiments.common.codes import cached_codes, decode_batch
+from experiments.common.images import load_images
 from experiments.common.models import check_autoencoder, dry_run_of_sampler
 from experiments.common.weights import load_autoencoder
 from models.samplers import build_sampler
 from models.samplers.base import SamplerLoss
 from models.summary import count_parameters
 from utils.core import distributed
+from utils.core.device import pick_device
 from utils.core.errors import run_main
 from utils.core.seed import StepRandom, sample_uniforms, seed_everything
-from utils.data.batches import batch_positions, local_batch, local_rows
-from utils.data.images import open_images
+from utils.data.batches import code_batches, local_batch
 from utils.display import commands
 from utils.evaluation.weight_files import WEIGHT_FILES
 from utils.training import compilation
@@ -90,7 +91,7 @@ def validate(sampler, ids, H, run, precision):
 
 def all_codes(H, split, autoencoder, run):
     """The codes of a split, (N, L); with --horizontal_flip training has those of the mirror images too."""
-    images = open_images(H, split)
+    images = load_images(H, split)
     if split == "train":
         run.trains_on(images)
     ids = [cached_codes(H, images, split, autoencoder, run.device, run.say)]
@@ -99,19 +100,24 @@ def all_codes(H, split, autoencoder, run):
     return torch.cat(ids)
 
 
-def code_batches(ids, H, start_step, device):
-    """Endless batches of this process's rows of ids, from start_step on."""
-    rows = local_rows(H.batch_size)
-    step = start_step
-    while True:
-        positions = torch.from_numpy(batch_positions(H.seed, step, H.batch_size, len(ids)))
-        yield ids[positions[rows]].to(device, non_blocking=True)
-        step += 1
+@torch.no_grad()
+def show_samples(sampler, best, autoencoder, draws, H, run, precision):
+    """If pictures are due, show the samples of these draws by `best`, the weights that will be used, and the statistics
+    of the sampler that is trained."""
+    if not (run.due(H.steps_per_display_output) or run.due(H.steps_per_save_output)):
+        return
+    best.eval()
+    with precision.autocast():
+        ids = best.sample(draws, H.temp)
+    pictures = decode_batch(autoencoder.model, ids, H, precision)
+    run.display.images("samples", pictures, save=run.due(H.steps_per_save_output))
+    for name, values in sampler.histories().items():
+        run.display.bars(name, values.tolist(), "time step t", "", list(range(1, len(values) + 1)))
 
 
 def train(H):
-    with Run(H, H.sampler) as run:
-        device = run.device
+    device = pick_device(H.device)
+    with Run(H, H.sampler, device) as run:
         precision = Precision(H.amp, H.amp_dtype, device)
         autoencoder = load_autoencoder(H, device)
         check_autoencoder(run, autoencoder)
@@ -131,27 +137,18 @@ def train(H):
         run.introduce(len(ids), count_parameters(sampler), precision.describe(), "code sequences")
         fixed_draws = sample_uniforms(H.seed, range(N_SHOWN), sampler.draws_per_sample(), device)
 
-        for step, batch in run.steps(lambda start: code_batches(ids, H, start, device)):
+        for step, batch in run.steps(lambda start: code_batches(ids, H, start)):
             rng = StepRandom("sampler", H.seed, step, device=device, rank=run.rank, world_size=run.world_size)
-            optimiser.param_groups[0]["lr"] = warm_up(H, step)
+            lr = optimiser.param_groups[0]["lr"] = warm_up(H, step)
             sampler.train()
+            batch = batch.to(device, non_blocking=True)
             out = sampler_step(sampler, optimiser, precision, batch, rng, H.accumulate_steps)
             if ema and step % H.steps_per_update_ema == 0:
                 ema.update()
-
-            run.report(loss=out.loss, bits=out.bits.mean(), lr=optimiser.param_groups[0]["lr"])
-            if precision.scaling and run.due(H.steps_per_log):
-                run.record(skipped_updates=float(precision.skipped))
+            run.report(loss=out.loss, bits=out.bits.mean(), lr=lr)
             if val_ids is not None and run.due(H.steps_per_eval):
                 run.record(**validate(best, val_ids, H, run, precision))
-            if run.due(H.steps_per_display_output) or run.due(H.steps_per_save_output):
-                best.eval()
-                with precision.autocast():
-                    drawn = best.sample(fixed_draws, H.temp)
-                pictures = decode_batch(autoencoder.model, drawn, H, precision)
-                run.show_images("samples", pictures, save=run.due(H.steps_per_save_output))
-                for name, values in sampler.histories().items():
-                    run.show_bars(name, values.tolist(), "time step t", "", list(range(1, len(values) + 1)))
+            show_samples(sampler, best, autoencoder, fixed_draws, H, run, precision)
         if run.step >= H.train_steps:
             samples, fid = commands.after_sampler(H, run.step, len(ids))
             metric = ("their FID", fid)

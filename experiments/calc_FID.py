@@ -49,6 +49,7 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes are 
 
 import torch
 
+from experiments.common.images import load_images
 from experiments.common.measure import Samples, compute_fid, image_features, new_folder, saving_images, write_latents
 from experiments.common.models import dry_run_of_sampler, load_models
 from experiments.common.results import Report
@@ -56,7 +57,6 @@ from utils.core import distributed
 from utils.core.device import pick_device
 from utils.core.errors import UserError, run_main
 from utils.core.progress import say
-from utils.data.images import open_images
 from utils.evaluation.features import Inception
 
 KID_SUBSET = 1000
@@ -91,7 +91,7 @@ def compute_isc(logits):
 def main(H):
     device = pick_device(H.device)
     extractor = Inception(H.feature_weights, device)  # first, because everything else needs it
-    images = open_images(H, "train")
+    images = load_images(H, "train")
     if len(images) < 2:
         raise UserError(f"{H.data_entry['origin']}: the FID needs two training images or more, not {len(images)}")
     models = load_models(H, with_sampler=H.latents_path is None)

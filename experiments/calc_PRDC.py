@@ -52,6 +52,7 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes are 
 import os
 from functools import partial
 
+from experiments.common.images import load_images
 from experiments.common.measure import Samples, image_features
 from experiments.common.models import dry_run_of_sampler, load_models, require_size
 from experiments.common.results import Report
@@ -59,7 +60,7 @@ from utils.core import distributed
 from utils.core.device import pick_device
 from utils.core.errors import UsageError, UserError, run_main
 from utils.core.progress import say, track
-from utils.data.images import MAX_BROKEN_SHARE, ImageSet, open_images
+from utils.data.images import MAX_BROKEN_SHARE, ImageSet
 from utils.data.sources import FolderImages
 from utils.evaluation import feature_files
 from utils.evaluation.feature_files import FeatureFile
@@ -69,7 +70,7 @@ from utils.evaluation.prdc import prdc
 
 def real_images(H):
     """n_samples training images, evenly spaced in the set, or all if there are fewer."""
-    images = open_images(H, "train")
+    images = load_images(H, "train")
     if len(images) < H.nearest_k + 2:
         raise UserError(f"{H.data_entry['origin']}: {len(images)} images are too few for --nearest_k {H.nearest_k}")
     if len(images) <= H.n_samples:

@@ -56,6 +56,7 @@ import math
 import torch
 
 from experiments.common.codes import encode_batch
+from experiments.common.images import load_images
 from experiments.common.measure import compute_fid, each_image, image_features, new_folder, saving_images
 from experiments.common.models import load_models
 from experiments.common.pictures import CodeMeans
@@ -69,7 +70,6 @@ from utils.core.checkpoint import checkpoints_of
 from utils.core.device import pick_device
 from utils.core.errors import UserError, run_main
 from utils.core.progress import say
-from utils.data.images import open_images
 from utils.data.pixels import to_float, to_uint8
 from utils.display.grids import SAYS_TRIPLES
 from utils.display.images import TRIPLES, sheet, triples
@@ -170,7 +170,7 @@ def find_lpips(H, autoencoder, device):
 def main(H):
     device = pick_device(H.device)
     extractor = find_extractor(H, device)
-    images = open_images(H, H.split)
+    images = load_images(H, H.split)
     if len(images) < 2:
         raise UserError(f"{H.data_entry['origin']}: the FID needs two images or more in '{H.split}', not {len(images)}")
     if H.n_samples is not None and H.n_samples < len(images):

@@ -74,23 +74,23 @@ COMMAND_LINE = dict(
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     H = get_hparams(**COMMAND_LINE)
 
-import copy
 import math
 
 import torch
 
 from experiments.common.codes import encode_batch
+from experiments.common.images import load_images
 from experiments.common.models import check_autoencoder, dry_run_of_sampler, load_models
 from experiments.common.results import Report
 from models.losses import gaussian_nll
 from models.summary import count_parameters
 from utils.core import distributed
+from utils.core.device import pick_device
 from utils.core.errors import UserError, run_main
 from utils.core.files import read_json
 from utils.core.progress import Progress
 from utils.core.seed import StepRandom
 from utils.data.batches import one_pass, training_batches
-from utils.data.images import open_images
 from utils.data.pixels import to_float
 from utils.data.sources import open_source
 from utils.training.run import Run
@@ -117,8 +117,8 @@ def fit_step(models, optimiser, x, latent_shape):
 class Evaluation:
     """The bound over all of an ImageSet. The prior's part does not change with the fit: it is computed once."""
 
-    def __init__(self, H, models, images):
-        self.H, self.models, self.images = H, models, images
+    def __init__(self, H, models, images, say):
+        self.H, self.models, self.images, self.say = H, models, images, say
         self.nats_z = None
 
     @torch.no_grad()
@@ -140,7 +140,7 @@ class Evaluation:
         H, device, precision = self.H, self.models.device, self.models.precision
         model, prior = self.models.autoencoder.model, self.models.sampler.model
         world = distributed.world_size()
-        for turn, (x, _) in enumerate(one_pass(self.images, H.batch_size, H.num_workers, shared=True)):
+        for turn, (x, _) in enumerate(one_pass(self.images, H.batch_size, H.num_workers, shared=True, say=self.say)):
             number = turn * world + distributed.rank()
             if not len(x):
                 yield None
@@ -185,27 +185,24 @@ def warn_if_seen(H, run):
 def main(H):
     if not H.load_step:
         raise UserError("--load_dir and --load_step must name a trained sampler")
-    split = copy.copy(H)
-    split.steps_per_eval = H.steps_per_eval or H.train_steps  # what is evaluated is not fitted on
-    with Run(H, "logsigma", loads=False) as run:  # --load_step names the sampler
+    with Run(H, "logsigma", pick_device(H.device), loads=False) as run:  # --load_step names the sampler
         models = load_models(H)
-        images, val_images = open_images(split, "train"), open_images(split, "val")
+        images, val_images = (load_images(H, split, hold_out=True) for split in ("train", "val"))
         if H.elbo_images is not None and H.elbo_images < len(val_images):
             val_images = val_images.evenly(H.elbo_images)
         head = models.autoencoder.model.generator.logsigma.requires_grad_(True)
         optimiser = torch.optim.Adam(head.parameters(), lr=H.lr)
-        report = Report(H, run.device, run.dashboard, autoencoder=models.autoencoder, sampler=models.sampler)
+        report = Report(H, run.device, run.display.dashboard, autoencoder=models.autoencoder, sampler=models.sampler)
         check_autoencoder(run, models.autoencoder)
         run.about["sampler"] = report.checkpoints["sampler"]
         run.restore(dict(logsigma=head, logsigma_optim=optimiser), extra={})
         optimiser.param_groups[0]["lr"] = H.lr  # which may be another than it was saved with
         run.introduce(len(images), count_parameters(head), models.precision.describe())
         warn_if_seen(H, run)
-        evaluation = Evaluation(H, models, val_images)
+        evaluation = Evaluation(H, models, val_images, run.say)
 
         def evaluate(step):
             figures = evaluation.run()
-            val_images.check_all_broken(run.say)
             report.values(
                 f"{len(evaluation.nats_z)} validation images of '{H.dataset}', logsigma fitted for {step} steps, "
                 f"{H.n_bits}-bit images",
@@ -215,11 +212,8 @@ def main(H):
             )
             return figures
 
-        for step, (x, _) in run.steps(lambda start: training_batches(images, H, start)):
+        for step, (x, _) in run.steps(lambda start: training_batches(images, H, start, run.say)):
             loss = fit_step(models, optimiser, to_float(x.to(run.device)), H.latent_shape[1:])
-            if run.due(H.steps_per_log):
-                images.share_broken()
-            images.check_broken(run.say)
             run.report(loss=loss)
             if run.due(H.steps_per_eval) and step < H.train_steps:
                 run.record(**{f"val_{k}": v for k, v in evaluate(step).items() if math.isfinite(v)})

@@ -57,6 +57,7 @@ from functools import partial
 import torch
 
 from experiments.common.codes import decoded_batches
+from experiments.common.images import load_images
 from experiments.common.models import dry_run_of_sampler, load_models, require_size
 from experiments.common.results import Report
 from experiments.common.sampling import sample_batches
@@ -65,10 +66,9 @@ from utils.core import distributed
 from utils.core.device import pick_device
 from utils.core.errors import UserError, run_main
 from utils.core.files import hash_tensors, write_json
-from utils.core.progress import Progress, say, track
+from utils.core.progress import Progress, track
 from utils.data.batches import one_pass
 from utils.data.decoding import decode
-from utils.data.images import open_images
 from utils.data.pixels import to_float
 from utils.data.sources import find_images, read_file
 from utils.display.images import enlarge, sheet
@@ -120,7 +120,6 @@ def search(H, lpips, images, queries, device):
             if len(x):
                 yield to_float(x.to(device)), indices
             progress.update(len(x) * world)
-            images.check_broken(say)
 
     candidates = []
     embedding = partial(track, description="embedding queries", unit="query")
@@ -128,7 +127,6 @@ def search(H, lpips, images, queries, device):
         for group in groups:
             group = to_float(group.to(device))
             candidates += find_candidates(lpips, group, batches(progress), H.n_neighbours, embedding).tolist()
-            images.check_all_broken(say)
 
     def measure():
         own = list(zip(queries, candidates, strict=True))[distributed.rank() :: world]
@@ -164,7 +162,7 @@ def main(H):
     device = pick_device(H.device)
     names, queries = read_pictures(H) if H.query_images else (None, None)
     lpips = load_lpips("alex", H.alexnet_weights).to(device)  # before any long work, which would be lost
-    images = open_images(H, "train")
+    images = load_images(H, "train")
     models = None if H.query_images else load_models(H)
     if H.query_images:
         require_size(H)

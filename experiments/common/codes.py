@@ -1,11 +1,16 @@
 """From images to codes (read from the cache, or computed), and from codes to images."""
 
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 import torch
 
+from experiments.common.weights import Loaded
 from utils.core import distributed
 from utils.core.progress import Progress
 from utils.data import codes
-from utils.data.batches import one_pass
+from utils.data.batches import Batch, one_pass
+from utils.data.images import ImageSet, Say
 from utils.data.pixels import to_float, to_uint8
 from utils.training.amp import Precision
 
@@ -14,12 +19,19 @@ from utils.training.amp import Precision
 ENCODED_IMAGES, ENCODED_PIXELS = 64, 1 << 20
 
 
-def cached_codes(H, images, split, autoencoder, device, say, flip=False):
+def cached_codes(
+    H: Any,
+    images: ImageSet,
+    split: str,
+    autoencoder: Loaded,
+    device: torch.device,
+    say: Say,
+    flip: bool = False,
+) -> torch.Tensor:
     """The ids of an ImageSet, (N, L) int64 on the CPU, from the cache under latents/ or computed now.
 
-    autoencoder: experiments.common.weights.Loaded. flip: encode the mirrored images. Images are encoded in float32,
-    also with --amp: in bf16, 1% of the codes would differ. (H.codes_precision: a run of an earlier version keeps the
-    number format that it started with.)
+    flip: encode the mirrored images. Images are encoded in float32, also with --amp: in bf16, 1% of the codes would
+    differ. (H.codes_precision: a run of an earlier version keeps the number format that it started with.)
     """
     precision = Precision(H.codes_precision == "amp", H.amp_dtype, device)
     header = dict(
@@ -32,35 +44,31 @@ def cached_codes(H, images, split, autoencoder, device, say, flip=False):
         images=distributed.from_main(images.identity),
         precision=precision.describe(),
     )
-
-    what = f"encoding {split} images" + (" (mirrored)" if flip else "")
-    progress = Progress(len(images), what, "img", lazy=True)
-    stored = codes.ids_type(H.codebook_size)
     batch_size = min(ENCODED_IMAGES, max(1, ENCODED_PIXELS // H.img_size**2))
+    what = f"encoding {split} images" + (" (mirrored)" if flip else "")
 
-    def encode_share(positions):
-        for x, _ in one_pass(images, batch_size, H.num_workers, flip, positions, shared=True):
-            images.check_broken(say)
-            if not len(x):
-                yield None
-                continue
-            yield encode_batch(autoencoder.model, to_float(x.to(device)), precision).to(stored).cpu()
-
-    def encode(positions):
+    def encode(positions: range) -> Iterator[torch.Tensor]:
         progress.skip_to(positions.start)
-        parts = [torch.empty(0, H.block_size, dtype=stored)]  # all images of a part may be broken
-        for ids in distributed.in_order(encode_share(positions)):
-            parts.append(ids)
+        batches = one_pass(images, batch_size, H.num_workers, flip, positions, shared=True, say=say)
+        own = encode_batches(autoencoder.model, batches, device, precision, codes.ids_type(H.codebook_size))
+        for ids in distributed.in_order(own):
+            yield ids
             progress.update(len(ids))
-        images.check_all_broken(say)
-        return dict(ids=torch.cat(parts), left_out=images.left_out(positions))
 
-    with progress:
+    with Progress(len(images), what, "img", lazy=True) as progress:
         return codes.cached(header, images, H.codebook_size, batch_size, encode, say).long()
 
 
+def encode_batches(
+    ae: Any, batches: Iterable[Batch], device: torch.device, precision: Precision, dtype: torch.dtype
+) -> Iterator[torch.Tensor | None]:
+    """Batches of images -> their ids (B, L) in this type on the CPU; None for an empty batch."""
+    for x, _ in batches:
+        yield encode_batch(ae, to_float(x.to(device)), precision).to(dtype).cpu() if len(x) else None
+
+
 @torch.no_grad()
-def encode_batch(ae, x, precision=None):
+def encode_batch(ae: Any, x: torch.Tensor, precision: Precision | None = None) -> torch.Tensor:
     """Floats in [0, 1], (B, C, H, W) -> ids (B, L) int64. Without a Precision it computes in float32, not in a GPU's
     TF32: with only three digits, other codes would be the nearest."""
     precise = torch.autocast(x.device.type, enabled=False)
@@ -69,13 +77,13 @@ def encode_batch(ae, x, precision=None):
 
 
 @torch.no_grad()
-def decode_batch(ae, ids, H, precision):
+def decode_batch(ae: Any, ids: torch.Tensor, H: Any, precision: Precision) -> torch.Tensor:
     """ids (B, L) -> uint8 (B, C, H, W)."""
     with precision.autocast():
         return to_uint8(ae.decode(ids, *H.latent_shape[1:]))
 
 
-def decoded_batches(id_batches, H, models):
+def decoded_batches(id_batches: Iterable[torch.Tensor], H: Any, models: Any) -> Iterator[torch.Tensor]:
     """Batches of ids (b, L) -> batches of images, uint8 (b, C, H, W) on the device."""
     for ids in id_batches:
         yield decode_batch(models.autoencoder.model, ids.to(models.device), H, models.precision)

@@ -29,14 +29,12 @@ def each_image(images, H, work, what):
 
     def share():
         for x, _ in one_pass(images, H.feature_batch, H.num_workers, shared=True):
-            images.check_broken(say)
             yield work(x) if len(x) else None
 
     with Progress(len(images), what, "img") as progress:
         for result in distributed.in_order(share()):
             yield result
             progress.update(len(result[0]))
-    images.check_all_broken(say)
 
 
 def image_features(H, extractor, images, kind="real", keep=False):

@@ -75,7 +75,7 @@ class Compute:
 
     def __call__(self, positions):
         self.calls += 1
-        return dict(ids=IDS[positions.start : positions.stop], left_out=NONE)
+        return iter([IDS[positions.start : positions.stop]])
 
     def cached(self, **given):
         found = codes.cached(header(**given), self.images, 12, 1, self, self.said.append)
@@ -208,7 +208,7 @@ def test_codes_that_were_encoded_before_a_kill_are_not_lost(four, latents, monke
     def killed(positions):
         if positions.start == 2:
             raise KeyboardInterrupt
-        return dict(ids=IDS[positions.start : positions.stop], left_out=NONE)
+        return iter([IDS[positions.start : positions.stop]])
 
     with pytest.raises(KeyboardInterrupt):
         codes.cached(header(), four, 12, 1, killed, print)
@@ -259,7 +259,7 @@ def test_parts_hold_complete_batches(four, monkeypatch):
 
     def encode(positions):
         asked.append((positions.start, positions.stop))
-        return dict(ids=IDS[positions.start : positions.stop], left_out=NONE)
+        return iter([IDS[positions.start : positions.stop]])
 
     codes.cached(header(), four, 12, 2, encode, print)
     codes.cached(header(flip=True), four, 12, 5, encode, print)
@@ -337,7 +337,7 @@ class Caches:
 
     def packed(self, images):
         """(pixels of an image each (n,), 0 if they were packed before)"""
-        packed.pack(images, self.H, "train", self.said.append)
+        packed.pack(images, "custom_train", 0, self.said.append)
         pixels = torch.stack([images.load(i)[0, 0, 0] for i in range(len(images))])
         return pixels, int(any("images packed into" in line for line in self.said))
 

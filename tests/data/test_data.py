@@ -19,17 +19,20 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from ranks import together
 from torchvision import transforms
 
+from experiments.common.images import load_images
 from hparams import sources
+from utils.core import distributed
 from utils.core.errors import UserError
 from utils.data import batches
 from utils.data import images as images_module
 from utils.data import sources as files
 from utils.data.batches import batch_positions, one_pass, training_batches
 from utils.data.decoding import decode
-from utils.data.images import ImageSet, fixed_images, open_images, split_sizes
-from utils.data.sources import FolderImages, LmdbImages, Packed, find_images
+from utils.data.images import ImageSet, fixed_images, split_sizes
+from utils.data.sources import ByteStrings, FolderImages, LmdbImages, find_images
 from utils.training.run import Run
 
 SIZE = 8
@@ -87,6 +90,8 @@ def configuration(folder=None, **given):
         num_workers=0,
         horizontal_flip=False,
         unique_images=True,
+        steps_per_log=1000,
+        train_steps=1000,
     )
     return SimpleNamespace(**{**values, **given})
 
@@ -192,11 +197,11 @@ def test_a_sketch_has_all_names(tmp_path, monkeypatch):
     assert warned(dict(before, count=11))
 
 
-def test_packed_is_a_list_of_bytes():
+def test_byte_strings_are_a_list_of_bytes():
     items = [b"a", b"", b"\0\0", b"xyz" * 50]
-    packed = pickle.loads(pickle.dumps(Packed(items)))
+    packed = pickle.loads(pickle.dumps(ByteStrings(items)))
     assert len(packed) == 4 and [packed[i] for i in range(4)] == items
-    assert len(Packed([])) == 0
+    assert len(ByteStrings([])) == 0
 
 
 # ---------------------------------------------------------------------- LMDB
@@ -221,7 +226,7 @@ def lsun_configuration(folder, **given):
 def test_lsun_keeps_to_its_own_validation(lsun):
     for steps_per_eval in (0, 10):
         H = lsun_configuration(lsun, steps_per_eval=steps_per_eval)
-        train, val = open_images(H, "train"), open_images(H, "val")
+        train, val = load_images(H, "train"), load_images(H, "val")
         assert (len(train), len(val)) == (21, 5)
     keys = [train.source.keys[i] for i in range(21)]
     assert keys == sorted(keys)
@@ -233,7 +238,7 @@ def test_lsun_keeps_to_its_own_validation(lsun):
 
 
 def test_lmdb_in_workers(lsun):
-    images = open_images(lsun_configuration(lsun), "train")
+    images = load_images(lsun_configuration(lsun), "train")
     expected = torch.cat([x for x, _ in one_pass(images, 4, 0)])  # this process has it open now
     assert torch.equal(torch.cat([x for x, _ in one_pass(images, 4, 2)]), expected)
     assert torch.equal(torch.cat([x for x, _ in one_pass(images, 4, 0)]), expected)
@@ -254,7 +259,7 @@ def test_lmdbs_taken_together_and_pickled(lsun):
 
 def test_lmdb_given_by_itself_is_split(lsun):
     H = configuration(lsun / "church_outdoor_train_lmdb", steps_per_eval=10)
-    train, val = open_images(H, "train"), open_images(H, "val")
+    train, val = load_images(H, "train"), load_images(H, "val")
     assert (len(train), len(val)) == (20, 1)
     names = [s.source.name(i) for s in (train, val) for i in s.indices]
     assert names == sorted(names) and len(set(names)) == 21
@@ -263,7 +268,7 @@ def test_lmdb_given_by_itself_is_split(lsun):
 def test_lmdb_that_is_no_lmdb(tmp_path):
     (tmp_path / "data.mdb").write_bytes(b"nothing of the kind" * 1000)
     with pytest.raises(UserError, match="not a readable LMDB"):
-        open_images(configuration(tmp_path), "train")
+        load_images(configuration(tmp_path), "train")
 
 
 def test_truncated_lmdb_is_told(tmp_path):
@@ -288,7 +293,7 @@ def test_named_entries_and_custom(tmp_path, lsun, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name, custom, count in (("churches", None, 21), ("faces", None, 7), ("home", None, 3), ("custom", "more", 4)):
         H = configuration(data_entry=sources.dataset_entry(name, custom))
-        assert len(open_images(H, "train")) == count
+        assert len(load_images(H, "train")) == count
 
 
 @pytest.mark.parametrize(
@@ -309,20 +314,20 @@ def test_nothing_to_read_is_an_error_with_a_remedy(given, words, lsun, monkeypat
     monkeypatch.chdir(lsun)
     (lsun / "empty").mkdir()
     with pytest.raises(UserError, match=words):
-        open_images(configuration(data_entry=given), "train")
+        load_images(configuration(data_entry=given), "train")
 
 
 @pytest.mark.parametrize("n", [2, 19, 20, 40, 100])
 def test_split(tmp_path, n):
     write_folder(tmp_path, n)
     H = configuration(tmp_path, steps_per_eval=10)
-    train, val = open_images(H, "train"), open_images(H, "val")
+    train, val = load_images(H, "train"), load_images(H, "val")
     n_train, n_val = split_sizes(n)
     assert (len(train), len(val)) == (n_train, n_val) and n_train + n_val == n
     assert n_val == max(1, round(0.05 * n))
     names = [s.source.name(i) for s in (train, val) for i in s.indices]
     assert names == sorted(names) and len(set(names)) == n
-    assert len(open_images(configuration(tmp_path), "train")) == n
+    assert len(load_images(configuration(tmp_path), "train")) == n
 
 
 def overlapping(tmp_path):
@@ -341,7 +346,7 @@ def test_overlapping_paths_count_each_image_once(tmp_path, monkeypatch):
     paths = overlapping(tmp_path)
     for unique, count in ((True, 20), (False, 18 * 4 + 3)):
         H = configuration(data_entry=entry(*paths), unique_images=unique, steps_per_eval=10)
-        train, val = open_images(H, "train"), open_images(H, "val")
+        train, val = load_images(H, "train"), load_images(H, "val")
         assert len(train) + len(val) == count
         seen = [{os.path.realpath(s.source.name(i)) for i in s.indices} for s in (train, val)]
         assert unique == (not seen[0] & seen[1]), "an image is for training or for validation"
@@ -357,13 +362,13 @@ def test_overlapping_paths_count_each_lmdb_once(lsun, tmp_path_factory):
     for given in (entry(lsun, f"{lsun}/", link, category="church_outdoor"), entry(*own)):
         for unique, count in ((True, 21), (False, 63)):
             H = configuration(data_entry=given, unique_images=unique)
-            assert len(open_images(H, "train")) == count
+            assert len(load_images(H, "train")) == count
 
 
 def test_one_image_cannot_be_split(tmp_path):
     write_folder(tmp_path, 1)
     with pytest.raises(UserError, match="leave none for .train. .*--steps_per_eval.: add images"):
-        open_images(configuration(tmp_path, steps_per_eval=10), "train")
+        load_images(configuration(tmp_path, steps_per_eval=10), "train")
 
 
 # ---------------------------------------------------------------------- decoding
@@ -447,7 +452,7 @@ def test_first_frame_of_an_animation_whatever_its_name(tmp_path, kind):
     content = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
     (tmp_path / "a.png").write_bytes(content)
     (tmp_path / "b.webp").write_bytes(content)
-    images = open_images(configuration(tmp_path), "train")
+    images = load_images(configuration(tmp_path), "train")
     assert [images.load(i)[0, 0, 0].item() for i in range(2)] == [40, 40]
 
 
@@ -482,7 +487,7 @@ BROKEN = {
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
 def test_undecodable_files_are_no_images(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
-    images = open_images(configuration(tmp_path), "train")
+    images = load_images(configuration(tmp_path), "train")
     assert images.load(0) is None and images.broken.tolist() == [True]
 
 
@@ -512,8 +517,7 @@ def test_broken_images_are_named_once_skipped_and_counted(tmp_path, workers):
     images = folder_set(tmp_path, 60, broken=(10, 11, 59))
     said = []
     for _ in range(2):
-        batches = list(one_pass(images, 8, workers))
-        images.check_broken(said.append)
+        batches = list(one_pass(images, 8, workers, say=said.append))
     good = [i for i in range(60) if i not in (10, 11, 59)]
     assert sum((colour(x) for x, _ in batches), []) == good
     assert torch.cat([i for _, i in batches]).tolist() == good
@@ -544,12 +548,10 @@ def test_more_than_5_percent_broken_stop(tmp_path, workers):
     images = folder_set(tmp_path, 40, broken=(3, 4, 5))
     said = []
     with pytest.raises(UserError, match="^3 of 40 images cannot be decoded, .*003.png' among them; more than 5%"):
-        for _ in one_pass(images, 8, workers):
-            images.check_broken(said.append)
+        list(one_pass(images, 8, workers, say=said.append))
     assert len(said) == 3
     images = folder_set(tmp_path, 40, broken=(3, 4))
     assert sum(len(i) for _, i in one_pass(images, 8, workers)) == 38
-    images.check_broken(said.append)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -559,9 +561,24 @@ def test_nothing_but_broken_images(tmp_path, workers):
         next(training_batches(images, configuration(tmp_path, num_workers=workers), 1))
     assert "\n" not in str(caught.value), "no traceback of a worker"
     assert int(images.broken.sum()) < 20, "it reports this before it has read all images"
-    assert list(one_pass(images, 8, workers)) == []
+    with pytest.raises(UserError, match="of 100 images cannot be decoded"):
+        next(one_pass(images, 8, workers))
     with pytest.raises(UserError, match="of 100 images cannot be decoded"):
         fixed_images(images, 3)
+
+
+def test_every_process_knows_all_broken_images_after_a_shared_pass(tmp_path):
+    """Three batches for two processes: the second gets an empty one."""
+    images = folder_set(tmp_path / "images", 60, broken=(3, 25, 59))
+
+    def work():
+        passed = [len(x) for x, _ in one_pass(images, 20, 0, shared=True)]
+        found = distributed.from_all([passed, images.broken.nonzero().flatten().tolist()])
+        print(found if distributed.is_main() else "")
+
+    texts = together(2, work, tmp_path)
+    assert texts[0].count("cannot be decoded") == 3
+    assert "[[[19, 19], [3, 25, 59]], [[19, 0], [3, 25, 59]]]" in texts[0]
 
 
 def test_many_broken_images_are_not_all_named(tmp_path, monkeypatch):
@@ -569,8 +586,7 @@ def test_many_broken_images_are_not_all_named(tmp_path, monkeypatch):
     monkeypatch.setattr(images_module, "MAX_BROKEN_SHARE", 1)
     images = folder_set(tmp_path, 10, broken=range(5))
     said = []
-    for _ in one_pass(images, 2, 0):
-        images.check_broken(said.append)
+    assert sum(len(i) for _, i in one_pass(images, 2, 0, say=said.append)) == 5
     assert len(said) == 2 and int(images.broken.sum()) == 5
 
 
@@ -734,7 +750,7 @@ def test_a_list_of_images_is_complete_or_an_error(tmp_path, monkeypatch, pauses,
 
 
 def test_an_lmdb_that_fails_for_a_moment(lsun, monkeypatch, pauses):
-    images = open_images(lsun_configuration(lsun), "train")
+    images = load_images(lsun_configuration(lsun), "train")
     assert images.load(0) is not None
     broken, real = [2], lmdb.open
 
@@ -796,7 +812,7 @@ def test_the_flip_is_of_each_image_on_its_own(tmp_path):
     gradient = Image.fromarray(np.tile(np.arange(0, 256, 32, dtype=np.uint8), (SIZE, 1)))
     for i in range(4):
         gradient.save(tmp_path / f"{i}.png")
-    images = open_images(configuration(tmp_path), "train")
+    images = load_images(configuration(tmp_path), "train")
 
     def flips(**given):
         batches = training_batches(images, configuration(tmp_path, **given), 1)
@@ -824,7 +840,7 @@ def test_ranks_share_the_single_process_batch(tmp_path, monkeypatch, world):
         assert torch.equal(torch.cat([p[step][0] for p in parts]), x)
         assert torch.equal(torch.cat([p[step][1] for p in parts]), i)
     with pytest.raises(UserError, match="--batch_size 5 .* not divisible by"):
-        training_batches(images, configuration(tmp_path, batch_size=5), 1)
+        next(training_batches(images, configuration(tmp_path, batch_size=5), 1))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 11, 50])

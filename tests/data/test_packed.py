@@ -22,8 +22,6 @@ from utils.data.batches import one_pass
 from utils.data.images import ImageSet
 from utils.data.sources import FolderImages
 
-H = SimpleNamespace(dataset="custom", num_workers=0)
-
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
@@ -52,7 +50,7 @@ def all_of(images):
 
 def pack_quietly(images, split="train"):
     said = []
-    packed.pack(images, H, split, said.append)
+    packed.pack(images, f"custom_{split}", 0, said.append)
     return said
 
 
@@ -114,7 +112,7 @@ def test_a_disk_that_takes_nothing(error, folder, workplace, monkeypatch):
 def test_a_disk_that_is_too_small(folder, workplace, monkeypatch):
     monkeypatch.setattr(packed.shutil, "disk_usage", lambda path: SimpleNamespace(free=20_000))
     with pytest.raises(UserError, match="--cache_images needs 0.0 GB in packed.*leave the flag out"):
-        packed.pack(open_set(folder), H, "train", print)
+        packed.pack(open_set(folder), "custom_train", 0, print)
 
 
 def test_training_learns_the_same(shapes, workplace):
@@ -143,7 +141,7 @@ def test_a_killed_run_goes_on_packing(tmp_path):
     before = first.stat().st_mtime_ns
     images = ImageSet(FolderImages([folder]), range(3000), 256)
     again = packed.PackedImages(images, first.parent)
-    packed._make(again, images, 0, print)
+    packed._write_missing(again, images, 0, print)
     assert first.stat().st_mtime_ns == before and len(list(first.parent.glob("*.u8"))) == 3
     assert torch.equal(again.read(2999), images.load(2999))
 

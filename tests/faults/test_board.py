@@ -12,6 +12,7 @@ from test_dashboard import until
 
 import train_sampler
 import utils.training.run
+import utils.training.run_display
 from faults.stages import SMALL
 from hparams import get_hparams
 from utils.display import live_dashboard
@@ -63,7 +64,7 @@ def test_the_curves_are_complete_in_the_end(trouble, place, fake, monkeypatch, f
 
     plain = live_dashboard.Dashboard
     monkeypatch.setattr(
-        utils.training.run,
+        utils.training.run_display,
         "Dashboard",
         lambda *args, **kw: plain(*args, interval=0.02, backoff=(0.02, 0.1), timeouts=(0.3, 0.5), **kw),
     )

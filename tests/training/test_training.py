@@ -14,7 +14,7 @@ from scripts import run, sampler_flags, train_stage_1, train_stage_2, vqgan_flag
 
 import train_sampler
 import train_vqgan
-import utils.training.run
+import utils.training.run_display
 from experiments.common.weights import load_autoencoder, load_sampler
 from hparams import get_hparams
 from hparams.config import QUANTIZERS
@@ -66,6 +66,7 @@ def test_both_stages_learn_and_sample(here, shapes):
     bits = curve("prior", "bits")
     assert bits[-1] < bits[0]
     assert len(curve("prior", "val_bits")) == 2
+    assert any(json.loads(Path("logs/prior/bars.json").read_text())["loss_history"]["values"]), "of the trained sampler"
     for name in ("logs/ae/images/reconstructions_60.png", "logs/prior/images/samples_60.png"):
         with Image.open(name) as picture:
             assert min(picture.size) >= 256
@@ -337,7 +338,7 @@ def test_samples_from_the_command_line(here, shapes):
 def test_the_dashboard_is_told_where_a_run_stands(here, shapes, monkeypatch):
     told, step = [], train_vqgan.generator_step
     monkeypatch.setattr(
-        utils.training.run.Dashboard,
+        utils.training.run_display.Dashboard,
         "progress",
         lambda self, step, total, values, state: told.append((step, total, state.split(",")[0], values["images seen"])),
     )
@@ -368,7 +369,7 @@ def test_compared_with_a_run_whose_curves_are_damaged(here, shapes, monkeypatch)
     Path("logs/other/stats.jsonl").write_text("\n".join(rows))
     found = []
     monkeypatch.setattr(
-        utils.training.run.Dashboard, "compare", lambda self, run, rows: found.append((run, list(rows)))
+        utils.training.run_display.Dashboard, "compare", lambda self, run, rows: found.append((run, list(rows)))
     )
     train_stage_1(shapes, "ae", f"--train_steps 1 --visdom_compare other --visdom --visdom_port {free_port()}")
     assert found == [("other", [{"step": 1, "l1/train": 0.5, "l1/validation": 0.25}])]

@@ -1,9 +1,13 @@
-"""Batches of images, whose order is a function of (seed, step), and the processes that decode them."""
+"""Batches of images and of codes, whose order is a function of (seed, step), and the processes that decode images."""
 
 import atexit
+import functools
+import itertools
 import multiprocessing
 import signal
 import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +16,17 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from utils.core import distributed
 from utils.core.errors import UserError
+from utils.core.progress import say
 from utils.core.seed import derive_seed, permutation
 from utils.core.signals import StopRequest
+from utils.data.images import ImageSet, Say
 
-# ---------------------------------------------------------------------- batches
+Batch = tuple[torch.Tensor, torch.Tensor]  # images uint8 (B, C, H, W), and their positions in the set (B,)
+
+# ---------------------------------------------------------------------- order
 
 
-def batch_positions(seed, step, batch_size, n):
+def batch_positions(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:
     """Which items form the global batch of a step: int64 (batch_size,) in [0, n).
 
     Item p of the endless stream belongs to epoch p // n, and each epoch has an order of its own. Step 1 takes
@@ -33,20 +41,10 @@ def batch_positions(seed, step, batch_size, n):
     return result
 
 
-_ORDERS = {}
+_order = functools.lru_cache(maxsize=2)(permutation)
 
 
-def _order(seed, epoch, n):
-    """permutation(seed, epoch, n), with a cache of the last two."""
-    key = (seed, epoch, n)
-    if key not in _ORDERS:
-        while len(_ORDERS) > 1:
-            _ORDERS.pop(next(iter(_ORDERS)))
-        _ORDERS[key] = permutation(seed, epoch, n)
-    return _ORDERS[key]
-
-
-def local_rows(batch_size):
+def local_rows(batch_size: int) -> slice:
     """The slice of a global batch that belongs to this process."""
     world = distributed.world_size()
     if batch_size % world:
@@ -55,78 +53,109 @@ def local_rows(batch_size):
     return slice(distributed.rank() * own, (distributed.rank() + 1) * own)
 
 
-def local_batch(H):
+def local_batch(H: Any) -> int:
     """The number of images of a batch that a process holds at once in training."""
     return max(1, H.batch_size // (distributed.world_size() * H.accumulate_steps))
 
 
-class StepBatches:
-    """An endless batch sampler: (index, flip) pairs of this process's share of steps start, start+1, ..."""
-
-    def __init__(self, n, batch_size, seed, start, flip):
-        self.n, self.batch_size, self.seed, self.start, self.flip = n, batch_size, seed, start, flip
-        self.rows = local_rows(batch_size)
-
-    def __iter__(self):
-        step = self.start
-        while True:
-            indices = batch_positions(self.seed, step, self.batch_size, self.n)
-            flips = np.zeros(self.batch_size, dtype=bool)
-            if self.flip:
-                flips = np.random.default_rng(derive_seed("flip", self.seed, step)).random(self.batch_size) < 0.5
-            yield list(zip(indices[self.rows].tolist(), flips[self.rows].tolist(), strict=True))
-            step += 1
+def _items(H: Any, n: int, start_step: int) -> Iterator[list[tuple[int, bool]]]:
+    """Yield the items (index, flip) of this process's share of each step from start_step on."""
+    rows = local_rows(H.batch_size)
+    for step in itertools.count(start_step):
+        indices = batch_positions(H.seed, step, H.batch_size, n)
+        flips = np.zeros(H.batch_size, dtype=bool)
+        if H.horizontal_flip:
+            flips = np.random.default_rng(derive_seed("flip", H.seed, step)).random(H.batch_size) < 0.5
+        yield list(zip(indices[rows].tolist(), flips[rows].tolist(), strict=True))
 
 
-def training_batches(images, H, start_step):
-    """Yield the endless batches (uint8 (B, C, H, W), indices (B,)) of this process, from start_step on."""
-    sampler = StepBatches(len(images), H.batch_size, H.seed, start_step, H.horizontal_flip)
-    loader = DataLoader(
-        images,
-        batch_sampler=sampler,
-        num_workers=H.num_workers,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=ignore_signals,
-    )
-    return worker_errors_in_words(loader)
+# ---------------------------------------------------------------------- batches
 
 
-def one_pass(images, batch_size, num_workers, flip=False, positions=None, shared=False):
-    """Yield every decodable image once, in order, including the last partial batch.
+def training_batches(images: ImageSet, H: Any, start_step: int, say: Say = say) -> Iterator[Batch]:
+    """Yield the endless batches of this process from start_step on. All processes iterate together.
 
-    positions: a range of positions (default: all). Yields (uint8 (B, C, H, W), indices (B,)) without broken images.
-    shared: yield only this process's share: batch i belongs to process i % world_size. Empty batches are then yielded
-    too, so that the caller can count them.
+    Broken images are reported, and every --steps_per_log steps to all processes. Raises UserError if there are too
+    many.
+    """
+    batches = _load(images, _items(H, len(images), start_step), H.num_workers)
+    for step, batch in enumerate(batches, start_step):
+        if step % H.steps_per_log == 0 or step == H.train_steps:
+            images.check_all_broken(say)
+        else:
+            images.check_broken(say)
+        yield batch
+
+
+def code_batches(ids: torch.Tensor, H: Any, start_step: int) -> Iterator[torch.Tensor]:
+    """Yield the endless batches of this process's rows of ids (N, L), from start_step on."""
+    rows = local_rows(H.batch_size)
+    for step in itertools.count(start_step):
+        yield ids[batch_positions(H.seed, step, H.batch_size, len(ids))[rows]]
+
+
+def one_pass(
+    images: ImageSet,
+    batch_size: int,
+    num_workers: int,
+    flip: bool = False,
+    positions: range | None = None,
+    shared: bool = False,
+    say: Say = say,
+) -> Iterator[Batch]:
+    """Yield every decodable image once, in order, including the last partial batch. Broken images are reported; raises
+    UserError if there are too many.
+
+    positions: a range of positions (default: all).
+    shared: yield only this process's share: batch i belongs to process i % world_size. All processes get the same
+    number of batches, of which some may be empty. At the end, all processes know all broken images.
     """
     positions = range(len(images)) if positions is None else positions
     batches = [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
     if shared:
-        batches = batches[distributed.rank() :: distributed.world_size()]
+        world = distributed.world_size()
+        batches += [range(0)] * (-len(batches) % world)
+        batches = batches[distributed.rank() :: world]
+    for x, indices in _load(images, batches, num_workers, _collate_good):
+        images.check_broken(say)
+        if len(indices) or shared:
+            yield (x.flip(-1) if flip and len(indices) else x), indices
+    if shared:
+        images.check_all_broken(say)
+
+
+def _collate_good(items: list[tuple[torch.Tensor | None, int]]) -> Batch:
+    good = [(image, i) for image, i in items if image is not None]
+    x = torch.stack([image for image, _ in good]) if good else torch.empty(0)
+    return x, torch.tensor([i for _, i in good], dtype=torch.int64)
+
+
+# ---------------------------------------------------------------------- processes
+
+
+def _load(
+    images: ImageSet, batches: Iterable[Any], num_workers: int, collate_fn: Callable[..., Batch] | None = None
+) -> Iterator[Batch]:
+    """Yield the loaded batches of items. An error in a worker is raised as a UserError without the worker's
+    traceback."""
     loader = DataLoader(
         images,
         batch_sampler=batches,
         num_workers=num_workers,
-        collate_fn=_collate_good,
+        collate_fn=collate_fn,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_signals,
     )
-    for x, indices in worker_errors_in_words(loader):
-        if len(indices) or shared:
-            yield (x.flip(-1) if flip and len(indices) else x), indices
-
-
-def worker_errors_in_words(loader):
-    """Yield the loader's batches. An error in a worker is raised as a UserError without the worker's traceback."""
-    batches = None
+    loading = None
     try:
-        batches = iter(loader)
-        if loader.num_workers:
-            _WITH_WORKERS.add(batches)
-        yield from batches
+        loading = iter(loader)
+        if num_workers:
+            _WITH_WORKERS.add(loading)
+        yield from loading
     except UserError as error:
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
     except (RuntimeError, OSError, MemoryError) as error:
-        if batches is None and isinstance(error, OSError):
+        if loading is None and isinstance(error, OSError):
             _MultiProcessingDataLoaderIter._shutdown = True  # else the incomplete iterator raises when it is collected
         elif "DataLoader worker" not in str(error):
             raise
@@ -136,28 +165,22 @@ def worker_errors_in_words(loader):
             "full: give fewer --num_workers, or --num_workers 0"
         ) from None
     finally:  # end them now: an error's traceback would keep them until a later garbage collection
-        if batches is not None and loader.num_workers:
-            batches._shutdown_workers()
+        if loading is not None and num_workers:
+            loading._shutdown_workers()  # type: ignore[attr-defined]
 
 
-def _collate_good(items):
-    good = [(image, i) for image, i in items if image is not None]
-    x = torch.stack([image for image, _ in good]) if good else torch.empty(0)
-    return x, torch.tensor([i for _, i in good], dtype=torch.int64)
-
-
-def ignore_signals(_worker):
+def ignore_signals(_worker: int) -> None:
     """Called in a worker: the parent process handles a signal to the process group (see end_workers)."""
     for name in StopRequest.SIGNALS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-_WITH_WORKERS = weakref.WeakSet()
+_WITH_WORKERS: weakref.WeakSet = weakref.WeakSet()
 
 
 @atexit.register
-def end_workers():
+def end_workers() -> None:
     """At exit, ask the remaining workers to end, then kill those that do not. (An error's traceback keeps
     its batches alive. A worker can be stuck in a read, or in a lock that a thread of its parent held when it
     was forked.)

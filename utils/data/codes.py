@@ -11,105 +11,122 @@ import functools
 import glob
 import math
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from utils.core import cache, distributed
 from utils.core.errors import DamagedFile
 from utils.core.files import hash_json
+from utils.data.images import ImageSet, Say
 
+Tensors = dict[str, torch.Tensor]
+Encode = Callable[[range], Iterator[torch.Tensor]]
 LATENTS = Path("latents")
 FORMAT = 2  # part of the header
 PART = 1 << 14  # images in a part: minutes of work, a few megabytes
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-def ids_type(codebook_size):
+def ids_type(codebook_size: int) -> torch.dtype:
     """The integer type in which ids are stored."""
     return torch.int16 if codebook_size <= 1 << 15 else torch.int32
 
 
-def cache_path(header):
+def cache_path(header: dict[str, Any]) -> Path:
     """latents/<dataset>_<split>_<key>[_flipped].pt; the key is a hash of the whole header."""
     suffix = "_flipped" if header["flip"] else ""
     return LATENTS / f"{header['dataset']}_{header['split']}_{hash_json(header)}{suffix}.pt"
 
 
-def cached(header, images, codebook_size, batch_size, encode, say):
-    """The ids of an ImageSet, from the cache of this header, or from encode() and then cached. Reports the images that
-    were left out.
+def cached(
+    header: dict[str, Any],
+    images: ImageSet,
+    codebook_size: int,
+    batch_size: int,
+    encode: Encode,
+    say: Say,
+) -> torch.Tensor:
+    """The ids (N, L) of an ImageSet, from the cache of this header, or from encode() and then cached. Reports the
+    images that were left out. All processes call it together and get the result.
 
-    header: its latent_shape gives the number of codes of an image. encode: positions (a range within
-    range(len(images))) -> dict(ids=int (at most as many, L), left_out=positions int64 (n,)) of those images. All
-    processes call it together, and the main process gets the result.
+    header: its latent_shape gives the number of codes of an image. encode: a range of positions -> an iterator over the
+    ids (b, L) of their images in order, in batches of batch_size images; it has results in the main process only.
     """
-    path, n = cache_path(header), len(images)
-    origin = functools.cache(images.origin)
-    fits = functools.partial(check, length=math.prod(header["latent_shape"]), codebook_size=codebook_size)
-
-    def part(positions):
-        place = path.with_name(f"{path.stem}.part{positions.start}-{positions.stop}")
-        return cache.cached(
-            place,
-            dict(header, part=[positions.start, positions.stop]),
-            lambda: encode(positions),
-            say,
-            "some of the codes",
-            origin,
-            lambda found: fits(place, found, positions),
-        )
-
-    def compute():
-        size = PART // batch_size * batch_size or PART  # a multiple: the batches equal those of one pass
-        ranges = [range(start, min(start + size, n)) for start in range(0, n, size)]
-        if len(ranges) == 1:
-            return encode(ranges[0])
-        parts = [part(r) for r in ranges]
-        if not distributed.is_main():
-            return None
-        none = torch.empty(0, dtype=torch.int64)
-        left_out = torch.cat([p.get("left_out", none) for p in parts])
-        return dict(ids=torch.cat([p["ids"] for p in parts]), left_out=left_out)
-
-    found = cache.cached(
-        path,
-        header,
-        compute,
-        say,
-        "codes",
-        origin,
-        lambda found: fits(path, found, range(n), most_missing=images.most_broken()),
-    )
-    images.leave_out(found and found.get("left_out"), n - len(found["ids"]) if found else 0, path, say)
+    codes = CodeCache(header, images, codebook_size, encode, say)
+    found = codes.read_or_encode(batch_size)  # None in other processes than the main one
+    left_out = found.get("left_out") if found else None
+    images.leave_out(left_out, len(images) - len(found["ids"]) if found else 0, codes.path, say)
     ids = distributed.tensor_from_main(found and found["ids"])
-    if distributed.is_main() and path.exists():  # otherwise only the parts hold the codes
-        for place in _parts(path):
-            with contextlib.suppress(OSError):
-                place.unlink()
+    if distributed.is_main() and codes.path.exists():  # otherwise only the parts hold the codes
+        codes.remove_parts()
     return ids
 
 
-def check(path, found, positions, length, codebook_size, most_missing=None):
-    """Raises DamagedFile unless tensors that were read are what `cached` stores for a range of images.
+class CodeCache:
+    """The file of a header, and the parts next to it. The arguments are those of `cached`."""
 
-    most_missing: how many of the images may be left out. This limit also holds for files of earlier versions, which do
-    not list the missing images. None (for a part): any number may be missing, but the file must list them.
-    """
-    ids, left_out = found.get("ids"), found.get("left_out")
-    if not torch.is_tensor(ids) or ids.dtype not in INTEGERS or ids.ndim != 2 or ids.shape[1] != length:
-        raise DamagedFile(f"{path} holds no codes of shape (N, {length})")
-    if ids.numel() and (ids.min() < 0 or ids.max() >= codebook_size):
-        raise DamagedFile(f"{path} holds codes outside 0 ... {codebook_size - 1}")
-    missing, complete = len(positions) - len(ids), most_missing is not None
-    fits = 0 <= missing <= (most_missing if complete else len(positions))
-    if left_out is None:
-        fits = fits and (complete or missing == 0)
-    else:
-        fits = fits and cache.fits_range(left_out, missing, positions)
-    if not fits:
-        raise DamagedFile(f"{path} holds the codes of {len(ids)} images, not of {len(positions)}")
+    def __init__(self, header: dict[str, Any], images: ImageSet, codebook_size: int, encode: Encode, say: Say) -> None:
+        self.header, self.images, self.codebook_size, self.encode, self.say = header, images, codebook_size, encode, say
+        self.path = cache_path(header)
+        self.length = math.prod(header["latent_shape"])
+        self._origin = functools.cache(images.origin)
 
+    def read_or_encode(self, batch_size: int) -> Tensors | None:
+        """The ids and the positions of the images that were left out; None in other processes than the main one."""
+        n = len(self.images)
+        check = functools.partial(self.check, self.path, range(n), self.images.most_broken())
+        encode = functools.partial(self._encode_in_parts, n, batch_size)
+        return cache.cached(self.path, self.header, encode, self.say, "codes", self._origin, check)
 
-def _parts(path):
-    return [p for p in path.parent.glob(f"{glob.escape(path.stem)}.part*") if re.fullmatch(r"\.part\d+-\d+", p.suffix)]
+    def _encode_in_parts(self, n: int, batch_size: int) -> Tensors | None:
+        size = PART // batch_size * batch_size or PART  # a multiple: the batches equal those of one pass
+        parts = [range(start, min(start + size, n)) for start in range(0, n, size)]
+        if len(parts) == 1:
+            return self._encode(parts[0])
+        found = [self._part(positions) for positions in parts]
+        if not distributed.is_main():
+            return None
+        none = torch.empty(0, dtype=torch.int64)
+        left_out = torch.cat([part.get("left_out", none) for part in found])
+        return dict(ids=torch.cat([part["ids"] for part in found]), left_out=left_out)
+
+    def _part(self, positions: range) -> Tensors:
+        path = self.path.with_name(f"{self.path.stem}.part{positions.start}-{positions.stop}")
+        header = dict(self.header, part=[positions.start, positions.stop])
+        check = functools.partial(self.check, path, positions, None)
+        encode = functools.partial(self._encode, positions)
+        return cache.cached(path, header, encode, self.say, "some of the codes", self._origin, check)
+
+    def _encode(self, positions: range) -> Tensors:
+        nothing = torch.empty(0, self.length, dtype=ids_type(self.codebook_size))  # all images may be broken
+        ids = torch.cat([nothing, *self.encode(positions)])
+        return dict(ids=ids, left_out=self.images.left_out(positions))
+
+    def check(self, path: Path, positions: range, most_missing: int | None, found: Tensors) -> None:
+        """Raises DamagedFile unless tensors that were read can be the codes of a range of images.
+
+        most_missing: how many of the images may be left out. This limit also holds for files of earlier versions, which
+        do not list the missing images. None (for a part): any number may be missing, but the file must list them.
+        """
+        ids, left_out = found.get("ids"), found.get("left_out")
+        if not torch.is_tensor(ids) or ids.dtype not in INTEGERS or ids.ndim != 2 or ids.shape[1] != self.length:
+            raise DamagedFile(f"{path} holds no codes of shape (N, {self.length})")
+        if ids.numel() and (ids.min() < 0 or ids.max() >= self.codebook_size):
+            raise DamagedFile(f"{path} holds codes outside 0 ... {self.codebook_size - 1}")
+        missing = len(positions) - len(ids)
+        fits = 0 <= missing <= (len(positions) if most_missing is None else most_missing)
+        if left_out is not None:
+            fits = fits and cache.fits_range(left_out, missing, positions)
+        elif most_missing is None:
+            fits = missing == 0
+        if not fits:
+            raise DamagedFile(f"{path} holds the codes of {len(ids)} images, not of {len(positions)}")
+
+    def remove_parts(self) -> None:
+        for place in self.path.parent.glob(f"{glob.escape(self.path.stem)}.part*"):
+            if re.fullmatch(r"\.part\d+-\d+", place.suffix):
+                with contextlib.suppress(OSError):
+                    place.unlink()

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ LONGEST_SIDE = 1 << 20  # pixels: Pillow limits the area (179 million), but also
 PIECE = 1 << 22  # pixels converted at once: each copy of an image of the largest area takes 0.7 GB
 
 
-def decode(data, size, n_channels=3):
+def decode(data: Any, size: int, n_channels: int = 3) -> torch.Tensor:
     """Encoded bytes -> uint8 (C, size, size): short side resized to `size`, then cropped at the centre.
 
     Accepts any size and mode. Transparent pixels are put on white, 16-bit greys are scaled, and the EXIF rotation is
@@ -24,7 +25,7 @@ def decode(data, size, n_channels=3):
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if max(image.size) > LONGEST_SIDE:
             raise ValueError(f"{image.size[0]} x {image.size[1]} pixels: too long")
         image.load()
@@ -37,13 +38,13 @@ def decode(data, size, n_channels=3):
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
-def set_upright(image):
+def set_upright(image: Image.Image) -> None:
     """Rotate the image as its EXIF data requires; leave it unchanged if the EXIF data cannot be read."""
     with contextlib.suppress(Exception):  # any error in the EXIF data: the pixels are good
         ImageOps.exif_transpose(image, in_place=True)
 
 
-def to_rgb(image):
+def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow mode -> RGB. A large image is converted in pieces."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -57,7 +58,7 @@ def to_rgb(image):
     return result
 
 
-def _convert(image):
+def _convert(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips at 255
         image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
@@ -67,7 +68,7 @@ def _convert(image):
     return image.convert("RGB")
 
 
-def resize_and_crop(image, size):
+def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     """Resize(size) and CenterCrop(size) of torchvision, pixel for pixel. For long strips the result can differ by
     rounding.
 
@@ -80,7 +81,7 @@ def resize_and_crop(image, size):
     if max(w, h) > LONG_IMAGE * short:
         # Resizing a complete 1 x 5000 strip only to crop a square would use too much memory.
         box = (left * w / new_w, top * h / new_h, (left + size) * w / new_w, (top + size) * h / new_h)
-        return image.resize((size, size), Image.BILINEAR, box=box)
+        return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
     if (w, h) != (new_w, new_h):
-        image = image.resize((new_w, new_h), Image.BILINEAR)
+        image = image.resize((new_w, new_h), Image.Resampling.BILINEAR)
     return image.crop((left, top, left + size, top + size))

@@ -8,7 +8,9 @@ continues with the next part. An image with a wrong CRC is decoded instead.
 
 import shutil
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,8 @@ from utils.core.cache import ABANDONED, is_current
 from utils.core.errors import DamagedFile, UserError
 from utils.core.files import atomic_write, hash_json, read_json, remove_temporaries, write_json
 from utils.core.progress import Progress
-from utils.data.batches import one_pass
+from utils.data.batches import Batch, one_pass
+from utils.data.images import ImageSet, Say
 
 PACKED = Path("packed")
 PART_BYTES = 1 << 28
@@ -28,39 +31,47 @@ BATCH = 64  # images decoded at a time
 class PackedImages:
     """The packed images of an ImageSet, in the folder of its key. `read` returns images whose part exists."""
 
-    def __init__(self, images, folder):
+    def __init__(self, images: ImageSet, folder: Path) -> None:
         self.folder = Path(folder)
         self.count, self.shape = len(images), (images.n_channels, images.img_size, images.img_size)
         self.bytes = int(np.prod(self.shape))
         self.part = max(1, PART_BYTES // self.bytes)
         self.crc = np.zeros(self.count, dtype="<u4")
 
-    def parts(self):
+    def parts(self) -> list[range]:
         """The ranges of images that share a file."""
         return [range(i, min(i + self.part, self.count)) for i in range(0, self.count, self.part)]
 
-    def path(self, part):
+    def path(self, part: range) -> Path:
         return self.folder / f"part_{part.start:08d}.u8"
 
-    def size(self, part):
+    def size(self, part: range) -> int:
         """Bytes of a part's file."""
         return len(part) * (self.bytes + self.crc.itemsize)
 
-    def renew(self, now, say):
-        """Remove the parts if their origin is not `now`, and store `now`. Only the main process calls it."""
+    def renew(self, now: dict[str, Any], say: Say) -> bool:
+        """Remove the parts if their origin is not `now`, and store `now`. Only the main process calls it. Returns False
+        if the disk refuses."""
         path = self.folder / "origin.json"
         parts = list(self.folder.glob("part_*.u8"))
         try:
             origin = read_json(path) if path.is_file() else None
         except DamagedFile:
             origin = "damaged"
-        if parts and is_current(origin, now, self.folder, say, "packed images"):
-            return
-        for part in parts:
-            part.unlink()
-        write_json(path, now)
+        try:
+            if not (parts and is_current(origin, now, self.folder, say, "packed images")):
+                for part in parts:
+                    part.unlink()
+                write_json(path, now)
+        except OSError as error:
+            self.warn(error, say)
+            return False
+        return True
 
-    def open(self, part):
+    def warn(self, error: OSError, say: Say) -> None:
+        say(f"warning: the images cannot be packed into {self.folder} ({error.strerror}): they are decoded each time")
+
+    def open(self, part: range) -> bool:
         """Read the CRCs of a part. Returns whether the part exists."""
         path = self.path(part)
         if not path.is_file() or path.stat().st_size != self.size(part):
@@ -70,7 +81,7 @@ class PackedImages:
             self.crc[part.start : part.stop] = np.frombuffer(f.read(), dtype=self.crc.dtype)
         return True
 
-    def write(self, part, batches):
+    def write(self, part: range, batches: Iterable[Batch]) -> None:
         """Write a part. batches: (uint8 (B, C, H, W), numbers (B,)) of its images that can be decoded, in order."""
         crc, next_one = np.zeros(len(part), dtype=self.crc.dtype), part.start
         with atomic_write(self.path(part)) as f:
@@ -82,7 +93,7 @@ class PackedImages:
             f.write(bytes(self.bytes * (part.stop - next_one)) + crc.tobytes())
         self.crc[part.start : part.stop] = crc
 
-    def read(self, i):
+    def read(self, i: int) -> torch.Tensor | None:
         """Image i, uint8 (C, H, W); None if it is not packed, or if its bytes are not what was written."""
         if self.crc[i] == 0:
             return None
@@ -98,42 +109,27 @@ class PackedImages:
         return torch.frombuffer(data, dtype=torch.uint8).view(self.shape)
 
 
-def pack(images, H, split, say):
+def pack(images: ImageSet, name: str, num_workers: int, say: Say) -> None:
     """Write the missing parts of an ImageSet's packed cache and let the set read from it. Several processes share the
-    parts.
+    parts. name: the start of the folder's name.
 
     Raises UserError if the disk is too small. If the disk is not writable, the images stay unpacked, with a warning.
     """
-    key = hash_json(distributed.from_main(images.identity))
-    packed = PackedImages(images, PACKED / f"{H.dataset}_{split}_{key}")
-
-    def renewed():
-        try:
-            packed.renew(images.origin(), say)
-        except OSError as error:
-            say(_refused(packed, error))
-            return False
-        return True
-
-    if not distributed.from_main(renewed):
+    packed = PackedImages(images, PACKED / f"{name}_{hash_json(distributed.from_main(images.identity))}")
+    if not distributed.from_main(lambda: packed.renew(images.origin(), say)):
         return
     try:
-        _make(packed, images, H.num_workers, say)
+        _write_missing(packed, images, num_workers, say)
     except OSError as error:
-        say(_refused(packed, error))
+        packed.warn(error, say)
     images.check_all_broken(say)
     for part in packed.parts():
         packed.open(part)
     images.packed = packed
 
 
-def _refused(packed, error):
-    return f"warning: the images cannot be packed into {packed.folder} ({error.strerror}): they are decoded each time"
-
-
-def _make(packed, images, num_workers, say):
-    processes = distributed.world_size()
-    own = packed.parts()[distributed.rank() :: processes]
+def _write_missing(packed: PackedImages, images: ImageSet, num_workers: int, say: Say) -> None:
+    own = packed.parts()[distributed.rank() :: distributed.world_size()]
     missing = [part for part in own if not packed.open(part)]
     if not missing:
         say(f"images read from {packed.folder}")
@@ -149,7 +145,6 @@ def _make(packed, images, num_workers, say):
     with Progress(len(images), "packing images", "img") as progress:  # assumes that all processes are equally far
         for done, part in enumerate(missing, start=len(own) - len(missing)):
             progress.skip_to(len(images) * done // len(own))
-            packed.write(part, one_pass(images, BATCH, num_workers, positions=part))
-            images.check_broken(say)
+            packed.write(part, one_pass(images, BATCH, num_workers, positions=part, say=say))
         progress.update(len(images) - progress.done)
     say(f"images packed into {packed.folder}: {sum(map(packed.size, packed.parts())) / 1e9:.2f} GB")

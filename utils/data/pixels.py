@@ -3,11 +3,11 @@
 import torch
 
 
-def to_float(x):
+def to_float(x: torch.Tensor) -> torch.Tensor:
     """uint8 -> float32 in [0, 1]."""
     return x.float() / 255
 
 
-def to_uint8(x):
+def to_uint8(x: torch.Tensor) -> torch.Tensor:
     """Floats in [0, 1] (clamped) -> uint8, rounding half up: the only rule that turns images into bytes."""
     return (x.float().clamp(0, 1) * 255 + 0.5).to(torch.uint8)

@@ -8,7 +8,9 @@ import os
 import stat
 import time
 from array import array
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 from utils.core.errors import UsageError, UserError
 from utils.core.files import hash_json
@@ -19,138 +21,53 @@ END = 1 << 16  # bytes at each end of an image that belong to a sample of its co
 LMDB_SLACK = 1 << 20  # bytes by which a complete LMDB file may be shorter than its page count
 
 # Temporary errors of a disk, a network or this machine: the file itself may be good.
-PASSING = (
-    errno.EIO,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-    errno.ENOTCONN,
-    errno.EAGAIN,
-    errno.ENOMEM,
-    errno.ENFILE,
-    errno.EMFILE,
-)
+_DISK = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)
+_MACHINE = (errno.EAGAIN, errno.ENOMEM, errno.ENFILE, errno.EMFILE)
+PASSING = _DISK + _MACHINE
 PAUSES = (0.1, 1.0, 5.0)  # seconds between tries
 
+T = TypeVar("T")
 
-def is_passing(error):
+# ---------------------------------------------------------------------- reading
+
+
+def is_passing(error: Exception) -> bool:
     """Whether an exception is an error of PASSING. (LMDB's exceptions hold only the system's message.)"""
     if isinstance(error, OSError):
         return error.errno in PASSING
     return type(error).__module__ == "lmdb" and str(error).endswith(tuple(map(os.strerror, PASSING)))
 
 
-def patiently(read, path):
+def patiently(read: Callable[[], T], path: Any) -> T:
     """Call read(), and again after a pause if it raises an error of PASSING. After the last try, raise a UserError that
     names the file: the run must stop, because continuing without this file would leave out a good image."""
-    for pause in (*PAUSES, None):
+    for number in range(len(PAUSES) + 1):
         try:
             return read()
         except Exception as error:
             if not is_passing(error):
                 raise
-            if pause is None:
-                path, reason = getattr(error, "filename", None) or path, getattr(error, "strerror", None) or error
-                raise UserError(
-                    f"{os.fsdecode(path)!r} cannot be read ({reason}; tried {len(PAUSES) + 1} times). The file may be "
-                    "good: check the disk or the network, then run the command again"
-                ) from None
-        time.sleep(pause)
+            failure = error
+        if number < len(PAUSES):
+            time.sleep(PAUSES[number])
+    path, reason = getattr(failure, "filename", None) or path, getattr(failure, "strerror", None) or failure
+    raise UserError(
+        f"{os.fsdecode(path)!r} cannot be read ({reason}; tried {len(PAUSES) + 1} times). The file may be good: check "
+        "the disk or the network, then run the command again"
+    )
 
 
-class Packed:
-    """A list of byte strings in two flat buffers.
-
-    Millions of Python objects would take three times the memory, and every worker would need a copy:
-    reference counting writes to the memory pages that a forked process shares with its parent.
-    """
-
-    def __init__(self, items):
-        self.data, self.ends = bytearray(), array("q", [0])
-        for item in items:
-            self.data += item
-            self.ends.append(len(self.data))
-
-    def __len__(self):
-        return len(self.ends) - 1
-
-    def __getitem__(self, i):
-        return bytes(self.data[self.ends[i] : self.ends[i + 1]])
-
-    def digest(self):
-        """A hex digest of all of them."""
-        digest = hashlib.sha256(self.data)
-        digest.update(self.ends)
-        return digest.hexdigest()
-
-
-class FolderImages:
-    """The image files under some folders, recursive, sorted by path. unique: if several paths or links lead to one
-    file, only the first counts."""
-
-    def __init__(self, folders, unique=False):
-        files = sorted({os.fsencode(f) for folder in folders for f in find_images(folder)})
-        self.files = Packed(first_of_each(files, real_file()) if unique else files)
-
-    def __len__(self):
-        return len(self.files)
-
-    def enumeration(self):
-        """A digest of the names in order, which must be the same in all processes of a job."""
-        return self.files.digest()
-
-    def read(self, i):
-        return read_file(self.files[i])
-
-    def sample(self, i):
-        """The first and the last bytes of image i; b"" if it cannot be read."""
-        try:
-            return patiently(lambda: _read_file(self.files[i], ends_only=True), self.files[i])
-        except OSError:
-            return b""
-
-    def name(self, i):
-        return os.fsdecode(self.files[i])
-
-    def identity(self):
-        """A hash of the names, sizes and times of all files, for the keys of caches."""
-        digest = hashlib.sha256()
-        for i in range(len(self)):
-            status = stat_file(self.files[i])
-            digest.update(f"{self.name(i)!a} {status.st_size} {status.st_mtime_ns}\n".encode())
-        return digest.hexdigest()[:16]
-
-
-def first_of_each(paths, real=os.path.realpath):
-    """A list of the paths without those that lead to the same file as an earlier one. real: path -> real path."""
-    found = {}
-    for path in paths:
-        found.setdefault(real(path), path)
-    return list(found.values())
-
-
-def real_file():
-    """Return a fast os.path.realpath for many files in few folders: each folder is resolved once."""
-    real_folder = functools.cache(os.path.realpath)
-
-    def real(path):
-        folder, name = os.path.split(path)
-        path = os.path.join(real_folder(folder), name)
-        return os.path.realpath(path) if os.path.islink(path) else path
-
-    return real
-
-
-def stat_file(path):
+def stat_file(path: Any) -> os.stat_result:
     return patiently(lambda: os.stat(path), path)
 
 
-def read_file(path):
+def read_file(path: Any) -> bytes:
     """The bytes of a file. Raises OSError if it is not a regular file (reading from a pipe would block) or is larger
     than LARGEST_FILE."""
     return patiently(lambda: _read_file(path), path)
 
 
-def _read_file(path, ends_only=False):
+def _read_file(path: Any, ends_only: bool = False) -> bytes:
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as f:
         status = os.fstat(f.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -164,12 +81,104 @@ def _read_file(path, ends_only=False):
         return first + f.read(END)
 
 
-def find_images(folder):
+class ByteStrings:
+    """A list of byte strings in two flat buffers.
+
+    Millions of Python objects would take three times the memory, and every worker would need a copy:
+    reference counting writes to the memory pages that a forked process shares with its parent.
+    """
+
+    def __init__(self, items: Iterable[bytes]) -> None:
+        self.data, self.ends = bytearray(), array("q", [0])
+        for item in items:
+            self.data += item
+            self.ends.append(len(self.data))
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, i: int) -> bytes:
+        return bytes(self.data[self.ends[i] : self.ends[i + 1]])
+
+    def digest(self) -> str:
+        """A hex digest of all of them."""
+        digest = hashlib.sha256(self.data)
+        digest.update(self.ends)
+        return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------- sources
+
+
+class FolderImages:
+    """The image files under some folders, recursive, sorted by path. unique: if several paths or links lead to one
+    file, only the first counts."""
+
+    what = "folders of images"
+
+    @staticmethod
+    def holds(folder: Any) -> bool:
+        """Whether a folder is of this kind."""
+        return True
+
+    def __init__(self, folders: Iterable[Any], unique: bool = False) -> None:
+        files = sorted({os.fsencode(f) for folder in folders for f in find_images(folder)})
+        self.files = ByteStrings(first_of_each(files, real_file()) if unique else files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, i: int) -> bytes:
+        return read_file(self.files[i])
+
+    def sample(self, i: int) -> bytes:
+        """The first and the last bytes of image i; b"" if it cannot be read."""
+        try:
+            return patiently(lambda: _read_file(self.files[i], ends_only=True), self.files[i])
+        except OSError:
+            return b""
+
+    def name(self, i: int) -> str:
+        return os.fsdecode(self.files[i])
+
+    def identity(self) -> str:
+        """A hash of the names, sizes and times of all files, for the keys of caches."""
+        digest = hashlib.sha256()
+        for i in range(len(self)):
+            status = stat_file(self.files[i])
+            digest.update(f"{self.name(i)!a} {status.st_size} {status.st_mtime_ns}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def enumeration(self) -> str:
+        """A digest of the names in order, which must be the same in all processes of a job."""
+        return self.files.digest()
+
+
+def first_of_each(paths: Iterable[Any], real: Callable[[Any], Any] = os.path.realpath) -> list[Any]:
+    """A list of the paths without those that lead to the same file as an earlier one. real: path -> real path."""
+    found: dict[Any, Any] = {}
+    for path in paths:
+        found.setdefault(real(path), path)
+    return list(found.values())
+
+
+def real_file() -> Callable[[bytes], bytes]:
+    """Return a fast os.path.realpath for many files in few folders: each folder is resolved once."""
+    real_folder = functools.cache(os.path.realpath)
+
+    def real(path: bytes) -> bytes:
+        path = os.path.join(real_folder(os.path.dirname(path)), os.path.basename(path))
+        return os.path.realpath(path) if os.path.islink(path) else path
+
+    return real
+
+
+def find_images(folder: Any) -> list[str]:
     """Paths of the images under a folder. Links to folders are followed, each real folder once."""
     return patiently(lambda: list(_walk(folder)), folder)
 
 
-def _walk(folder):
+def _walk(folder: Any) -> Iterator[str]:
     seen = set()
     for root, dirs, names in os.walk(folder, followlinks=True, onerror=_raise_passing):
         dirs.sort()  # if two paths lead to one folder, every machine takes the same one
@@ -185,12 +194,12 @@ def _walk(folder):
                 yield path
 
 
-def _raise_passing(error):
+def _raise_passing(error: OSError) -> None:
     if is_passing(error):
         raise error
 
 
-def _is_file(path):
+def _is_file(path: str) -> bool:
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except OSError as error:
@@ -199,14 +208,20 @@ def _is_file(path):
 
 
 class LmdbImages:
-    """The encoded images in LSUN's LMDBs, sorted by key."""
+    """The encoded images in LSUN's LMDBs, sorted by key. unique: as for FolderImages."""
 
-    def __init__(self, paths):
-        self.paths = [str(p) for p in paths]
-        self.starts = []  # number of the first image of each LMDB
-        self.keys = Packed(self._list_keys())
+    what = "LMDBs"
 
-    def _list_keys(self):
+    @staticmethod
+    def holds(folder: Any) -> bool:
+        return os.path.isfile(os.path.join(folder, "data.mdb"))
+
+    def __init__(self, folders: Iterable[Any], unique: bool = False) -> None:
+        self.paths = [str(p) for p in (first_of_each(folders) if unique else folders)]
+        self.starts: list[int] = []  # number of the first image of each LMDB
+        self.keys = ByteStrings(self._list_keys())
+
+    def _list_keys(self) -> Iterator[bytes]:
         import lmdb
 
         count = 0
@@ -220,44 +235,42 @@ class LmdbImages:
             except lmdb.Error as error:
                 raise UserError(f"{path}: not a readable LMDB ({error})") from None
 
-    def _place(self, i):
+    def _place(self, i: int) -> tuple[str, bytes]:
         """(path, key) of image i."""
         return self.paths[bisect.bisect_right(self.starts, i) - 1], self.keys[i]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.keys)
 
-    def enumeration(self):
-        """The LMDBs and their keys in order, which must be the same in all processes of a job."""
-        return [self.paths, self.starts, self.keys.digest()]
-
-    def read(self, i):
+    def read(self, i: int) -> bytes | None:
         path, key = self._place(i)
 
-        def get():
+        def get() -> bytes | None:
             with open_lmdb(path).begin() as txn:
                 return txn.get(key)
 
         return patiently(get, path)
 
-    def sample(self, i):
-        """The first and the last bytes of image i."""
+    def sample(self, i: int) -> bytes:
         content = self.read(i) or b""
         return content[:END] + content[max(END, len(content) - END) :]
 
-    def name(self, i):
+    def name(self, i: int) -> str:
         path, key = self._place(i)
         return f"{path}:{key.decode(errors='replace')}"
 
-    def identity(self):
+    def identity(self) -> str:
         stats = [stat_file(os.path.join(p, "data.mdb")) for p in self.paths]
         return hash_json([[p, s.st_size, s.st_mtime_ns] for p, s in zip(self.paths, stats, strict=True)])
 
+    def enumeration(self) -> list[Any]:
+        return [self.paths, self.starts, self.keys.digest()]
 
-_OPEN_LMDBS = {}
+
+_OPEN_LMDBS: dict[tuple[int, str], Any] = {}
 
 
-def open_lmdb(path):
+def open_lmdb(path: str) -> Any:
     """The environment of an LMDB, opened once in each process: a forked worker must not use its parent's."""
     import lmdb
 
@@ -274,49 +287,51 @@ def open_lmdb(path):
     return _OPEN_LMDBS[key]
 
 
-def is_lmdb(path):
-    return os.path.isfile(os.path.join(path, "data.mdb"))
+# ---------------------------------------------------------------------- entries of datasets.yaml
+
+# The first that holds a folder reads it. A new kind of storage is a class like these, and its name here.
+KINDS = (LmdbImages, FolderImages)
+Source = LmdbImages | FolderImages
 
 
-def open_source(entry, split, unique=False):
+def open_source(entry: dict[str, Any], split: str, unique: bool = False) -> Source | None:
     """The images of a datasets.yaml entry for 'train', or its own validation images for 'val'. unique: a file or an
     LMDB that several paths or links lead to counts once.
 
     Returns None for 'val' if the set has no validation images of its own. Raises a UserError that names the place to
     edit if there is nothing to read.
     """
-    paths = [os.path.expanduser(p) for p in entry["paths"]]
+    paths, origin = [os.path.expanduser(p) for p in entry["paths"]], entry["origin"]
     for path in paths:
         if not os.path.isdir(path):
-            raise UserError(f"{entry['origin']}: the folder '{path}' does not exist: {_remedy(entry)}")
+            raise UserError(f"{origin}: the folder '{path}' does not exist: {_remedy(entry)}")
     pattern = f"{entry.get('category', '*')}_{split}_lmdb"
     try:
-        by_split = [q for p in paths for q in sorted(Path(p).glob(pattern)) if is_lmdb(q)]
+        by_split = [q for p in paths for q in sorted(Path(p).glob(pattern)) if LmdbImages.holds(q)]
     except (ValueError, NotImplementedError, RecursionError):  # an absolute path, "a**", thousands of folders
         raise UsageError(
-            f"{entry['origin']}: 'category' {entry['category'][:100]!r} must be what precedes '_{split}_lmdb' in the "
+            f"{origin}: 'category' {entry['category'][:100]!r} must be what precedes '_{split}_lmdb' in the "
             "name of a folder in 'paths'"
         ) from None
     if by_split:
-        return LmdbImages(first_of_each(by_split) if unique else by_split)
+        return LmdbImages(by_split, unique)
     if split == "val":
         return None
-    lmdbs = [p for p in paths if is_lmdb(p)]
-    if len(lmdbs) == len(paths):
-        source = LmdbImages(first_of_each(paths) if unique else paths)
-    elif lmdbs:
-        raise UserError(f"{entry['origin']}: 'paths' mixes LMDBs ({lmdbs[0]}) and other folders: give one kind")
-    elif "category" in entry:
-        raise UserError(f"{entry['origin']}: no '{pattern}' with a data.mdb in {', '.join(paths)}: {_remedy(entry)}")
-    else:
-        source = FolderImages(paths, unique)
+    kinds = {next(kind for kind in KINDS if kind.holds(path)): path for path in reversed(paths)}
+    if len(kinds) > 1:
+        mixed = " and ".join(f"{kind.what} ({kinds[kind]})" for kind in KINDS if kind in kinds)
+        raise UserError(f"{origin}: 'paths' mixes {mixed}: give one kind")
+    (kind,) = kinds
+    if kind is FolderImages and "category" in entry:
+        raise UserError(f"{origin}: no '{pattern}' with a data.mdb in {', '.join(paths)}: {_remedy(entry)}")
+    source = kind(paths, unique)
     if len(source) == 0:
-        kinds = " ".join(e[1:] for e in EXTENSIONS)
-        raise UserError(f"{entry['origin']}: no images ({kinds}) under {', '.join(paths)}: {_remedy(entry)}")
+        extensions = " ".join(e[1:] for e in EXTENSIONS)
+        raise UserError(f"{origin}: no images ({extensions}) under {', '.join(paths)}: {_remedy(entry)}")
     return source
 
 
-def _remedy(entry):
+def _remedy(entry: dict[str, Any]) -> str:
     if entry["name"] == "custom":
         return "give the folder of your images with --custom_dataset_path"
     if entry["name"] == "demo":

@@ -105,6 +105,6 @@ def after_sampler(H: Any, step: int, n_images: int) -> tuple[str, str]:
     return samples, command("experiments/calc_FID.py", **models, log_dir=f"{H.log_dir}_FID", n_samples=n_samples)
 
 
-def get_weights(name):
+def get_weights(name: str) -> str:
     """The command that fetches published weights."""
     return f"{command('experiments/get_weights.py')} {name}"

@@ -1,17 +1,19 @@
 """Automatic mixed precision: one object for float32, bf16 and fp16 (with loss scaling)."""
 
+from typing import Any
+
 import torch
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def cpu_has_bf16():
+def cpu_has_bf16() -> bool:
     """True if the processor multiplies bf16 in hardware; otherwise bf16 is emulated, and slow."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
     return any(getattr(torch.cpu, name, bool)() for name in checks)
 
 
-def resolve_dtype(amp_dtype, device):
+def resolve_dtype(amp_dtype: str, device: torch.device) -> torch.dtype:
     """'auto' -> bf16 if the device supports it, fp16 on older CUDA devices."""
     if amp_dtype != "auto":
         return DTYPES[amp_dtype]
@@ -27,7 +29,7 @@ class Precision:
     (`skipped`, a tensor on the device). Otherwise scaling is off and costs nothing.
     """
 
-    def __init__(self, enabled, amp_dtype, device):
+    def __init__(self, enabled: bool, amp_dtype: str, device: torch.device) -> None:
         self.device = device
         self.enabled = enabled
         self.dtype = resolve_dtype(amp_dtype, device) if enabled else torch.float32
@@ -35,34 +37,34 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.scaling)
         self.skipped = torch.zeros((), device=device)
 
-    def autocast(self):
+    def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.enabled)
 
-    def scale(self, value):
+    def scale(self, value: torch.Tensor) -> torch.Tensor:
         """Return value times the loss scale."""
         return self.scaler.scale(value)
 
-    def unscaled(self, value):
+    def unscaled(self, value: torch.Tensor) -> torch.Tensor:
         """Return value divided by the loss scale (with fp16 this synchronises with the device once)."""
         return value / self.scaler.get_scale() if self.scaling else value
 
-    def step(self, optimiser):
+    def step(self, optimiser: torch.optim.Optimizer) -> None:
         """Unscale the gradients and update, or skip the update if they overflowed."""
         self.scaler.step(optimiser)
         if self.scaling:
             self.skipped += sum(f.to(self.device) for f in self.scaler._found_inf_per_device(optimiser).values())
 
-    def update(self):
+    def update(self) -> None:
         """Adapt the loss scale. Call it once per step, after the last optimiser."""
         self.scaler.update()
 
-    def describe(self):
+    def describe(self) -> str:
         return {torch.float32: "float32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return dict(scaler=self.scaler.state_dict(), skipped=self.skipped)
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.scaling and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.skipped.copy_(state["skipped"])

@@ -1,13 +1,16 @@
 """torch.compile for parts of a network: when it saves time, and what to do if it fails."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 
-OPTIONS = {}  # of torch.compile
+OPTIONS: dict[str, Any] = {}  # of torch.compile
 MANY_STEPS = 1000  # of training: from here on, compiling saves more time than it takes
 MANY_SAMPLES = 1000
 
 
-def pays(choice, device, much=True):
+def pays(choice: str, device: torch.device, much: bool = True) -> bool:
     """Whether to compile: --compile 'on' or 'off'. With 'auto': on CUDA devices that Triton supports, if there is much
     work (compiling takes about a minute)."""
     if choice != "auto":
@@ -15,7 +18,7 @@ def pays(choice, device, much=True):
     return much and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
-def compile_parts(choice, parts):
+def compile_parts(choice: str, parts: Iterable[Any]) -> None:
     """Compile modules (their calls, not their methods) and bound methods in place, each at its first call. Names in
     state dicts stay the same. With 'auto', a part that cannot be compiled runs uncompiled, and PyTorch warns."""
     import torch._dynamo  # here: importing it takes seconds
@@ -28,7 +31,7 @@ def compile_parts(choice, parts):
             setattr(part.__self__, part.__name__, torch.compile(part, **OPTIONS))
 
 
-def compile_model(model, choice, device, much=True):
+def compile_model(model: Any, choice: str, device: torch.device, much: bool = True) -> None:
     """Compile the parts that a model names as its large ones, if that saves time."""
     if pays(choice, device, much):
         compile_parts(choice, model.parts_to_compile())

@@ -1,8 +1,11 @@
 """Exponential moving average of a model's parameters."""
 
 import copy
+from collections.abc import Iterable
+from typing import Any
 
 import torch
+from torch import nn
 
 
 class EMA:
@@ -12,7 +15,7 @@ class EMA:
     what they were at the start. shared: submodules that never train (LPIPS) and need no second copy.
     """
 
-    def __init__(self, source, beta, shared=()):
+    def __init__(self, source: nn.Module, beta: float, shared: Iterable[nn.Module | None] = ()) -> None:
         self.beta = beta
         self.model = copy.deepcopy(source, {id(m): m for m in shared if m is not None})
         self.model.eval().requires_grad_(False)
@@ -20,13 +23,13 @@ class EMA:
         self.pairs = [(m, p) for m, p in pairs if m is not p]
 
     @torch.no_grad()
-    def update(self):
+    def update(self) -> None:
         """Move one step towards the source, in one kernel launch for all parameters."""
         averaged, current = zip(*self.pairs, strict=True)
         torch._foreach_lerp_(averaged, current, 1.0 - self.beta)
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return self.model.state_dict()
 
-    def load_state_dict(self, state, strict=True):
-        return self.model.load_state_dict(state, strict=strict)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state)

@@ -1,5 +1,7 @@
 """Means that stay on the device until they are read."""
 
+from typing import Any
+
 import torch
 
 from utils.core import distributed
@@ -8,13 +10,13 @@ from utils.core import distributed
 class Meters:
     """Sums and counts of named scalars; reading them is the only synchronisation with the device."""
 
-    def __init__(self, device):
+    def __init__(self, device: torch.device) -> None:
         self.device = torch.device(device)
         # In a long validation, float32 sums lose digits; Apple's GPUs do not support float64.
         self.dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        self.sums = {}
+        self.sums: dict[str, torch.Tensor] = {}
 
-    def add(self, values, count=1):
+    def add(self, values: dict[str, Any], count: int = 1) -> None:
         """Add values {name: number or () tensor}, each weighted by count."""
         for name, value in values.items():
             if torch.is_tensor(value):
@@ -24,52 +26,52 @@ class Meters:
             pair = torch.stack((value * count, torch.full_like(value, count)))
             self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
-    def pop_means(self):
+    def pop_means(self) -> dict[str, float]:
         """Return {name: mean over the steps and processes since the last call}, and reset."""
         means = {name: total / count for name, (total, count) in self._totals().items()}
         self.sums = {}
         return means
 
-    def _totals(self):
+    def _totals(self) -> dict[str, list[float]]:
         """{name: (sum, count)} over all processes. A process that had little work may lack some names."""
         table = torch.stack(list(self.sums.values())).cpu().tolist() if self.sums else []
-        totals = {}
+        totals: dict[str, list[float]] = {}
         for own in distributed.from_all(dict(zip(self.sums, table, strict=True))):
             for name, pair in own.items():
                 totals[name] = [a + b for a, b in zip(totals.get(name, (0.0, 0.0)), pair, strict=True)]
         return totals
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, torch.Tensor]:
         """The state that one process would have, so that any number of processes can resume. All processes call it."""
         totals = {name: torch.tensor(pair, dtype=self.dtype) for name, pair in self._totals().items()}
         return {name: pair / distributed.world_size() for name, pair in totals.items()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         self.sums = {name: pair.to(self.device, self.dtype) for name, pair in state.items()}
 
 
 class CodeUsage:
     """The number of uses of each code since the last reset: counts (K,) on the device."""
 
-    def __init__(self, codebook_size, device):
+    def __init__(self, codebook_size: int, device: torch.device) -> None:
         self.counts = torch.zeros(codebook_size, dtype=torch.int64, device=device)
 
-    def add(self, ids):
+    def add(self, ids: torch.Tensor) -> None:
         """ids: any shape, values in [0, K). (torch.bincount would wait for the device, to find the largest value.)"""
         ids = ids.flatten().long()
         self.counts.scatter_add_(0, ids, torch.ones_like(ids))
 
-    def pop_counts(self):
+    def pop_counts(self) -> torch.Tensor:
         """Return counts (K,) int64 on the CPU, summed over the processes, and reset."""
         counts = distributed.all_reduce_sum(self.counts.clone()).cpu()
         self.counts.zero_()
         return counts
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, torch.Tensor]:
         """The counts of all processes together. All processes call it."""
         return dict(counts=distributed.all_reduce_sum(self.counts.clone()).cpu())
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         self.counts.copy_(state["counts"])
         if not distributed.is_main():  # counted once
             self.counts.zero_()

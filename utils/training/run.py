@@ -2,7 +2,7 @@
 
 The script computes the updates; the run handles everything between them:
 
-    with Run(H, "vqgan") as run:
+    with Run(H, "vqgan", device) as run:
         ... build models, optimisers ...
         run.restore(files=dict(vqgan=vqgan, ae_optim=optimiser), extra=dict(precision=precision))
         for step, batch in run.steps(make_batches):
@@ -15,214 +15,89 @@ equals the uninterrupted one bit for bit.
 """
 
 import contextlib
-import itertools
-import json
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
+from typing import Any, Self
 
 import torch
 
 from utils.core import distributed
-from utils.core.checkpoint import LOGS, checkpoints_of, load_into
-from utils.core.device import device_name, pick_device
+from utils.core.checkpoint import LOGS, Checkpoints, checkpoints_of, load_into
 from utils.core.errors import DamagedFile, UserError
-from utils.core.files import Lines, hash_json, read_json, remove_temporaries, write_json
+from utils.core.files import hash_json, write_json
 from utils.core.lock import FolderLock
-from utils.core.progress import Forecast, Progress, duration, say
+from utils.core.progress import Forecast, Progress, say
 from utils.core.seed import seed_everything
 from utils.core.signals import StopRequest
-from utils.display.dashboard_panes import plan_of, time_left
-from utils.display.live_dashboard import Dashboard
-from utils.display.run_files import curve_rows, curves_of
+from utils.data.images import ImageSet
+from utils.display import commands
 from utils.training.meters import Meters
-from utils.training.shown import Shown
+from utils.training.run_display import RunDisplay
+from utils.training.run_logs import RunLogs
+from utils.training.start import choose_start
 
 
-class Run(Shown):
+def is_optimiser(name: str) -> bool:
+    """Whether a file of a checkpoint holds the state of an optimiser, not weights."""
+    return name.endswith("_optim")
+
+
+class Run:
     """One training run in logs/<log_dir>; see the module's docstring."""
 
-    def __init__(self, H, name, name_batch=None, loads=True):
-        """name: the name of the model and of its files. name_batch: step -> text that names the images of its batch, or
-        None. loads: True if --load_step names weights to start from; False if it names a model that the script
-        measures."""
-        self.H, self.name = H, name
+    display: RunDisplay
+
+    def __init__(
+        self,
+        H: Any,
+        name: str,
+        device: torch.device,
+        name_batch: Callable[[int], str] | None = None,
+        loads: bool = True,
+    ) -> None:
+        """name: the name of the model and of its files. name_batch: step -> text that names the images of its batch.
+        loads: True if --load_step names weights to start from; False if it names a model that the script measures."""
+        self.H, self.name, self.device, self.name_batch = H, name, device, name_batch
         self.load_step = H.load_step if loads else 0
-        self.name_batch = name_batch or (lambda step: None)
-        self.device = pick_device(H.device)
-        self.device_name = device_name(self.device)
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         self.folder = os.path.join(LOGS, H.log_dir)
         self.store = checkpoints_of(H.log_dir)
-        self.meters = Meters(self.device)
-        self.first_bad = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.dashboard, self.progress, self.bars = None, None, {}
-        self.about = {}  # JSON values for the manifests: what the weights depend on
-        self.facts = {}  # JSON values for config.json that are known only after the models are built
-        self._lock = self._log = self._stats = self._speed = None
+        self.meters = Meters(device)
+        self.first_bad = torch.zeros((), dtype=torch.int64, device=device)  # step of the first loss that is not finite
+        self.about: dict[str, Any] = {}  # JSON values for the manifests: what the weights depend on
+        self.facts: dict[str, Any] = {}  # JSON values for config.json that are known only after the models are built
+        self._lock: FolderLock | None = None
+        self._files: RunLogs | None = None
+        self.progress: Progress | None = None
         distributed.must_agree(lambda: dict(H.to_dict(), num_workers=None), "the configuration")
-        # manifest: of the checkpoint that is resumed; _saved_step: the step that is already saved
-        self.step, self.manifest, self._saved_step = distributed.from_main(self._lock_and_choose)
-        self.resumed = self._saved_step is not None
+        self.step, self.manifest, self.resumed = distributed.from_main(self._lock_and_choose)
+        self._saved_step = self.step if self.resumed else None
 
     # ------------------------------------------------------------------ start
 
-    def _lock_and_choose(self):
+    def _lock_and_choose(self) -> tuple[int, dict[str, Any] | None, bool]:
         self._lock = FolderLock(self.folder, say)
         try:
-            return self._choose_start()
+            return choose_start(self.H, self.name, self.load_step, self.store)
         except BaseException:
             self._lock.release()
             raise
 
-    def _choose_start(self):
-        """What to start from: (step, its manifest or None, the same step if its checkpoint is complete,
-        else None). Raises UserError rather than overwrite another run."""
-        H, store = self.H, self.store
-        config = self._recorded_config()
-        if config.get("script", H.script) != H.script:
-            raise UserError(
-                f"{self.folder} is not a run of this script (but of {config['script']}): give another --log_dir"
-            )
-        if not store.steps():
-            self._refuse_if_lost(config)
-        if H.resume:
-            step, manifest = store.newest_good(lambda m: say(f"warning: {m}"))
-            if step is not None:
-                return step, manifest, step
-            if store.steps():
-                raise UserError(f"no checkpoint in {self.folder} is complete: start afresh in another --log_dir")
-        existing = sorted({*store.steps(), *store.steps_with(self.name)})
-        if self.load_step and H.load_dir == H.log_dir and existing and self.load_step == existing[-1]:
-            complete = self.load_step in store.steps()
-            return self.load_step, store.verify(self.load_step) if complete else None, None
-        if H.resume:
-            # A run that was killed while it wrote its first checkpoint has left its config.json, too.
-            if existing and not config:
-                raise UserError(
-                    f"{self.folder} holds weights (step {existing[-1]}) but nothing else that a resume needs: start "
-                    f"from them with --load_dir {H.log_dir} --load_step {existing[-1]} and another --log_dir"
-                )
-            start = f"from step {self.load_step} of {LOGS}/{H.load_dir}" if self.load_step else "afresh"
-            say(f"nothing to resume in {self.folder}: starting {start}")
-        elif existing:
-            raise UserError(
-                f"{self.folder} already holds checkpoints (newest: step {existing[-1]}): "
-                "--resume continues it, another --log_dir starts afresh"
-            )
-        return self.load_step, None, None
-
-    def _recorded_config(self):
-        """The contents of config.json; {} if it does not exist. A damaged one is reported, and is replaced later."""
-        path = os.path.join(self.folder, "config.json")
-        try:
-            config = read_json(path) if os.path.exists(path) else {}
-            return config if isinstance(config, dict) else {}
-        except DamagedFile as error:
-            say(f"warning: {error}; it is written again with the next checkpoint")
-            return {}
-
-    def _refuse_if_lost(self, config):
-        """A disk that is not mounted looks like a run without checkpoints."""
-        lost = [*self.store.lost_steps(), *([config["checkpoint"]] if config.get("checkpoint") else [])]
-        if lost:
-            raise UserError(
-                f"{self.folder} had a checkpoint of step {lost[-1]}, which is not in {self.store.models} now: bring it "
-                "back (is its disk mounted?), or start afresh in another --log_dir"
-            )
-
     @property
-    def source(self):
+    def source(self) -> Checkpoints:
         """The Checkpoints that hold the weights of the step that the run starts from."""
         return self.store if self.resumed or not self.load_step else checkpoints_of(self.H.load_dir)
 
-    def __enter__(self):
-        H = self.H
+    def __enter__(self) -> Self:
         if distributed.is_main():
-            for folder in (self.folder, os.path.join(self.folder, "images")):
-                remove_temporaries(folder)
             self.store.sweep()
-            self._log = Lines(os.path.join(self.folder, "log.txt"))
-            self._stats = self._open_stats()
-            self.restore_bars()
-            self._speed = Lines(os.path.join(self.folder, "speed.jsonl"))
-        self.dashboard = Dashboard(
-            H.visdom_server,
-            H.visdom_port,
-            H.log_dir,
-            enabled=not H.no_visdom and distributed.is_main(),
-            warn=self.say,
-            plan=plan_of(H, self.name, self.device.type),
-            images_per_step=H.batch_size,
-        )
-        self.dashboard.properties(dict(sorted(H.to_dict().items(), key=lambda item: item[0] not in H.explicit)))
-        self._show_progress("starting")
-        for other in (H.visdom_compare or ()) if self.dashboard.enabled else ():
-            self.dashboard.compare(other, curve_rows(os.path.join(LOGS, other, "stats.jsonl")))
+            self._files = RunLogs(self.folder, self.manifest)
+        self.display = RunDisplay(self.H, self.name, self.device, self.folder, self.step, self.say)
         return self
 
-    def _open_stats(self):
-        """Open stats.jsonl, truncated to its size at the checkpoint: the run writes the later lines again. Without a
-        checkpoint, an old file is renamed."""
-        path = os.path.join(self.folder, "stats.jsonl")
-        if self.manifest is None and os.path.isfile(path) and os.path.getsize(path):
-            numbered = (os.path.join(self.folder, f"stats_{i}.jsonl") for i in itertools.count(1))
-            aside = next(name for name in numbered if not os.path.lexists(name))
-            os.rename(path, aside)
-            say(f"the curves of an earlier start are kept in {aside}")
-        known = self.manifest or {}
-        stats = Lines(path, keep=known.get("stats_bytes", 0))
-        if stats.size < known.get("stats_bytes", 0) or known.get("stats_sha256", stats.sha256) != stats.sha256:
-            say(f"warning: {path} is not what was written; the curves before step {self.step} are incomplete or wrong")
-        return stats
-
-    def restore(self, files, extra):
-        """Declare what a checkpoint holds, and load what this run starts from. A fresh run then writes its config.json,
-        before long work begins.
-
-        files: {file name: object with state_dict and load_state_dict}, each saved in a .th file of its own.
-        extra: {name: object} of the same kind, saved together in stats_<step>.
-        """
-        self.files, self.extra = files, dict(extra, meters=self.meters)
-        if self.resumed:
-            for name, item in files.items():
-                self._load(name, item)
-            self._load_extra()
-            self.say(f"resumed {self.folder} after step {self.step}")
-            if distributed.is_main():
-                self.dashboard.history(curve_rows(os.path.join(self.folder, "stats.jsonl")))
-        elif self.load_step:
-            self._load_weights()
-        if distributed.is_main() and not self.resumed:
-            self.write_config()
-        for name, item in files.items():  # all processes start with the same values on any machine
-            if not name.endswith("_optim"):
-                distributed.tensors_from_main(item.state_dict().values())
-
-    def _load_extra(self):
-        state = self.store.load_stats(self.step)
-        try:
-            for name, item in self.extra.items():
-                item.load_state_dict(state[name])
-        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
-            raise DamagedFile(f"{self.store.stats_path(self.step)} does not fit this run: {error!r}") from None
-
-    def _load_weights(self):
-        """--load_dir, --load_step: weights, and with --load_optim the optimisers."""
-        H = self.H
-        for name, item in self.files.items():
-            if H.load_optim or not name.endswith("_optim"):
-                self._load(name, item)
-        self.say(f"loaded step {H.load_step} of {LOGS}/{H.load_dir}" + (" with optimisers" if H.load_optim else ""))
-
-    def _load(self, name, item):
-        """Load the object of one file. Averages that the source does not have start from its weights."""
-        source = self.source
-        if name == f"{self.name}_ema" and not source.has(name, self.step):
-            name = self.name
-        load_into(item, source.load(name, self.step), str(source.path(name, self.step)))
-
-    def trains_on(self, images):
+    def trains_on(self, images: ImageSet) -> None:
         """Record in the manifests what the weights learn from, and warn if a resumed run has other images."""
         if not distributed.is_main():
             return
@@ -234,9 +109,61 @@ class Run(Shown):
             )
         self.about["images"] = now
 
+    def restore(self, files: dict[str, Any], extra: dict[str, Any]) -> None:
+        """Declare what a checkpoint holds, and load what this run starts from. A fresh run then writes its config.json,
+        before long work begins.
+
+        files: {file name: object with state_dict and load_state_dict}, each saved in a .th file of its own.
+        extra: {name: object} of the same kind, saved together in stats_<step>.
+        """
+        self.files, self.extra = files, dict(extra, meters=self.meters)
+        if self.resumed:
+            self._load(optimisers=True)
+            self._load_extra()
+            self.say(f"resumed {self.folder} after step {self.step}")
+            self.display.history()
+        elif self.load_step:
+            self._load(self.H.load_optim)
+            with_optimisers = " with optimisers" if self.H.load_optim else ""
+            self.say(f"loaded step {self.load_step} of {LOGS}/{self.H.load_dir}{with_optimisers}")
+        if not self.resumed:
+            self._write_config()
+        for name, item in files.items():  # all processes start with the same values on any machine
+            if not is_optimiser(name):
+                distributed.tensors_from_main(item.state_dict().values())
+
+    def _load(self, optimisers: bool) -> None:
+        """Load the files. Averages that the source does not have start from its weights."""
+        for name, item in self.files.items():
+            if optimisers or not is_optimiser(name):
+                if name == f"{self.name}_ema" and not self.source.has(name, self.step):
+                    name = self.name
+                load_into(item, self.source.load(name, self.step), str(self.source.path(name, self.step)))
+
+    def _load_extra(self) -> None:
+        state = self.store.load_stats(self.step)
+        try:
+            for name, item in self.extra.items():
+                item.load_state_dict(state[name])
+        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+            raise DamagedFile(f"{self.store.stats_path(self.step)} does not fit this run: {error!r}") from None
+
+    def introduce(self, items: int, parameters: int, precision: str, of: str = "images") -> None:
+        """Print the first lines: the model, its data and device, and where the run writes. of: what the items are."""
+        H, device = self.H, self.display.device_name
+        self.say(
+            f"{self.name}: {parameters / 1e6:.1f}M parameters, {items} {of} of '{H.dataset}', "
+            f"batch {H.batch_size}, {precision} on {device}"
+        )
+        self.say(f"writing to {self.folder}; dashboard: {self.display.dashboard.url or 'off'}")
+        self.facts = dict(model=self.name, parameters=parameters, items=items, of=of, precision=precision)
+        self.facts.update(device=device, torch=torch.__version__)
+        if not self.resumed:
+            self._write_config()
+
     # ------------------------------------------------------------------ the loop
 
-    def steps(self, make_batches):
+    def steps(self, make_batches: Callable[[int], Iterator[Any]]) -> Iterator[tuple[int, Any]]:
         """Yield (step, batch) from the current step up to train_steps. Between steps, write logs and checkpoints.
 
         make_batches(start_step) -> an endless iterator whose first item belongs to start_step.
@@ -244,184 +171,174 @@ class Run(Shown):
         H = self.H
         if self.step >= H.train_steps:
             self.say(f"{self.folder} is at step {self.step} already: nothing to do up to --train_steps {H.train_steps}")
-            self._show_progress("finished")
+            self.display.progress(self.step, "finished")
             return
         batches = make_batches(self.step + 1)
-        self._clock = (time.monotonic(), self.step)
+        self._logged = (time.monotonic(), self.step)
         forecast = Forecast(H.train_steps)
         with (
             StopRequest() as stop,
             Progress(H.train_steps, H.log_dir, "step", self.step, distributed.is_main()) as self.progress,
         ):
             while self.step < H.train_steps:
-                step = self.step + 1
-                seed_everything("step", H.seed, step, distributed.rank())
-                batch = next(batches)
-                self.current = step
-                yield step, batch
-                self.step = step
+                self.current = self.display.step = self.step + 1
+                seed_everything("step", H.seed, self.current, self.rank)
+                yield self.current, next(batches)
+                self.step = self.current
                 self._after_step()
-                if expected := forecast.text(step):
+                if expected := forecast.text(self.step):
                     self.say(f"expected: {expected}")
-                signalled = distributed.any_rank(stop.number)
-                if signalled:
+                if signalled := distributed.any_rank(stop.number):
                     self.save_checkpoint()
-                    self.say(f"stopped by a signal after step {step}; continue with --resume:\n  {self.again()}")
+                    self.say(f"stopped by a signal after step {self.step}; continue with --resume:\n  {self._again()}")
                     raise SystemExit(128 + signalled)
             self.save_checkpoint()
 
-    def due(self, every):
+    def due(self, every: int) -> bool:
         """True if the current step is a multiple of `every` or the last step; always False if `every` is 0."""
         return every > 0 and (self.current % every == 0 or self.current == self.H.train_steps)
 
-    def ends_epoch(self, n):
+    def ends_epoch(self, n: int) -> bool:
         """True if the current step completes a pass over n items."""
         done = self.current * self.H.batch_size
         return done // n > (done - self.H.batch_size) // n
 
-    def report(self, **scalars):
-        """Add numbers or () tensors to the means of stats.jsonl. `loss` must stay finite."""
+    def report(self, **scalars: Any) -> None:
+        """Add numbers or () tensors to the means of stats.jsonl. `loss` must stay finite. Call it once a step."""
         self.meters.add(scalars)
         if "loss" in scalars:
             bad = ~torch.isfinite(scalars["loss"].detach())
             self.first_bad = torch.where((self.first_bad == 0) & bad, self.current, self.first_bad)
+        precision = self.extra.get("precision")
+        if precision is not None and precision.scaling and self.due(self.H.steps_per_log):
+            self.record(skipped_updates=float(precision.skipped))
 
-    def _after_step(self):
-        H, step = self.H, self.step
-        log = step % H.steps_per_log == 0 or step == H.train_steps
-        checkpoint = H.steps_per_checkpoint > 0 and step % H.steps_per_checkpoint == 0
-        if log or checkpoint or self.device.type == "cpu":
-            self._check_finite()
-        shown = self._write_log() if log else None
-        if distributed.is_main():
+    def record(self, **values: Any) -> None:
+        """Write one line of stats.jsonl for the current step, and its curves."""
+        if self._files is not None:
+            self._files.write_curves(self.current, values)
+        self.display.curves(values)
+
+    def _after_step(self) -> None:
+        H, shown = self.H, None
+        checkpoint = H.steps_per_checkpoint > 0 and self.step % H.steps_per_checkpoint == 0
+        if self.due(H.steps_per_log) or checkpoint or self.device.type == "cpu":
+            self._check_loss()
+        if self.due(H.steps_per_log):
+            shown = self._write_log()
+        if self.progress is not None:
             self.progress.update(1, shown)
-            if step == H.train_steps:  # before the checkpoint: a resume after it would not repeat this
-                self.show_strips()
+        if distributed.is_main() and self.step == H.train_steps:
+            self.display.strips()  # before the checkpoint: a resume after it would not repeat this
         if checkpoint:
             self.save_checkpoint()
 
-    def _check_finite(self):
+    def _write_log(self) -> dict[str, float]:
+        """Write the means since the last call. Returns what the progress bar shows."""
+        means, now, (then, step_then) = self.meters.pop_means(), time.monotonic(), self._logged
+        self._logged = (now, self.step)
+        speed = dict(images_per_second=(self.step - step_then) * self.H.batch_size / max(now - then, 1e-9))
+        rate = speed["images_per_second"]
+        if self.device.type == "cuda":
+            speed["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self.record(images=self.step * self.H.batch_size, **means)
+        if self._files is not None:
+            self._files.write_speed(self.step, speed)
+        self.display.dashboard.scalars(self.step, speed)
+        state = "running" if self.step < self.H.train_steps else "finished"
+        self.display.progress(self.step, state, rate, self.progress)
+        shown = {"loss": means["loss"]} if "loss" in means else {}
+        return {**shown, "img/s": round(rate, 1)}
+
+    # ------------------------------------------------------------------ what must be finite
+
+    def _check_loss(self) -> None:
         bad = distributed.any_rank(int(self.first_bad))
         if bad:
-            batch = self.name_batch(bad)
+            batch = f" ({self.name_batch(bad)})" if self.name_batch else ""
             raise UserError(
-                f"the loss is not finite at step {bad}{f' ({batch})' if batch else ''}; {self._newest()}. "
+                f"the loss is not finite at step {bad}{batch}; {self._newest()}. "
                 "Lower --lr, train in float32 (--no_amp), or look at these images"
             )
 
-    def _check_weights(self):
+    def _check_weights(self) -> None:
         """Check that the weights are finite before they are saved: only the next step's loss would show it."""
         for name, item in self.files.items():
-            if name.endswith("_optim"):
-                continue
-            for key, value in item.state_dict().items():
+            for key, value in item.state_dict().items() if not is_optimiser(name) else ():
                 if value.is_floating_point() and not value.isfinite().all():
                     raise UserError(
                         f"the weights are not finite after step {self.step} ({key} of '{name}'); {self._newest()}. "
                         "Lower --lr, or train in float32 (--no_amp)"
                     )
 
-    def _newest(self):
+    def _newest(self) -> str:
         steps = self.store.steps()
         return f"the newest checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
 
-    def _write_log(self):
-        H = self.H
-        means = self.meters.pop_means()
-        now = time.monotonic()
-        since, step_then = self._clock
-        rate = (self.step - step_then) * H.batch_size / max(now - since, 1e-9)
-        self._clock = (now, self.step)
-        self.record(images=self.step * H.batch_size, **means)
-        speed = dict(step=self.step, images_per_second=rate)
-        if self.device.type == "cuda":
-            speed["gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        if self._speed is not None:
-            self._speed.append(json.dumps(speed))
-        self.dashboard.scalars(self.step, {k: v for k, v in speed.items() if k != "step"})
-        self._show_progress("running" if self.step < H.train_steps else "finished", rate)
-        shown = {k: means[k] for k in ("loss",) if k in means}
-        return dict(shown, **{"img/s": round(rate, 1)})
-
-    def _show_progress(self, state, rate=None):
-        """Show the progress of the run on the dashboard. rate: current images per second."""
-        H = self.H
-        shown = {"images seen": f"{self.step * H.batch_size:,}"}
-        if self.progress is not None and self.progress.rate():
-            shown["time so far"] = duration(time.monotonic() - self.progress.start)
-            if state == "running":
-                shown["time left"] = time_left((H.train_steps - self.step) / self.progress.rate())
-        if rate:
-            shown["images / s"] = f"{rate:.3g}"
-        shown["device"] = device_name(self.device)
-        self.dashboard.progress(self.step, H.train_steps, shown, state)
-
-    def record(self, **values):
-        """Write one line of stats.jsonl for the current step, and its curves."""
-        if self._stats is not None:
-            self._stats.append(json.dumps(dict(step=self.current, **values)))
-        self.dashboard.scalars(self.current, curves_of(values))
-
     # ------------------------------------------------------------------ what is written
 
-    def write_config(self, **more):
+    def say(self, message: str) -> None:
+        """Print one line on the terminal and append it to log.txt (rank 0 only)."""
+        say(message)
+        if self._files is not None:
+            self._files.write_message(message)
+
+    def _write_config(self, **more: Any) -> None:
         """Write config.json (configuration and facts). A fresh run writes it before its first step, a resumed run
         with its next checkpoint, so that a failed resume changes nothing. more: further JSON values."""
-        hparams = self.H.to_dict()
-        config = dict(format=1, script=self.H.script, hparams=hparams, digest=hash_json(hparams), facts=self.facts)
-        write_json(os.path.join(self.folder, "config.json"), dict(config, **more))
+        if distributed.is_main():
+            hparams = self.H.to_dict()
+            config = dict(format=1, script=self.H.script, hparams=hparams, digest=hash_json(hparams), facts=self.facts)
+            write_json(os.path.join(self.folder, "config.json"), dict(config, **more))
 
-    def save_checkpoint(self):
+    def save_checkpoint(self) -> None:
         """Write the checkpoint of the current step, unless a complete one exists."""
-        self._check_finite()
+        self._check_loss()
         if self._saved_step != self.step:
             self._check_weights()
             extra = {name: item.state_dict() for name, item in self.extra.items()}  # sums all processes' counts
-            if distributed.is_main():
-                self._write_checkpoint(extra)
+            if self._files is not None:
+                self._write_checkpoint(extra, self._files)
             self._saved_step = self.step
         distributed.barrier()
 
-    def _write_checkpoint(self, extra):
-        self._stats.sync()
-        self.store.save(
-            self.step,
-            {name: item.state_dict() for name, item in self.files.items()},
-            extra,
-            dict(
-                stats_bytes=self._stats.size,
-                stats_sha256=self._stats.sha256,
-                run=self.name,
-                script=self.H.script,
-                hparams=self.H.to_dict(),
-                **self.about,
-            ),
-        )
-        self.write_config(checkpoint=self.step)
+    def _write_checkpoint(self, extra: dict[str, Any], files: RunLogs) -> None:
+        files.stats.sync()
+        about = dict(stats_bytes=files.stats.size, stats_sha256=files.stats.sha256, run=self.name, script=self.H.script)
+        about.update(hparams=self.H.to_dict(), **self.about)
+        self.store.save(self.step, {name: item.state_dict() for name, item in self.files.items()}, extra, about)
+        self._write_config(checkpoint=self.step)
         if self.H.keep_checkpoints:
             self.store.prune(self.H.keep_checkpoints)
 
-    def say(self, message):
-        """Print one line on the terminal and append it to log.txt (rank 0 only)."""
-        if not distributed.is_main():
-            return
-        say(message)
-        if self._log is not None:
-            self._log.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}")
+    # ------------------------------------------------------------------ end
 
-    def __exit__(self, kind, error, _traceback):
-        if isinstance(error, UserError) and self._log is not None:
+    def _again(self) -> str:
+        """The command line that continues the run."""
+        again = commands.resume(self.H.script, vars(self.H), **self.H.given("dashboard"))
+        return again or "the same command with --resume"
+
+    def conclude(self, *following: tuple[str, str]) -> None:
+        """Print the last lines: what was written, and what to run next. following: (what it is, its command line)."""
+        steps = self.store.steps()
+        if not (distributed.is_main() and steps):
+            return
+        self.say(f"written: checkpoint of step {steps[-1]} in {self.store.models}{self.display.saved()}")
+        for what, line in (*following, ("this run as a page", commands.show_run(self.H))):
+            self.say(f"next, {what}:\n  {line}")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _traceback: Any) -> None:
+        if isinstance(error, UserError) and self._files is not None:
             with contextlib.suppress(OSError):  # the error being raised matters more
-                self._log.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {error}")
+                self._files.write_message(f"error: {error}")
         if kind is not None:
-            self._show_progress("stopped, continue with --resume" if kind is SystemExit else "failed")
-        self.dashboard.close()
-        for file in (self._log, self._stats, self._speed):
-            if file is not None:
-                file.close()
+            state = "stopped, continue with --resume" if kind is SystemExit else "failed"
+            self.display.progress(self.step, state, None, self.progress)
+        self.display.dashboard.close()
+        if self._files is not None:
+            self._files.close()
         if self._lock is not None:
             self._lock.release()
         if kind in (None, SystemExit):  # finished, or all processes agreed to stop after a signal
             distributed.cleanup()
         sys.stdout.flush()
-        return False

@@ -1,0 +1,53 @@
+"""The codebook of a quantizer in training: how often each code is used, and codes that are moved."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from utils.core import distributed
+from utils.core.seed import StepRandom, derive_seed
+from utils.data.batches import Batch
+from utils.data.pixels import to_float
+from utils.training.meters import CodeUsage
+
+
+class Codebook:
+    """Counts the uses of the codes, and moves codes as the quantizer asks (models/quantizers/base.py). All models (the
+    trained one, and its average) and all processes get the same codes: an average would follow a jump too slowly."""
+
+    def __init__(self, models: list[Any], H: Any, device: torch.device) -> None:
+        self.models, self.H, self.device, self.quantizer = models, H, device, models[0].ae.quantize
+        self.usage, self.recent_usage = (CodeUsage(H.codebook_size, device) for _ in range(2))
+
+    @torch.no_grad()
+    def place(self, batches: Iterator[Batch]) -> None:
+        """At the quantizer's start_step: it places its codes by the latents of the coming batches, so that every code
+        starts where there is data."""
+        vectors: list[torch.Tensor] = []
+        while sum(map(len, vectors)) < 32 * self.H.codebook_size:
+            z = self.models[0].ae.encoder(to_float(next(batches)[0].to(self.device))).float()
+            vectors.append(distributed.all_gather_rows(z).permute(0, 2, 3, 1).reshape(-1, self.H.emb_dim))
+        if distributed.is_main():  # processors differ, and two k-means need not end alike
+            self.quantizer.place_codes(torch.cat(vectors), derive_seed("kmeans", self.H.seed))
+        distributed.tensors_from_main([self.quantizer.codebook_weight()])
+        self._copy(slice(None))
+
+    @torch.no_grad()
+    def update(self, ids: torch.Tensor | None, x: torch.Tensor, step: int) -> None:
+        """Count the codes of a step's images x (B, C, H, W). Every restart_steps of the quantizer, it moves the codes
+        that were not used since the last time onto latents of x."""
+        if ids is None:
+            return
+        self.usage.add(ids)
+        self.recent_usage.add(ids)
+        if self.quantizer.restart_steps and step % self.quantizer.restart_steps == 0:
+            unused = self.recent_usage.pop_counts().to(self.device) == 0
+            z = distributed.all_gather_rows(self.models[0].ae.encoder(x).float())
+            self.quantizer.restart_codes(unused, z, StepRandom("restart", self.H.seed, step, device=self.device))
+            self._copy(unused)
+
+    def _copy(self, rows: Any) -> None:
+        first, *others = (model.ae.quantize.codebook_weight().data for model in self.models)
+        for codebook in others:
+            codebook[rows] = first[rows]

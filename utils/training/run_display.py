@@ -1,0 +1,131 @@
+"""What a training run shows: curves, bars and pictures on the dashboard, and pictures in its folder."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from utils.core import distributed
+from utils.core.checkpoint import LOGS
+from utils.core.device import device_name
+from utils.core.errors import DamagedFile
+from utils.core.files import write_json
+from utils.core.progress import Progress, duration
+from utils.display.dashboard_panes import plan_of, time_left
+from utils.display.grids import SAYS_TRIPLES, write_strips
+from utils.display.images import TRIPLES, enlarge, save_png, sheet, sheet_grid, triples
+from utils.display.live_dashboard import Dashboard
+from utils.display.run_files import curve_rows, curves_of, pictures_by_step, read_bars
+
+
+class RunDisplay:
+    """The dashboard and the pictures of a run. Only the main process shows something. `step`: the step that the
+    pictures and bars belong to."""
+
+    def __init__(
+        self, H: Any, name: str, device: torch.device, folder: str, step: int, say: Callable[[str], None]
+    ) -> None:
+        """name: of the model. step: the last step that is done."""
+        self.H, self.folder, self.step, self.say = H, folder, step, say
+        self.pictures = os.path.join(folder, "images")
+        self.device_name = device_name(device)
+        self._bars = self._earlier_bars() if step and distributed.is_main() else {}
+        self.dashboard = Dashboard(
+            H.visdom_server,
+            H.visdom_port,
+            H.log_dir,
+            enabled=not H.no_visdom and distributed.is_main(),
+            warn=say,
+            plan=plan_of(H, name, device.type),
+            images_per_step=H.batch_size,
+        )
+        self.dashboard.properties(dict(sorted(H.to_dict().items(), key=lambda item: item[0] not in H.explicit)))
+        self.progress(step, "starting")
+        for other in (H.visdom_compare or ()) if self.dashboard.enabled else ():
+            self.dashboard.compare(other, curve_rows(os.path.join(LOGS, other, "stats.jsonl")))
+
+    def _earlier_bars(self) -> dict[str, Any]:
+        """The bars that bars.json held when the run was stopped."""
+        try:
+            return read_bars(os.path.join(self.folder, "bars.json"))
+        except DamagedFile as error:
+            self.say(f"warning: {error}; the next bars are written in its place")
+            return {}
+
+    def history(self) -> None:
+        """Show the curves of the steps before a resumed run."""
+        if distributed.is_main():
+            self.dashboard.history(curve_rows(os.path.join(self.folder, "stats.jsonl")))
+
+    def curves(self, values: dict[str, Any]) -> None:
+        """Show a row of stats.jsonl."""
+        self.dashboard.scalars(self.step, curves_of(values))
+
+    def progress(
+        self, step: int, state: str, images_per_second: float | None = None, progress: Progress | None = None
+    ) -> None:
+        """Show the progress of the run on the dashboard. progress: that of this process, from which the time left is
+        estimated."""
+        total = self.H.train_steps
+        shown = {"images seen": f"{step * self.H.batch_size:,}"}
+        if progress is not None and progress.rate():
+            shown["time so far"] = duration(time.monotonic() - progress.start)
+            if state == "running":
+                shown["time left"] = time_left((total - step) / progress.rate())
+        if images_per_second:
+            shown["images / s"] = f"{images_per_second:.3g}"
+        self.dashboard.progress(step, total, dict(shown, device=self.device_name), state)
+
+    def bars(
+        self, name: str, values: Sequence[float], xlabel: str, ylabel: str, x: Sequence[Any] | None = None
+    ) -> None:
+        """Show bars of heights `values` (n,) over x on the dashboard. logs/<log_dir>/bars.json keeps the latest of each
+        name."""
+        if not distributed.is_main():
+            return
+        self.dashboard.bars(name, values, x, xlabel, ylabel)
+        heights = [float(v) if math.isfinite(v) else None for v in values]
+        self._bars[name] = dict(step=self.step, values=heights, x=x, xlabel=xlabel, ylabel=ylabel)
+        write_json(os.path.join(self.folder, "bars.json"), self._bars)
+
+    def images(self, name: str, images: torch.Tensor, save: bool) -> None:
+        """Show images, uint8 (N, C, H, W), on the dashboard; with save, write them to logs/<log_dir>/images."""
+        self.picture(name, sheet(images), name, save, sheet_grid(images))
+        if save:
+            self._save_individually(name, images)
+
+    def comparison(self, name: str, left: torch.Tensor, right: torch.Tensor, save: bool) -> None:
+        """Show originals, reconstructions and their difference, uint8 (N, C, H, W) each, as one picture."""
+        images, caption = triples(left, right), f"{name} ({SAYS_TRIPLES})"
+        self.picture(name, sheet(images, **TRIPLES), caption, save, sheet_grid(images, **TRIPLES))
+        if save:
+            self._save_individually(name, right)
+
+    def picture(
+        self, name: str, picture: torch.Tensor, caption: str, save: bool = True, grid: Any = None, min_side: int = 256
+    ) -> None:
+        """Show one picture, uint8 (C, h, w), on the dashboard; with save, write it to logs/<log_dir>/images."""
+        if not distributed.is_main():
+            return
+        shown = enlarge(picture, min_side).expand(3, -1, -1).numpy()
+        self.dashboard.image(name, shown, f"{caption}, step {self.step}")
+        if save:
+            save_png(os.path.join(self.pictures, f"{name}_{self.step}.png"), picture, min_side, grid)
+
+    def _save_individually(self, name: str, images: torch.Tensor) -> None:
+        if self.H.save_individually and distributed.is_main():
+            for i, image in enumerate(images):
+                save_png(os.path.join(self.pictures, f"{name}_{self.step}_{i}.png"), image)
+
+    def strips(self) -> None:
+        """At the end, write one strip for each picture name, with the pictures of all steps."""
+        write_strips(self.pictures, self.say)
+
+    def saved(self) -> str:
+        """The names of the pictures in the run's folder, as the end of a sentence."""
+        if not os.path.isdir(self.pictures):
+            return ""
+        return f"; {', '.join(pictures_by_step(self.pictures))} in {self.pictures}"

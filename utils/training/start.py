@@ -1,0 +1,68 @@
+"""What a training run starts from: its newest checkpoint, the weights that the command line names, or nothing."""
+
+import os
+from typing import Any
+
+from utils.core.checkpoint import LOGS, Checkpoints
+from utils.core.errors import DamagedFile, UserError
+from utils.core.files import read_json
+from utils.core.progress import say
+
+
+def choose_start(H: Any, name: str, load_step: int, store: Checkpoints) -> tuple[int, dict[str, Any] | None, bool]:
+    """(the last step that is done, the manifest of its checkpoint in the run's folder or None, whether the run is
+    resumed from it). Raises UserError rather than overwrite another run.
+
+    name: of the model's files. load_step: 0 if no weights are to be loaded. store: the run's checkpoints.
+    """
+    folder, steps = store.folder, store.steps()
+    config = _recorded_config(folder)
+    if config.get("script", H.script) != H.script:
+        raise UserError(f"{folder} is not a run of this script (but of {config['script']}): give another --log_dir")
+    if not steps:
+        _refuse_if_lost(store, config)
+    if H.resume:
+        step, manifest = store.newest_good(lambda message: say(f"warning: {message}"))
+        if step is not None:
+            return step, manifest, True
+        if steps:
+            raise UserError(f"no checkpoint in {folder} is complete: start afresh in another --log_dir")
+    existing = sorted({*steps, *store.steps_with(name)})
+    if load_step and H.load_dir == H.log_dir and load_step in existing[-1:]:
+        return load_step, store.verify(load_step) if load_step in steps else None, False
+    if existing and not H.resume:
+        raise UserError(
+            f"{folder} already holds checkpoints (newest: step {existing[-1]}): "
+            "--resume continues it, another --log_dir starts afresh"
+        )
+    # A run that was killed while it wrote its first checkpoint has left its config.json, too.
+    if existing and not config:
+        raise UserError(
+            f"{folder} holds weights (step {existing[-1]}) but nothing else that a resume needs: start "
+            f"from them with --load_dir {H.log_dir} --load_step {existing[-1]} and another --log_dir"
+        )
+    if H.resume:
+        start = f"from step {load_step} of {LOGS}/{H.load_dir}" if load_step else "afresh"
+        say(f"nothing to resume in {folder}: starting {start}")
+    return load_step, None, False
+
+
+def _recorded_config(folder: Any) -> dict[str, Any]:
+    """The contents of config.json; {} if it does not exist. A damaged one is reported, and is replaced later."""
+    path = os.path.join(folder, "config.json")
+    try:
+        config = read_json(path) if os.path.exists(path) else {}
+        return config if isinstance(config, dict) else {}
+    except DamagedFile as error:
+        say(f"warning: {error}; it is written again with the next checkpoint")
+        return {}
+
+
+def _refuse_if_lost(store: Checkpoints, config: dict[str, Any]) -> None:
+    """A disk that is not mounted looks like a run without checkpoints."""
+    lost = store.lost_steps() + ([config["checkpoint"]] if config.get("checkpoint") else [])
+    if lost:
+        raise UserError(
+            f"{store.folder} had a checkpoint of step {lost[-1]}, which is not in {store.models} now: bring it "
+            "back (is its disk mounted?), or start afresh in another --log_dir"
+        )
