@@ -9,14 +9,14 @@ FLAGS = {
     "codebook_init": {
         "default": "uniform",
         "help": "start of the codebook; kmeans: train without quantizing up to "
-        "codebook_init_step, then put the codes where the latents are (nearest only)",
+        "codebook_init_step, then put the codes where the latents are (nearest, ema, rotation)",
         "choices": ["uniform", "kmeans"],
         "role": "vqgan common",
         "exclusive": True,
     },
     "codebook_restart_steps": {
         "default": 0,
-        "help": "steps between moves of unused codes onto present latents; 0: never (nearest only)",
+        "help": "steps between moves of unused codes onto present latents; 0: never (nearest, ema, rotation)",
         "role": "vqgan common",
         "min": 0,
         "exclusive": True,
@@ -28,7 +28,7 @@ FLAGS = {
         "needs": "codebook_init kmeans",
         "codes_from": True,
     },
-    "beta": {"default": 0.25, "help": "weight of the codebook term (nearest)", "min": 0.0},
+    "beta": {"default": 0.25, "help": "weight of the codebook term (nearest, rotation)", "min": 0.0},
 }
 
 

@@ -30,7 +30,7 @@ def test_every_flag_has_a_role():
 @pytest.mark.parametrize(
     ("roles", "names"),
     [
-        ("autoencoder", AUTOENCODER),
+        ("autoencoder", f"{AUTOENCODER} fsq_least_levels"),
         ("discriminator", "ndf disc_layers"),
         ("sampler", "sampler bert_n_emb bert_n_head bert_n_layers block_size codebook_size latent_shape total_steps"),
         ("sampling", "temp sample_steps sample_type mask_schedule"),
@@ -79,7 +79,7 @@ class NewConfig:
 def header(**given):
     """The part of the key that describes samples, for a command line that gives these flags."""
     values = {flag.name: flag.default for flag in config.ALL_FLAGS} | HOW | given
-    loaded = SimpleNamespace(hash="a" * 64), SimpleNamespace(hash="b" * 64)
+    loaded = SimpleNamespace(hash="a" * 64, path="a"), SimpleNamespace(hash="b" * 64, path="b")
     precision = SimpleNamespace(describe=lambda: "float32")
     models = SimpleNamespace(autoencoder=loaded[0], sampler=loaded[1], precision=precision, device=torch.device("cpu"))
     return Samples(SimpleNamespace(**values), models, 100).header()

@@ -17,6 +17,7 @@ import train_vqgan
 import utils.training.run_display
 from experiments.common.weights import load_autoencoder, load_sampler
 from hparams import get_hparams
+from hparams.config import QUANTIZERS
 from models.build import build_vqgan
 from utils.core.checkpoint import Checkpoints
 from utils.core.errors import UserError
@@ -177,12 +178,10 @@ def test_grey_images(here, shapes):
         assert picture.mode == "L"
 
 
-def test_kmeans_codebook_uses_many_codes(here, shapes):
-    train_stage_1(
-        shapes,
-        "ae",
-        "--codebook_init kmeans --codebook_init_step 10 --codebook_restart_steps 5 --train_steps 40 --codebook_size 8",
-    )
+@pytest.mark.parametrize("quantizer", [name for name, flags in QUANTIZERS.items() if "codebook_init" in flags])
+def test_kmeans_codebook_uses_many_codes(here, shapes, quantizer):
+    flags = "--codebook_init kmeans --codebook_init_step 10 --codebook_restart_steps 5 --train_steps 40 --ema"
+    train_stage_1(shapes, "ae", f"--quantizer {quantizer} {flags} --codebook_size 8")
     assert curve("ae", "codes_used")[-1] >= 6
 
 
@@ -197,6 +196,19 @@ def test_load_step_goes_on_at_the_next_step_in_another_folder(here, shapes):
     assert load_tensors("logs/b/saved_models/ae_optim_6.th")["state"][0]["step"] == 6
     train_stage_1(shapes, "c", "--train_steps 5 --load_dir a --load_step 4")
     assert load_tensors("logs/c/saved_models/ae_optim_5.th")["state"][0]["step"] == 1
+
+
+@pytest.mark.parametrize("quantizer", ["ema", "rotation"])
+def test_weights_of_nearest_are_a_start_for_quantizers_with_the_same_codebook(here, shapes, quantizer):
+    train_stage_1(shapes, "a", "--train_steps 2 --ema --steps_per_update_ema 1")
+    before = load_tensors("logs/a/saved_models/vqgan_2.th")["ae.quantize.embedding.weight"]
+    flags = "--train_steps 3 --load_dir a --load_step 2 --load_optim --ema --lr 1e-9 --quantizer"
+    train_stage_1(shapes, "b", f"{flags} {quantizer}")
+    after = load_tensors("logs/b/saved_models/vqgan_3.th")["ae.quantize.embedding.weight"]
+    assert (after - before).abs().max() <= (0.5 if quantizer == "ema" else 1e-8), "it starts from these codes"
+    assert json.loads(Path("logs/b/config.json").read_text())["hparams"]["quantizer"] == quantizer
+    with pytest.raises(UserError, match="does not fit the configured model"):
+        train_stage_1(shapes, "c", f"{flags} gumbel")
 
 
 def test_a_published_checkpoint_with_weights_only_is_a_valid_start(here, shapes):
