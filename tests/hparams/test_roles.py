@@ -86,12 +86,12 @@ def header(**given):
 
 
 def name(**given):
-    return features.cache_path(dict(kind="samples", extractor="x", **header(**given))).name
+    return features.cache_path(dict(extractor="x", **header(**given))).name
 
 
 def test_the_key_of_cached_samples():
     """A key that changes would orphan the caches that users have."""
-    common = dict(autoencoder="a" * 64, sampler="b" * 64, precision="float32", device="cpu", n=100)
+    common = dict(kind="samples", autoencoder="a" * 64, sampler="b" * 64, precision="float32", device="cpu", n=100)
     assert header() == common | HOW
     assert name() == "samples_8862673b0c92eb1c.pt"
 
