@@ -45,6 +45,7 @@ bench: .venv/.ready  ## each job beside its plain form: throughput, ratio, memor
 lint: .venv/.ready-dev
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
+	$(RUN) -m mypy
 
 clean-demo:  ## forget the demo's runs, so that `make demo` starts afresh
 	rm -rf logs/demo_vqgan logs/demo_absorbing logs/demo_samples

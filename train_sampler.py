@@ -20,7 +20,7 @@ from experiments.common.codes import cached_codes, decode_batch
 from experiments.common.images import load_images
 from experiments.common.models import check_autoencoder, dry_run_of_sampler
 from experiments.common.weights import load_autoencoder
-from models.samplers import build_sampler
+from models.build import build_sampler
 from models.samplers.base import SamplerLoss
 from models.summary import count_parameters
 from utils.core import distributed

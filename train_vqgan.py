@@ -22,11 +22,11 @@ from experiments.common.images import load_images
 from experiments.common.pictures import code_means
 from experiments.common.weights import load_lpips, note_missing_weights
 from hparams.resolve import continues
+from models.build import build_vqgan
 from models.diffaug import diff_augment
 from models.losses import adaptive_weight, hinge_discriminator_loss, reconstruction_nll
 from models.quantizers import usage_figures
-from models.summary import count_parameters, describe_vqgan, print_dry_run
-from models.vqgan import VQGAN
+from models.summary import count_parameters, describe_stage_1, print_dry_run
 from utils.core import distributed
 from utils.core.device import pick_device
 from utils.core.errors import run_main
@@ -69,7 +69,7 @@ def generator_step(vqgan, optimiser, precision, H, x, step, rng, parts=1):
             g_loss = -vqgan.disc(augment(x_hat, H, rng)).float().mean()
         g_gradient = output.gradient(g_loss)
         at_last_layer = output.gradients_at(vqgan.ae.generator.last_layer, gradient, g_gradient)
-        d_weight = adaptive_weight(*at_last_layer, maximum=H.disc_weight_max)
+        d_weight = adaptive_weight(at_last_layer[0], at_last_layer[1], H.disc_weight_max)
         gradient = gradient + d_weight * g_gradient
         if precision.scaling:  # where scaled gradients overflow, the update is skipped; the loss is no worse for it
             d_weight = d_weight.nan_to_num(0.0)
@@ -109,11 +109,11 @@ class Training:
         self.H, self.precision = H, Precision(H.amp, H.amp_dtype, device)
         seed_everything("init", H.seed)
         perceptual = find_perceptual(H, checkpoint)
-        self.vqgan = VQGAN(H, perceptual).to(device, memory_format=memory_format(device))
+        self.vqgan = build_vqgan(H, perceptual).to(device, memory_format=memory_format(device))
         adam = partial(torch.optim.Adam, lr=H.lr, fused=device.type != "mps")
         self.ae_optim, self.disc_optim = adam(self.vqgan.ae.parameters()), adam(self.vqgan.disc.parameters())
         self.ema = EMA(self.vqgan, H.ema_beta, shared=(perceptual,)) if H.ema else None
-        self.best = self.ema.model if H.ema else self.vqgan  # the weights that will be used
+        self.best = self.ema.model if self.ema else self.vqgan  # the weights that will be used
         self.codebook = Codebook([self.vqgan, self.best] if H.ema else [self.vqgan], H, device)
 
     def restore(self, run):
@@ -227,8 +227,8 @@ def train(H):
 
 def dry_run(H):
     with torch.device("meta"):
-        vqgan = VQGAN(H)
-    print_dry_run(H, describe_vqgan(H, vqgan))
+        vqgan = build_vqgan(H)
+    print_dry_run(H, describe_stage_1(H, vqgan.ae, vqgan))
     if H.perceptual_weight and not (H.load_step or continues(vars(H))):  # a checkpoint holds them, too
         note_missing_weights(H, "vgg")
 

@@ -13,25 +13,16 @@ from hparams.own import parse_own
 from hparams.sources import run_folder
 
 JOBS = (
-    "vqgan_step",
-    "vqgan_step_early",
-    "sampler_step",
-    "sampling",
-    "sampling_1000",
-    "autoregressive",
-    "likelihood",
-    "neighbours",
-    "larger_images",
-    "prdc",
-    "images",
-)
+    "vqgan_step vqgan_step_early sampler_step sampling sampling_1000 autoregressive likelihood neighbours "
+    "larger_images prdc images"
+).split()
 
 
 @dataclass
 class BenchmarkConfig:
     """benchmark"""
 
-    jobs: list[str] = opt(list(JOBS), "what to time", choices=JOBS)
+    jobs: list[str] = opt(JOBS, "what to time", choices=JOBS)
     size: str = opt(
         "auto",
         "of the models: paper (256 x 256 pixels, 24 layers) or small; auto: paper on CUDA",
@@ -60,15 +51,9 @@ example:
 """
 
 
-def parse(argv=None):
-    """The command line -> BenchmarkConfig."""
-    return parse_own(
-        BenchmarkConfig, "Time each job beside its plain form.", EPILOG, argv, lambda config: run_folder(config.log_dir)
-    )
-
-
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
-    CONFIG = parse()
+    what = "Time each job beside its plain form."
+    CONFIG = parse_own(BenchmarkConfig, what, EPILOG, check=lambda config: run_folder(config.log_dir))
     require_packages(*COMMON)
 
 import statistics
@@ -79,10 +64,10 @@ import weakref
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from experiments import scaling
-from experiments.common.jobs import Bench, describe_device, timed
+from experiments.common.jobs import Bench, timed
+from models.summary import count_flops
 from utils.core import distributed
 from utils.core.checkpoint import LOGS
 from utils.core.errors import run_main
@@ -135,49 +120,35 @@ def peak_flops(device, dtype):
     return 2 * n**3 / min(timed(lambda: a @ b, device) for _ in range(5))
 
 
-class FlopCounter(TorchDispatchMode):
-    """Sums up what PyTorch's formulas give for each operation. (Its own FlopCounterMode also asks which module an
-    operation belongs to, and cannot when gradients are taken at a weight.)"""
-
-    total = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func._overloadpacket in flop_registry:
-            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-def count_flops(job):
+def flops_of(job):
     """FLOPs of one fast(), or None."""
     if not job.flops:
         return None
-    with torch.compiler.set_stance("force_eager"), FlopCounter() as counter:
-        job.fast()
-    return counter.total
+    with torch.compiler.set_stance("force_eager"):
+        return count_flops(job.fast)
 
 
-def measure(job, bench, peak):
-    """The two forms in turns for about --seconds -> a row of the table."""
+def measure(job, bench, peak, seconds):
+    """The two forms in turns for about so many seconds -> a row of the table."""
     # The first calls warm up.
     rows = {form: dict(mib=peak_memory(getattr(job, form), bench.device), times=[]) for form in ("fast", "plain")}
-    flops = count_flops(job)
+    flops = flops_of(job)
     job.fast()  # compiled, where it is
-    end = time.monotonic() + bench.config.seconds
+    end = time.monotonic() + seconds
     while time.monotonic() < end or len(rows["plain"]["times"]) < 2:
         for form in rows:
             rows[form]["times"].append(timed(getattr(job, form), bench.device))
-    seconds = {form: statistics.median(row["times"]) for form, row in rows.items()}
+    medians = {form: statistics.median(row["times"]) for form, row in rows.items()}
     ratios = [p / f for f, p in zip(rows["fast"]["times"], rows["plain"]["times"], strict=True)]
     return dict(
         job=job.name,
         unit=job.unit,
         ratio=statistics.median(ratios),
         rounds=len(ratios),
-        **{f"{form}_per_second": job.items / seconds[form] for form in rows},
+        **{f"{form}_per_second": job.items / medians[form] for form in rows},
         **{f"{form}_mib": rows[form]["mib"] for form in rows},
         gflops_per_item=flops and flops / job.items / 1e9,
-        share_of_peak=flops and flops / seconds["fast"] / peak,
+        share_of_peak=flops and flops / medians["fast"] / peak,
     )
 
 
@@ -203,16 +174,12 @@ def measure_costs(bench):
         first = None
         for value, argument in values:
             job = make(argument)
-            mib = peak_memory(job.fast, bench.device)
-            flops = count_flops(job)
+            mib, flops = peak_memory(job.fast, bench.device), flops_of(job)
             seconds = statistics.median(timed(job.fast, bench.device) for _ in range(3))
             first = first or (seconds, flops)
-            row = dict(what=title, value=str(value), seconds=seconds, mib=mib, gflops=flops / 1e9)
-            rows.append(row)
-            say(
-                f"| {title} | {value} | {seconds:.3g} | x {seconds / first[0]:.2f} | x {flops / first[1]:.2f} "
-                f"| {in_mib(mib)} |"
-            )
+            rows.append(dict(what=title, value=str(value), seconds=seconds, mib=mib, gflops=flops / 1e9))
+            growth = f"x {seconds / first[0]:.2f} | x {flops / first[1]:.2f}"
+            say(f"| {title} | {value} | {seconds:.3g} | {growth} | {in_mib(mib)} |")
     return rows
 
 
@@ -240,13 +207,7 @@ def main(config):
     warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
     bench = Bench(config.device, config.size, config.float32, config.compile)
     peak = peak_flops(bench.device, bench.precision.dtype)
-    about = dict(
-        device=describe_device(bench.device),
-        size=bench.size_name,
-        torch=torch.__version__,
-        precision=bench.precision.describe(),
-        peak_tflops=peak / 1e12,
-    )
+    about = dict(bench.about(), peak_tflops=peak / 1e12)
     say(
         f"{about['device']}; {about['size']} models; fast forms in {about['precision']}, plain ones in float32; "
         f"a matrix product reaches {about['peak_tflops']:.3g} TFLOP/s; medians of rounds in turns"
@@ -257,7 +218,7 @@ def main(config):
     say(f"{HEAD}\n{'|---' * (HEAD.count('|') - 1)}|")
     rows = []
     for name in config.jobs:
-        rows.append(measure(getattr(bench, name)(), bench, peak))
+        rows.append(measure(getattr(bench, name)(), bench, peak, config.seconds))
         say(line_of(rows[-1]))
         write_json(LOGS / config.log_dir / "benchmark.json", dict(about, jobs=rows))
 

@@ -57,14 +57,14 @@ import torch
 
 from experiments.common.codes import encode_batch
 from experiments.common.images import load_images
-from experiments.common.measure import compute_fid, each_image, image_features, new_folder, saving_images
+from experiments.common.measure import Images, each_image, saving_images
 from experiments.common.models import load_models
 from experiments.common.pictures import CodeMeans
 from experiments.common.results import Report
 from experiments.common.weights import has_perceptual, load_lpips, note_missing_weights
-from models.autoencoder import VQAutoEncoder
+from models.build import build_autoencoder
 from models.quantizers import usage_figures
-from models.summary import describe_autoencoder, print_dry_run
+from models.summary import describe_stage_1, print_dry_run
 from utils.core import distributed
 from utils.core.checkpoint import checkpoints_of
 from utils.core.device import pick_device
@@ -73,7 +73,8 @@ from utils.core.progress import say
 from utils.data.pixels import to_float, to_uint8
 from utils.display.grids import SAYS_TRIPLES
 from utils.display.images import TRIPLES, sheet, triples
-from utils.evaluation.features import Inception, collect
+from utils.evaluation.features import collect
+from utils.evaluation.metrics import METRICS
 from utils.evaluation.neighbours import lpips_input
 from utils.evaluation.weight_files import WEIGHT_FILES
 from utils.training.meters import CodeUsage, Meters
@@ -83,10 +84,10 @@ LEAST_MSE = 1e-10  # the PSNR of a perfect reconstruction would be infinite: 100
 
 
 class Reconstructor:
-    """Reconstructs batches and sums their errors."""
+    """Reconstructs batches and sums their errors. seen: the number of images so far."""
 
     def __init__(self, H, models, lpips):
-        self.models, self.lpips = models, lpips
+        self.models, self.lpips, self.seen = models, lpips, 0
         self.latent_shape = H.latent_shape[1:]
         self.meters, self.usage = Meters(models.device), CodeUsage(H.codebook_size, models.device)
         self.codes = CodeMeans(H.codebook_size, H.n_channels, H.img_size // self.latent_shape[0], models.device)
@@ -108,28 +109,29 @@ class Reconstructor:
         if self.lpips is not None:
             errors["lpips"] = self.lpips(lpips_input(a), lpips_input(b)).mean()
         self.meters.add(errors, len(x))
+        self.seen += len(x)
         return x_hat
 
 
 def features_of_reconstructions(H, images, reconstruct, extractor, save):
     """The FeatureSet of an ImageSet's reconstructions, and the first images, theirs and the difference as one picture;
     None twice on other than the main process. save: called with each batch of reconstructions, or None."""
-    shown, sent = [], 0
+    shown = []
 
     def work(x):
-        nonlocal sent
-        x_hat, show, sent = reconstruct(x), sent < N_SHOWN, sent + len(x)
+        show = reconstruct.seen < N_SHOWN
+        x_hat = reconstruct(x)
         return *extractor(x_hat), x if show else None, x_hat.cpu() if show or save else None
 
-    def watched():
-        for *pair, x, x_hat in each_image(images, H, work, "reconstructing"):
+    def pairs():
+        for features, logits, x, x_hat in each_image(images, H, work, "reconstructing"):
             if save:
                 save(x_hat)
             if x is not None:
                 shown.append((x, x_hat))
-            yield pair
+            yield features, logits
 
-    found = collect(watched(), "reconstructions")
+    found = collect(pairs(), "reconstructions")
     if found is None:
         return None, None
     left, right = (torch.cat(side)[:N_SHOWN] for side in zip(*shown, strict=True))
@@ -148,7 +150,7 @@ class NoFeatures:
 def find_extractor(H, device):
     """Inception, or NoFeatures and a message if its weights are missing."""
     try:
-        return Inception(H.feature_weights, device)
+        return METRICS["fid"].extractor(H, device)
     except UserError as error:
         if H.feature_weights or WEIGHT_FILES["inception"].exists:
             raise
@@ -169,7 +171,7 @@ def find_lpips(H, autoencoder, device):
 
 def main(H):
     device = pick_device(H.device)
-    extractor = find_extractor(H, device)
+    fid, extractor = METRICS["fid"], find_extractor(H, device)
     images = load_images(H, H.split)
     if len(images) < 2:
         raise UserError(f"{H.data_entry['origin']}: the FID needs two images or more in '{H.split}', not {len(images)}")
@@ -178,14 +180,14 @@ def main(H):
     models = load_models(H, with_sampler=False)
     reconstruct = Reconstructor(H, models, find_lpips(H, models.autoencoder, device))
     with Report(H, device, autoencoder=models.autoencoder) as report:
-        save = saving_images(new_folder(report.folder / "reconstructions")) if H.save_images else None
+        save = saving_images(report.folder / "reconstructions") if H.save_images else None
         fake, picture = features_of_reconstructions(H, images, reconstruct, extractor, save)
-        real = image_features(H, extractor, images) if extractor.identity else None
+        real = Images(H, images).features(extractor, keep=False) if extractor.identity else None
         errors, usage = reconstruct.meters.pop_means(), usage_figures(reconstruct.usage.pop_counts())
         reconstruct.codes.share()
         if not distributed.is_main():
             return
-        values = dict(rfid=compute_fid(real, fake)) if real else {}
+        values = dict(rfid=fid.compute(real, fake, H)["fid"]) if real else {}
         values.update(**errors, **usage, codebook_size=H.codebook_size, images=fake.count)
         path = report.picture("reconstructions", picture, SAYS_TRIPLES)
         report.picture("codebook", reconstruct.codes.sheet(), reconstruct.codes.caption(), 512)
@@ -199,7 +201,7 @@ def main(H):
 
 def dry_run(H):
     with torch.device("meta"):
-        print_dry_run(H, describe_autoencoder(H, VQAutoEncoder(H)))
+        print_dry_run(H, describe_stage_1(H, build_autoencoder(H)))
     note_missing_weights(H, "inception")
     checkpoints = [checkpoints_of(H.ae_load_dir).path(name, H.ae_load_step) for name in ("vqgan_ema", "vqgan")]
     if not any(path.is_file() and has_perceptual(path) for path in checkpoints):

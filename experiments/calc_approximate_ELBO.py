@@ -60,15 +60,8 @@ COMMAND_LINE = dict(
     epilog=EXAMPLES,
     extra=(ELBOConfig, ModelsConfig),
     reads=(
-        "resume",
-        "train_steps",
-        "lr",
-        "steps_per_log",
-        "steps_per_checkpoint",
-        "keep_checkpoints",
-        "horizontal_flip",
-        "visdom_compare",
-    ),
+        "resume train_steps lr steps_per_log steps_per_checkpoint keep_checkpoints horizontal_flip visdom_compare"
+    ).split(),
     settle=settle,
 )
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
@@ -124,16 +117,15 @@ class Evaluation:
     @torch.no_grad()
     def run(self):
         """{name: value}, means over the images with their standard errors (`_se`)."""
-        nats_x, nats_z = [], []
+        parts = []
         with Progress(len(self.images), "evaluating", "img") as progress:
-            for of_x, of_z in distributed.in_order(self._share(progress)):
-                nats_x.append(of_x)
-                nats_z.append(of_z)
-                progress.update(len(of_x))
-        nothing = torch.empty(0, dtype=torch.float64)  # on other than the main process
+            for part in distributed.in_order(self._share(progress)):
+                parts.append(part)
+                progress.update(len(part[0]))
         if self.nats_z is None:
-            self.nats_z = torch.cat([nothing, *nats_z])
-        return distributed.from_main(lambda: self.figures(torch.cat([nothing, *nats_x]), self.nats_z))
+            # Only the main process has parts; in the others, too, this is None no longer.
+            self.nats_z = torch.cat([nats_z for _, nats_z in parts]) if parts else torch.empty(0)
+        return distributed.from_main(lambda: self.figures(torch.cat([nats_x for nats_x, _ in parts])))
 
     def _share(self, progress):
         """Of this process's batches: both parts (B,) in nats; of the second None where it is known."""
@@ -141,27 +133,25 @@ class Evaluation:
         model, prior = self.models.autoencoder.model, self.models.sampler.model
         world = distributed.world_size()
         for turn, (x, _) in enumerate(one_pass(self.images, H.batch_size, H.num_workers, shared=True, say=self.say)):
-            number = turn * world + distributed.rank()
             if not len(x):
                 yield None
                 continue
             x = to_float(x.to(device))
-            ids = encode_batch(model, x)
-            of_z = None
+            ids, nats_z = encode_batch(model, x), None
             with precision.autocast():
                 mean, logsigma = model.generator.distribution(model.embed(ids, *H.latent_shape[1:]))
                 if self.nats_z is None:
-                    rng, passes = StepRandom("elbo", H.seed, number, device=device), progress.within(len(x) * world)
-                    of_z = prior.nll(ids, rng, H.elbo_passes, passes).cpu().double()
-            yield gaussian_nll(x, mean.float(), logsigma.float()).cpu().double(), of_z
+                    rng = StepRandom("elbo", H.seed, turn * world + distributed.rank(), device=device)
+                    nats_z = prior.nll(ids, rng, H.elbo_passes, progress.within(len(x) * world)).cpu().double()
+            yield gaussian_nll(x, mean.float(), logsigma.float()).cpu().double(), nats_z
 
-    def figures(self, nats_x, nats_z):
-        """Both parts (N,) in nats of the density of images in [0, 1] -> the figures to report."""
-        H = self.H
+    def figures(self, nats_x):
+        """The images' part (N,) in nats of the density of images in [0, 1] -> the figures to report."""
+        H, nats = self.H, nats_x + self.nats_z
         dims = H.n_channels * H.img_size**2
-        bits = ((nats_x + nats_z) / math.log(2) + H.n_bits * dims) / dims
-        per_image = dict(nats=nats_x + nats_z, nats_x=nats_x, nats_z=nats_z, bits_per_dim=bits)
-        per_image["bits_per_code"] = nats_z / (math.log(2) * H.block_size)
+        per_image = dict(nats=nats, nats_x=nats_x, nats_z=self.nats_z)
+        per_image["bits_per_dim"] = (nats / math.log(2) + H.n_bits * dims) / dims
+        per_image["bits_per_code"] = self.nats_z / (math.log(2) * H.block_size)
         figures = {}
         for name, values in per_image.items():
             figures[name] = float(values.mean())
@@ -204,13 +194,11 @@ def main(H):
 
         def evaluate(step):
             figures = evaluation.run()
-            report.values(
-                f"{len(evaluation.nats_z)} validation images of '{H.dataset}', logsigma fitted for {step} steps, "
-                f"{H.n_bits}-bit images",
-                figures,
-                step=step,
-                images=len(evaluation.nats_z),
+            count = len(evaluation.nats_z)
+            title = (
+                f"{count} validation images of '{H.dataset}', logsigma fitted for {step} steps, {H.n_bits}-bit images"
             )
+            report.values(title, figures, step=step, images=count)
             return figures
 
         for step, (x, _) in run.steps(lambda start: training_batches(images, H, start, run.say)):

@@ -106,40 +106,34 @@ def read_again(images, i):
     return image
 
 
+def own_batches(H, images, device, progress):
+    """This process's share of an ImageSet: floats in [0, 1] (B, C, H, W) and their numbers (B,)."""
+    for x, numbers in one_pass(images, H.batch_size, H.num_workers, shared=True):
+        if len(x):
+            yield to_float(x.to(device)), numbers
+        progress.update(len(x) * distributed.world_size())
+
+
 def search(H, lpips, images, queries, device):
-    """Queries uint8 (Q, C, H, W) -> of each a list of (distance, index) of its nearest images in an ImageSet. Of
+    """Queries uint8 (Q, C, H, W) -> of each a list of (distance, number) of its nearest images in an ImageSet. Of
     several processes the main one has the lists."""
-
-    groups = queries.split(H.query_batch)
-
-    world = distributed.world_size()
-
-    def batches(progress):
-        """This process's share of the images."""
-        for x, indices in one_pass(images, H.batch_size, H.num_workers, shared=True):
-            if len(x):
-                yield to_float(x.to(device)), indices
-            progress.update(len(x) * world)
-
-    candidates = []
+    world, candidates, groups = distributed.world_size(), [], queries.split(H.query_batch)
     embedding = partial(track, description="embedding queries", unit="query")
     with Progress(len(groups) * len(images), "comparing training images", "img", lazy=True) as progress:
         for group in groups:
-            group = to_float(group.to(device))
-            candidates += find_candidates(lpips, group, batches(progress), H.n_neighbours, embedding).tolist()
+            batches = own_batches(H, images, device, progress)
+            found = find_candidates(lpips, to_float(group.to(device)), batches, H.n_neighbours, embedding)
+            candidates += found.tolist()
 
-    def measure():
+    def load(i):
+        return to_float(read_again(images, i).to(device))
+
+    def nearest():
         own = list(zip(queries, candidates, strict=True))[distributed.rank() :: world]
         for query, near in track(own, "measuring the nearest", unit="query", each=world):
-            yield nearest_of(
-                lpips,
-                to_float(query.to(device)),
-                near,
-                lambda i: to_float(read_again(images, i).to(device)),
-                H.n_neighbours,
-            )
+            yield nearest_of(lpips, to_float(query.to(device)), near, load, H.n_neighbours)
 
-    return list(distributed.in_order(measure()))
+    return list(distributed.in_order(nearest()))
 
 
 def draw_rows(queries, rows, images):
@@ -155,45 +149,36 @@ def drawn_queries(H, models):
     """Samples, uint8 (n_samples, C, H, W), in every process."""
     share = sample_batches(models.sampler.model, H.n_samples, H, models.precision, models.device)
     images = list(distributed.in_order(x.cpu() for x in decoded_batches(share, H, models)))
-    return distributed.tensor_from_main(torch.cat(images) if images else None)
+    return distributed.broadcast_tensor(torch.cat(images) if images else None)
 
 
 def main(H):
-    device = pick_device(H.device)
-    names, queries = read_pictures(H) if H.query_images else (None, None)
-    lpips = load_lpips("alex", H.alexnet_weights).to(device)  # before any long work, which would be lost
-    images = load_images(H, "train")
-    models = None if H.query_images else load_models(H)
+    device, models = pick_device(H.device), None
     if H.query_images:
         require_size(H)
+        names, queries = read_pictures(H)
+    lpips = load_lpips("alex", H.alexnet_weights).to(device)  # before any long work, which would be lost
+    images = load_images(H, "train")
+    if not H.query_images:
+        models = load_models(H)
     about = {} if models is None else dict(autoencoder=models.autoencoder, sampler=models.sampler)
     with Report(H, device, **about) as report:
         if models is not None:
-            names = list(range(H.n_samples))
-            queries = drawn_queries(H, models)
+            names, queries = range(H.n_samples), drawn_queries(H, models)
         rows = search(H, lpips, images, queries, device)
         if not distributed.is_main():
             return
-        found = [
-            dict(
-                query=name,
-                neighbours=[
-                    dict(index=i, name=images.source.name(images.indices[i]), distance=distance) for distance, i in row
-                ],
-            )
-            for name, row in zip(names, rows, strict=True)
-        ]
+        found = []
+        for name, row in zip(names, rows, strict=True):
+            near = [dict(index=i, name=images.source.name(images.indices[i]), distance=d) for d, i in row]
+            found.append(dict(query=name, neighbours=near))
         write_json(report.folder / "nearest_neighbours.json", found)
         path = report.picture("nearest_neighbours", draw_rows(queries[:MAX_ROWS], rows[:MAX_ROWS], images), min_side=1)
         nearest = [row[0][0] for row in rows]
+        values = dict(median=statistics.median(nearest), minimum=min(nearest), queries=len(rows))
         report.values(
             f"LPIPS to the nearest training image of '{H.dataset}' ({path})",
-            dict(
-                median=statistics.median(nearest),
-                minimum=min(nearest),
-                queries=len(rows),
-                training_images=len(images) - int(images.broken.sum()),
-            ),
+            dict(values, training_images=len(images) - int(images.broken.sum())),
             lpips=hash_tensors(lpips.state_dict()),
         )
 

@@ -5,7 +5,6 @@ Calls the scripts that a user calls. It skips finished work and resumes interrup
 
 import json
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -14,6 +13,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+LOGS = ROOT / "logs"
 sys.path.insert(0, str(ROOT))
 
 from hparams.environment import COMMON, require_packages
@@ -24,18 +24,20 @@ VQGAN_STEPS = 1500
 SAMPLER_STEPS = 1600
 ACTIVATE = "source .venv/bin/activate"
 STAGE_1, STAGE_2, SAMPLES = "demo_vqgan", "demo_absorbing", "demo_samples"
+PRIOR = f"--sampler absorbing --dataset demo --ae_load_dir {STAGE_1} --ae_load_step {VQGAN_STEPS}"
+TRAIN_PRIOR = f"train_sampler.py {PRIOR} --log_dir {STAGE_2}"
+DRAW = f"experiments/get_samples.py {PRIOR} --load_dir {STAGE_2} --load_step {SAMPLER_STEPS}"
 
 
-def call(*words):
+def call(command):
     """Run one of the scripts as a user would, showing its output. A signal is passed on to it once, and
     waited for: the script finishes its step and writes a checkpoint."""
-    words = [str(w) for w in words]
-    print(f"\n$ python {shlex.join(words)}", flush=True)
+    print(f"\n$ python {command}", flush=True)
     # As after `source .venv/bin/activate`: the commands that a script prints then begin with `python`, too.
     env = dict(os.environ, PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]))
     env[ROOT_VARIABLE] = "."  # `make clean-demo` looks for the runs in the repository
     # In a session of its own: Ctrl-C would reach it a second time, which means "at once".
-    process = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=env, start_new_session=True)
+    process = subprocess.Popen([sys.executable, *command.split()], cwd=ROOT, env=env, start_new_session=True)
     previous = {n: signal.signal(n, lambda n, _: process.send_signal(n)) for n in (signal.SIGINT, signal.SIGTERM)}
     code = process.wait()
     for number, handler in previous.items():
@@ -43,35 +45,37 @@ def call(*words):
     if code < 0 or code > 128:
         sys.exit(code if code > 0 else 128 - code)
     if code:
-        raise UserError(f"{words[0]} failed (see above); finished work is kept: `make demo` continues from there")
+        script = command.split()[0]
+        raise UserError(f"{script} failed (see above); finished work is kept: `make demo` continues from there")
 
 
-def dashboard_flags():
+def no_dashboard():
     """The demo needs no dashboard, but uses one that is there."""
     with socket.socket() as s:
         s.settimeout(0.5)
-        return [] if s.connect_ex(("127.0.0.1", 8097)) == 0 else ["--no_visdom"]
+        return "" if s.connect_ex(("127.0.0.1", 8097)) == 0 else " --no_visdom"
 
 
 def finished(log_dir, step):
-    return (ROOT / "logs" / log_dir / "saved_models" / f"manifest_{step}.json").is_file()
+    return (LOGS / log_dir / "saved_models" / f"manifest_{step}.json").is_file()
 
 
 def final(log_dir, name):
     """The last value of a curve in a run's stats.jsonl."""
-    rows = [json.loads(line) for line in (ROOT / "logs" / log_dir / "stats.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (LOGS / log_dir / "stats.jsonl").read_text().splitlines()]
     return next((row[name] for row in reversed(rows) if name in row), float("nan"))
 
 
+def newest(log_dir, pattern):
+    """The newest picture of a run, relative to the repository."""
+    return max((LOGS / log_dir / "images").glob(pattern), key=os.path.getmtime).relative_to(ROOT)
+
+
 def summary(seconds):
-    images = {
-        name: sorted((ROOT / "logs" / name / "images").glob(pattern), key=os.path.getmtime)
-        for name, pattern in ((STAGE_1, "reconstructions_[0-9]*.png"), (SAMPLES, "samples_*.png"))
-    }
     print(f"""
 The demo is complete{f" ({seconds / 60:.1f} minutes)" if seconds > 60 else ""}. Look at:
-  originals, reconstructions, errors {images[STAGE_1][-1].relative_to(ROOT)}
-  samples                            {images[SAMPLES][-1].relative_to(ROOT)}
+  originals, reconstructions, errors {newest(STAGE_1, "reconstructions_[0-9]*.png")}
+  samples                            {newest(SAMPLES, "samples_*.png")}
   samples while they are drawn       logs/{SAMPLES}/images/denoising_0.gif
   curves and all else, as a page     logs/{STAGE_1}/report.html and logs/{STAGE_2}/report.html
 Stage 1: mean absolute error {final(STAGE_1, "l1"):.4f}, {final(STAGE_1, "codes_used")} codes in use, \
@@ -80,47 +84,13 @@ Stage 2: loss {final(STAGE_2, "loss"):.4f}, validation bound {final(STAGE_2, "va
 
 Next:
   in each terminal  {ACTIVATE}
-  more samples      python experiments/get_samples.py {shlex.join(map(str, model_flags()))} \
---log_dir more --n_sheets 4 --first_sample 1000
-  train for longer  python train_sampler.py {shlex.join(map(str, stage_2_flags()))} --resume \
---train_steps {4 * SAMPLER_STEPS}
+  more samples      python {DRAW} --log_dir more --n_sheets 4 --first_sample 1000
+  train for longer  python {TRAIN_PRIOR} --resume --train_steps {4 * SAMPLER_STEPS}
   your own images   python train_vqgan.py --dataset custom --custom_dataset_path DIR --img_size 64 \
 --log_dir my_vqgan --perceptual_weight 0
   start afresh      make clean-demo demo
 
 The emoji are OpenMoji's (openmoji.org), CC BY-SA 4.0; so are pictures made of them.""")
-
-
-def stage_2_flags():
-    return [
-        "--sampler",
-        "absorbing",
-        "--dataset",
-        "demo",
-        "--log_dir",
-        STAGE_2,
-        "--ae_load_dir",
-        STAGE_1,
-        "--ae_load_step",
-        VQGAN_STEPS,
-    ]
-
-
-def model_flags():
-    return [
-        "--sampler",
-        "absorbing",
-        "--dataset",
-        "demo",
-        "--ae_load_dir",
-        STAGE_1,
-        "--ae_load_step",
-        VQGAN_STEPS,
-        "--load_dir",
-        STAGE_2,
-        "--load_step",
-        SAMPLER_STEPS,
-    ]
 
 
 def main():
@@ -129,32 +99,13 @@ def main():
     print(f"The commands below are those of a terminal in which `{ACTIVATE}` was run.", flush=True)
     call("experiments/draw_openmoji.py")
     if not finished(STAGE_1, VQGAN_STEPS):
-        call(
-            "train_vqgan.py",
-            "--dataset",
-            "demo",
-            "--log_dir",
-            STAGE_1,
-            "--train_steps",
-            VQGAN_STEPS,
-            "--resume",
-            *dashboard_flags(),
-        )
+        call(f"train_vqgan.py --dataset demo --log_dir {STAGE_1} --train_steps {VQGAN_STEPS} --resume{no_dashboard()}")
     if not finished(STAGE_2, SAMPLER_STEPS):
-        call("train_sampler.py", *stage_2_flags(), "--train_steps", SAMPLER_STEPS, "--resume", *dashboard_flags())
-    if not list((ROOT / "logs" / SAMPLES / "images").glob("samples_*.png")):
-        call(
-            "experiments/get_samples.py",
-            *model_flags(),
-            "--log_dir",
-            SAMPLES,
-            "--n_sheets",
-            1,
-            "--show_steps",
-            *dashboard_flags(),
-        )
+        call(f"{TRAIN_PRIOR} --train_steps {SAMPLER_STEPS} --resume{no_dashboard()}")
+    if not list((LOGS / SAMPLES / "images").glob("samples_*.png")):
+        call(f"{DRAW} --log_dir {SAMPLES} --n_sheets 1 --show_steps{no_dashboard()}")
     for log_dir in (STAGE_1, STAGE_2):
-        call("experiments/show_run.py", "--log_dir", log_dir, "--no_visdom")
+        call(f"experiments/show_run.py --log_dir {log_dir} --no_visdom")
     summary(time.monotonic() - start)
 
 

@@ -72,7 +72,7 @@ from utils.core.seed import derive_seed, sample_uniforms
 from utils.data.pixels import to_uint8
 
 
-def canvases(H, models):
+def draw_canvases(H, models):
     """Yield batches of canvases of codes, (b, h, w) int64, none smaller than in training; n_samples altogether, of
     which this is the process's share."""
     window = H.latent_shape[1:]
@@ -90,7 +90,7 @@ def canvases(H, models):
 
 
 @torch.no_grad()
-def decode_canvas(H, models, ids):
+def decode_picture(H, models, ids):
     """A canvas of codes (h, w) -> its picture in the shape asked for, uint8 (C, height, width) on the CPU."""
 
     def decode(part):
@@ -105,11 +105,13 @@ def decode_canvas(H, models, ids):
 
 def main(H):
     models = load_models(H)
+    if models.sampler.model.needs_raster_order and (H.order != "raster" or H.cells_per_step > 1):
+        raise UsageError("this sampler needs raster order, one cell a step (--order raster --cells_per_step 1)")
     windows = []  # in each network pass
     models.sampler.model.net.register_forward_pre_hook(lambda net, args: windows.append(len(args[0])))
     start = time.monotonic()
     with Report(H, models.device, autoencoder=models.autoencoder, sampler=models.sampler) as report:
-        share = ([decode_canvas(H, models, canvas) for canvas in ids] for ids in canvases(H, models))
+        share = ([decode_picture(H, models, canvas) for canvas in ids] for ids in draw_canvases(H, models))
         number = 0
         for pictures in distributed.in_order(share):
             for picture in pictures:

@@ -37,19 +37,9 @@ example:
 """
 
 
-def parse(argv=None):
-    """The command line -> ScalingConfig."""
-    return parse_own(
-        ScalingConfig,
-        "Compare the throughput of several processes with that of one.",
-        EPILOG,
-        argv,
-        lambda config: run_folder(config.log_dir),
-    )
-
-
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
-    CONFIG = parse()
+    what = "Compare the throughput of several processes with that of one."
+    CONFIG = parse_own(ScalingConfig, what, EPILOG, check=lambda config: run_folder(config.log_dir))
     require_packages(*COMMON)
 
 import contextlib
@@ -59,8 +49,8 @@ import warnings
 
 import torch
 
-from experiments.common.jobs import Bench, describe_device, timed
-from models.vqgan import VQGAN
+from experiments.common.jobs import Bench, timed
+from models.build import build_vqgan
 from utils.core import distributed
 from utils.core.checkpoint import LOGS
 from utils.core.errors import UserError, run_main
@@ -92,11 +82,11 @@ def seconds_of(function, config, device):
 def alone(function, config, device):
     """seconds_of the main process, while the others wait."""
 
-    def measure():
+    def measure_one():
         with as_one_process():
             return seconds_of(function, config, device)
 
-    return distributed.from_main(measure)
+    return distributed.from_main(measure_one)
 
 
 def measure(make, batch, config, bench):
@@ -119,7 +109,7 @@ def measure(make, batch, config, bench):
 def gradients(bench, config):
     """For both stages: the number of parameters whose gradients are averaged in a step, and the time for that alone."""
     with as_one_process():
-        vqgan, sampler = VQGAN(bench.vqgan_H()), bench.sampler(bench.sampler_H())
+        vqgan, sampler = build_vqgan(bench.vqgan_H()), bench.sampler(bench.sampler_H())
     for stage, modules in (("VQGAN step", (vqgan.ae, vqgan.disc)), ("sampler step", (sampler,))):
         count = sum(p.numel() for module in modules for p in module.parameters())
         message = torch.zeros(count, device=bench.device, requires_grad=True)
@@ -145,13 +135,7 @@ def main(config):
     torch.set_num_threads(config.threads or torch.get_num_threads())
     warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
     bench = Bench(config.device, config.size)
-    about = dict(
-        device=describe_device(bench.device),
-        size=bench.size_name,
-        torch=torch.__version__,
-        precision=bench.precision.describe(),
-        processes=world,
-    )
+    about = dict(bench.about(), processes=world)
     say(f"{world} processes, each on {about['device']}; {about['size']} models in {about['precision']}")
     say(f"| job | one process | {world}, each its batch | efficiency | {world}, its batch divided | efficiency |")
     say("|---|---|---|---|---|---|")

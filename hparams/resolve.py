@@ -168,7 +168,9 @@ def loads(values: Values, family: str, flags: Iterable[str], idle: Collection[st
         names = names_of("sampler") if family == "sampler" else names_of("autoencoder", "discriminator")
         # What both training and sampling depend on is as it was trained, unless the command line says otherwise.
         model = {*names, *(set(names_of("training")) & set(names_of("sampling")))}
-        yield Load("load_dir", values["load_dir"], values["load_step"], model, names)
+        # Another quantizer may have the same tensors; otherwise, loading them fails.
+        binding = [name for name in names if name != "quantizer"]
+        yield Load("load_dir", values["load_dir"], values["load_step"], model, binding)
     if values["resume"] and "resume" not in idle:
         new = names_of("place", "request", "dashboard", *(() if trains else ("origin",)))
         binding = [name for name in names_of(*ARCHITECTURE, "data") if name not in model]

@@ -7,7 +7,6 @@ from torch import nn
 
 from models.layers import AttnBlock, Downsample, ResBlock, Upsample, conv3x3, group_norm, run_blocks
 from models.parts import in_parts
-from models.quantizers import build_quantizer
 
 
 class Encoder(nn.Module):
@@ -75,22 +74,13 @@ class Generator(nn.Module):
 
 
 class VQAutoEncoder(nn.Module):
-    """Encoder, quantizer, generator. `H` holds the fields of hparams.config.VQGANConfig and QuantizerConfig."""
+    """Encoder, quantizer (models.quantizers.Quantizer), generator."""
 
-    def __init__(self, H):
+    def __init__(self, encoder, quantizer, generator):
         super().__init__()
-        shape = dict(
-            n_channels=H.n_channels,
-            nf=H.nf,
-            emb_dim=H.emb_dim,
-            ch_mult=H.ch_mult,
-            res_blocks=H.res_blocks,
-            img_size=H.img_size,
-            attn_resolutions=H.attn_resolutions,
-        )
-        self.encoder = Encoder(**shape)
-        self.quantize = build_quantizer(H)
-        self.generator = Generator(**shape)
+        self.encoder = encoder
+        self.quantize = quantizer
+        self.generator = generator
 
     def forward(self, x, step=None, rng=None, parts=1):
         """Reconstruct. x (B, C, H, W) in [0, 1] -> (x_hat like x, quantizers.Quantized).

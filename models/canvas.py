@@ -6,15 +6,16 @@ canvas, and in total N windows and Q readings (one cell in one window each). A c
 
 import torch
 
-from models.samplers.base import invert_cdf, tempered
-from models.transformer import frozen
-from utils.core.errors import UsageError
+from models.fast import frozen
+from models.samplers.base import invert_cdf, no_progress, tempered
 
 FIXED_POINT = 2.0**46  # the integer that stands for 1: 2^16 probabilities sum to less than 2^63
 
 
 @torch.no_grad()
-def sample_canvas(sampler, uniforms, window, temp=0.8, max_batch=256, progress=None, order=None, cells_per_step=1):
+def sample_canvas(
+    sampler, uniforms, window, temp=0.8, max_batch=256, progress=no_progress, order=None, cells_per_step=1
+):
     """Fill canvases of codes, some cells per step (the paper's larger-than-training images).
 
     All windows (stride 1) that cover a cell predict it from the state before the step. Their probabilities are
@@ -32,7 +33,7 @@ def sample_canvas(sampler, uniforms, window, temp=0.8, max_batch=256, progress=N
     if h > H or w > W:
         raise ValueError(f"a canvas of {H} x {W} codes is smaller than the {h} x {w} of training")
     if sampler.needs_raster_order and (order is not None or cells_per_step > 1):
-        raise UsageError("this sampler needs raster order, one cell a step (--order raster --cells_per_step 1)")
+        raise ValueError("this sampler needs raster order, one cell a step")
     ids = torch.full((B, H, W), sampler.mask_id, dtype=torch.int64, device=uniforms.device)
     if order is None:
         sequence = torch.arange(H * W, device=ids.device).expand(B, -1)
@@ -40,7 +41,7 @@ def sample_canvas(sampler, uniforms, window, temp=0.8, max_batch=256, progress=N
         sequence = order.to(ids.device).flatten(1).argsort(dim=1, stable=True)
     steps = sequence.split(cells_per_step, dim=1)
     with frozen(sampler):
-        for cells in (progress or iter)(steps):
+        for cells in progress(steps):
             probs = cell_probabilities(sampler, ids, cells, window, max_batch)
             sharpened = tempered(probs.log(), temp)
             ids.view(B, -1).scatter_(1, cells, invert_cdf(sharpened, uniforms.flatten(1).gather(1, cells)))

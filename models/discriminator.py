@@ -1,5 +1,6 @@
 """PatchGAN discriminator (Isola et al. 2017): one realness score for each patch."""
 
+import torch
 from torch import nn
 
 from utils.core import distributed
@@ -11,6 +12,12 @@ class BatchNorm(nn.BatchNorm2d):
     (nn.SyncBatchNorm does the same, but runs only on CUDA.)
     """
 
+    # Not None, as they can be in nn.BatchNorm2d.
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+    momentum: float
+
     def forward(self, x):
         if not self.training or distributed.world_size() == 1:
             return super().forward(x)
@@ -18,27 +25,25 @@ class BatchNorm(nn.BatchNorm2d):
         mean = distributed.mean_with_gradient(x.mean((0, 2, 3)))
         centred = x - mean[:, None, None]
         variance = distributed.mean_with_gradient(centred.square().mean((0, 2, 3)))
-        self._keep(mean.detach(), variance.detach(), x[:, 0].numel() * distributed.world_size())
+        # The running statistics are those of nn.BatchNorm2d, with the unbiased estimate of the variance.
+        count = x[:, 0].numel() * distributed.world_size()
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean.detach(), self.momentum)
+        self.running_var.lerp_(variance.detach() * (count / (count - 1)), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         return centred * scale[:, None, None] + self.bias[:, None, None]
-
-    def _keep(self, mean, variance, count):
-        """Update the running statistics like nn.BatchNorm2d, with the unbiased estimate of the variance."""
-        self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
 
 
 class Discriminator(nn.Module):
     """(B, C, H, W) -> (B, 1, h', w'). Module order and names are those of the published checkpoints."""
 
-    def __init__(self, n_channels, ndf, n_layers):
+    def __init__(self, n_channels, ndf, disc_layers):
         super().__init__()
         layers = [nn.Conv2d(n_channels, ndf, kernel_size=4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         width = ndf
-        for n in range(1, n_layers + 1):
+        for n in range(1, disc_layers + 1):
             c_in, width = width, ndf * min(2**n, 8)
-            stride = 2 if n < n_layers else 1
+            stride = 2 if n < disc_layers else 1
             layers += [
                 nn.Conv2d(c_in, width, kernel_size=4, stride=stride, padding=1, bias=False),
                 BatchNorm(width),

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.fast import attention
+
 NORM_GROUPS = 32
 
 
@@ -92,20 +94,6 @@ def in_layout_of(x, y):
     """
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return y.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
-def attention(q, k, v, dropout_p=0.0, is_causal=False):
-    """softmax(q k^T / sqrt(d)) v with q (B, N, Q, d), k and v (B, N, L, d), by the fastest implementation.
-
-    That is PyTorch's fused kernel, except on a CPU in bf16: there the fused kernel computes the matrix of weights in
-    float32 and takes twice as long (measured forward and backward, B 8, N 8, L 256, d 64). The matrix is therefore
-    written out there, up to a length at which it fits the cache.
-    """
-    written_out = q.dtype == torch.bfloat16 and q.device.type == "cpu" and not is_causal and k.shape[-2] <= 1024
-    if not written_out:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=is_causal)
-    weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
-    return F.dropout(weights, dropout_p) @ v
 
 
 def run_blocks(blocks, x):

@@ -1,69 +1,74 @@
 """A model's parameters and floating-point operations, for --dry_run, without computing anything."""
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from utils.core.progress import say
 
 
-def count_flops(function, *shapes_and_types):
-    """FLOPs (2 per multiply-add) of function(*inputs) on the meta device."""
-    from torch.utils.flop_counter import FlopCounterMode  # here, so that training does not wait for the import
+class FlopCounter(TorchDispatchMode):
+    """Sums up what PyTorch's formulas give for each operation. (Its own FlopCounterMode also asks which module an
+    operation belongs to, and fails when a gradient is taken at a weight or a module returns a view of a weight.)"""
 
-    inputs = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in shapes_and_types]
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    def __init__(self):
+        from torch.utils.flop_counter import flop_registry  # here, so that training does not wait for the import
+
+        super().__init__()
+        self.formulas, self.total = flop_registry, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in self.formulas:
+            self.total += self.formulas[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def count_flops(function, *inputs):
+    """FLOPs (2 per multiply-add) of function(*inputs)."""
+    with FlopCounter() as counter:
         function(*inputs)
-    return counter.get_total_flops()
+    return counter.total
 
 
-def parameter_lines(model, depth=2):
-    """One line per submodule, down to `depth`: its name and number of parameters."""
-    lines = []
-    for name, module in model.named_modules():
-        count = sum(p.numel() for p in module.parameters())
-        if name and count and name.count(".") < depth and not name.rsplit(".", 1)[-1].isdigit():
-            lines.append(f"  {name:<28}{count:>14,}")
-    return lines
+def count_parameters(module):
+    return sum(p.numel() for p in module.parameters())
 
 
-def describe_autoencoder(H, ae):
-    """Summary of stage 1 without its discriminator as text. ae: models.autoencoder.VQAutoEncoder on the meta device."""
-    return _describe_stage_1(H, "autoencoder", ae, ae, "")
+def summary(name, model, about, flops):
+    """The model's number of parameters, those of its parts, and a line on its FLOPs, as text."""
+    lines = [f"{name}: {count_parameters(model):,} parameters; {about}"]
+    for part, module in model.named_modules():
+        count = count_parameters(module)
+        if part and count and part.count(".") < 2 and not part.rsplit(".", 1)[-1].isdigit():
+            lines.append(f"  {part:<28}{count:>14,}")
+    return "\n".join([*lines, f"  {flops}"])
 
 
-def describe_vqgan(H, vqgan):
-    """Summary of stage 1 as text. vqgan: models.vqgan.VQGAN on the meta device."""
-    disc = count_flops(vqgan.disc, ((1, H.n_channels, H.img_size, H.img_size), torch.float32))
-    return _describe_stage_1(H, "VQGAN", vqgan, vqgan.ae, f", discriminator {disc / 1e9:.3g}")
-
-
-def _describe_stage_1(H, name, model, ae, more_flops):
-    image = ((1, H.n_channels, H.img_size, H.img_size), torch.float32)
-    z = ((1, H.emb_dim, *H.latent_shape[1:]), torch.float32)
-    encode = count_flops(ae.encoder, image)
-    decode = count_flops(ae.generator, z)
-    codes = " x ".join(map(str, H.latent_shape[1:]))
-    return "\n".join(
-        [
-            f"{name}: {sum(p.numel() for p in model.parameters()):,} parameters; "
-            f"{H.img_size} x {H.img_size} pixels -> {codes} codes of {H.codebook_size}",
-            *parameter_lines(model),
-            f"  forward, GFLOPs an image: encoder {encode / 1e9:.3g}, generator {decode / 1e9:.3g}{more_flops}",
-        ]
+@torch.no_grad()
+def describe_stage_1(H, ae, vqgan=None):
+    """Summary of stage 1 as text. ae: models.autoencoder.VQAutoEncoder on the meta device; vqgan: the VQGAN that holds
+    it, or None if there is no discriminator."""
+    h, w = H.latent_shape[1:]
+    x = torch.empty(1, H.n_channels, H.img_size, H.img_size, device="meta")
+    z = torch.empty(1, H.emb_dim, h, w, device="meta")
+    parts = dict(encoder=(ae.encoder, x), generator=(ae.generator, z))
+    if vqgan is not None:
+        parts["discriminator"] = (vqgan.disc, x)
+    flops = ", ".join(f"{name} {count_flops(*part) / 1e9:.3g}" for name, part in parts.items())
+    return summary(
+        "autoencoder" if vqgan is None else "VQGAN",
+        ae if vqgan is None else vqgan,
+        f"{H.img_size} x {H.img_size} pixels -> {h} x {w} codes of {H.codebook_size}",
+        f"forward, GFLOPs an image: {flops}",
     )
 
 
+@torch.no_grad()
 def describe_sampler(H, sampler):
     """Summary of stage 2 as text. sampler: models.samplers.Sampler on the meta device."""
-    net = sampler.net
-    flops = count_flops(net, ((1, H.block_size), torch.int64))
-    return "\n".join(
-        [
-            f"{H.sampler}: {sum(p.numel() for p in sampler.parameters()):,} parameters; {H.block_size} codes of "
-            f"{H.codebook_size}",
-            *parameter_lines(sampler),
-            f"  one network pass, GFLOPs an image: {flops / 1e9:.3g}",
-        ]
-    )
+    flops = count_flops(sampler.net, torch.empty(1, H.block_size, dtype=torch.int64, device="meta"))
+    about = f"{H.block_size} codes of {H.codebook_size}"
+    return summary(H.sampler, sampler, about, f"one network pass, GFLOPs an image: {flops / 1e9:.3g}")
 
 
 def print_dry_run(H, description):
@@ -72,7 +77,3 @@ def print_dry_run(H, description):
         mark = "  (command line)" if name in H.explicit else ""
         say(f"{name}: {' '.join(map(str, value)) if isinstance(value, list) else value}{mark}")
     say(f"\n{description}")
-
-
-def count_parameters(module):
-    return sum(p.numel() for p in module.parameters())

@@ -2,21 +2,19 @@
 
 from torch import nn
 
-from models.autoencoder import VQAutoEncoder
-from models.discriminator import Discriminator
 from utils.core import distributed
 
 
 class VQGAN(nn.Module):
-    """Holds `ae`, `disc` and, if perceptual_weight > 0, `perceptual` (LPIPS with VGG16, frozen).
+    """Holds `ae` (VQAutoEncoder), `disc` (Discriminator) and `perceptual` (LPIPS with VGG16, frozen), if not None.
 
     train_vqgan.py computes the updates.
     """
 
-    def __init__(self, H, perceptual=None):
+    def __init__(self, ae, disc, perceptual=None):
         super().__init__()
-        self.ae = VQAutoEncoder(H)
-        self.disc = Discriminator(H.n_channels, H.ndf, H.disc_layers)
+        self.ae = ae
+        self.disc = disc
         self.perceptual = perceptual
         if perceptual is not None:
             perceptual.requires_grad_(False)

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from models.diffaug import diff_augment
 from models.losses import adaptive_weight, hinge_discriminator_loss, reconstruction_nll
 from models.samplers.base import draw_codes, invert_cdf
-from models.vqgan import VQGAN
 
 
 def _attention(q, k, v, dropout_p=0.0, is_causal=False, scale=None):
@@ -39,7 +38,7 @@ def explicit_attention():
 # ---------------------------------------------------------------------- stage 1
 
 
-def vqgan_step(vqgan: VQGAN, optimisers, ema, H, x, step, rng):
+def vqgan_step(vqgan, optimisers, ema, H, x, step, rng):
     """One update of autoencoder, discriminator and averages: the losses differentiated as they are written, so that
     LPIPS and the discriminator are back-propagated once for the adaptive weight and once for the update, and the
     discriminator runs from the first step on. Returns {name: float}."""
@@ -84,7 +83,7 @@ def sampler_step(sampler, optimiser, ema, H, ids, rng):
     """One update of the absorbing diffusion on ids (B, L), logits computed everywhere. Returns the loss."""
     B, L = ids.shape
     t = (rng.rand(B) * sampler.T).long() + 1
-    mask = sampler.draw_mask(t, rng, L)
+    mask = sampler.mask_of(t, rng.rand(B, L))
     with explicit_attention():
         logits = sampler._denoise_fn(ids.masked_fill(mask, sampler.mask_id))
         ce = F.cross_entropy(logits.permute(0, 2, 1), ids.masked_fill(~mask, -1), ignore_index=-1, reduction="none")
@@ -99,14 +98,8 @@ def sampler_step(sampler, optimiser, ema, H, ids, rng):
 @torch.no_grad()
 def sample_diffusion(sampler, uniforms, temp=1.0):
     """All S steps, with the complete batch and all logits at each. uniforms (B, 2, L): those of Sampler.sample."""
-    reveal_u, code_u = uniforms.unbind(1)
-    reveal_time = (reveal_u * sampler.S).long().clamp(max=sampler.S - 1) + 1
-    ids = torch.full(reveal_time.shape, sampler.mask_id, device=uniforms.device)
     with explicit_attention():
-        for t in range(sampler.S, 0, -1):
-            drawn = draw_codes(sampler._denoise_fn(ids), code_u, temp)
-            ids = torch.where(reveal_time == t, drawn, ids)
-    return ids
+        return sampler.sample_plainly(uniforms, temp)
 
 
 @torch.no_grad()

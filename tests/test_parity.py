@@ -10,11 +10,10 @@ from conftest import GOLDEN, assert_close
 import train_vqgan
 from hparams import config, sampler_family, vqgan_family
 from hparams.resolve import resolve
+from models.build import build_sampler, build_vqgan
 from models.canvas import sample_canvas
 from models.losses import gaussian_nll
 from models.quantizers import perplexity
-from models.samplers import build_sampler
-from models.vqgan import VQGAN
 from train_sampler import sampler_step
 from utils.training.amp import Precision
 
@@ -36,8 +35,15 @@ def mean_squared(x, x_hat):
 
 @pytest.fixture
 def vqgan_case(golden):
-    case = golden("vqgan", quantizer="nearest", codebook_init="uniform", codebook_restart_steps=0, diff_aug=False)
-    model = VQGAN(case.H)
+    case = golden(
+        "vqgan",
+        quantizer="nearest",
+        codebook_init="uniform",
+        codebook_init_step=500,
+        codebook_restart_steps=0,
+        diff_aug=False,
+    )
+    model = build_vqgan(case.H)
     model.load_state_dict(case.state())
     return case, model
 
@@ -177,7 +183,7 @@ def test_vqgan_names_and_shapes():
 
     (key,) = [k for k in NAMES if k.startswith("vqgan_STEP.th /")]
     with torch.device("meta"):
-        model = VQGAN(default_config("vqgan"))
+        model = build_vqgan(default_config("vqgan"))
     got = shapes_of(model)
     assert got == {k: v for k, v in NAMES[key].items() if not k.startswith("perceptual.")}
     perceptual = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
@@ -188,7 +194,7 @@ def test_vqgan_names_and_shapes():
 def test_gumbel_names_and_shapes():
     (key,) = [k for k in NAMES if "gumbel" in k]
     with torch.device("meta"):
-        model = VQGAN(default_config("vqgan", quantizer="gumbel"))
+        model = build_vqgan(default_config("vqgan", quantizer="gumbel"))
     assert {k: v for k, v in shapes_of(model).items() if "quantize" in k} == NAMES[key]
 
 

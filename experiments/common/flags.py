@@ -1,8 +1,9 @@
 """Flags of the experiments, in addition to those of hparams/config.py. Standard library only, to keep --help fast."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 
 from hparams.config import opt
+from utils.evaluation.metrics import METRICS
 
 
 @dataclass
@@ -22,3 +23,9 @@ class FeaturesConfig:
         metavar="PATH",
     )
     feature_batch: int = opt(64, "images in one pass of the Inception network (of samples at most --batch_size)", min=1)
+
+
+# --<name> for each metric that describes itself.
+MetricFlags = make_dataclass(
+    "MetricFlags", [(name, bool, opt(False, metric.help)) for name, metric in METRICS.items() if metric.help]
+)

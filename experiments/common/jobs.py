@@ -5,8 +5,11 @@ import copy
 import platform
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plain
@@ -16,9 +19,10 @@ from PIL import Image
 import train_sampler
 import train_vqgan
 from hparams import get_hparams
+from hparams.resolve import Hparams
+from models.build import build_sampler, build_vqgan
 from models.canvas import sample_canvas
-from models.samplers import build_sampler
-from models.vqgan import VQGAN
+from models.samplers import Sampler
 from utils.core.device import device_name, pick_device
 from utils.core.seed import StepRandom, sample_uniforms
 from utils.data.batches import one_pass
@@ -31,28 +35,22 @@ from utils.training import compilation
 from utils.training.amp import Precision, cpu_has_bf16
 from utils.training.ema import EMA
 
-# For each size: the flags of the two stages, and the amount of work of each job.
-SIZES = {
-    "paper": dict(
-        vqgan="--batch_size 4",
-        sampler="--batch_size 20",
-        samples=64,
-        canvas=(32, 16),
-        images=200,
-        queries=16,
-        features=(10_000, 2048),
-    ),
-    "small": dict(  # few codes, so that the head weighs as little as in the paper's model
+# For each size: the flags of the two stages, and the amount of work of each job. "small" has few codes, so that the
+# head weighs as little as in the paper's model.
+SIZES: dict[str, dict] = {
+    "paper": dict(vqgan="--batch_size 4", sampler="--batch_size 20", samples=64, side=256, images=200, rows=10_000),
+    "small": dict(
         vqgan="--img_size 64 --ch_mult 1 1 2 --nf 32 --emb_dim 64 --ndf 32 --batch_size 4",
         sampler="--img_size 64 --ch_mult 1 1 2 --codebook_size 128 --bert_n_emb 256 --bert_n_head 4 --bert_n_layers 2 "
         "--batch_size 20",
         samples=8,
-        canvas=(32, 16),
+        side=64,
         images=40,
-        queries=16,
-        features=(4000, 2048),
+        rows=4000,
     ),
 }
+CANVAS = (32, 16)  # codes
+QUERIES, WIDTH = 16, 2048
 
 
 @dataclass
@@ -60,8 +58,8 @@ class Job:
     """fast() and plain() do the same number of `items` (units of work). flops: whether to count those of fast()."""
 
     name: str
-    fast: object
-    plain: object
+    fast: Callable
+    plain: Callable
     items: int
     unit: str
     flops: bool = True
@@ -70,7 +68,7 @@ class Job:
 class Bench:
     """The device, the number formats, and the jobs by name."""
 
-    def __init__(self, device="auto", size="auto", float32=False, compile="auto"):
+    def __init__(self, device: str = "auto", size: str = "auto", float32: bool = False, compile: str = "auto"):
         """The arguments are the flags of experiments/benchmark.py."""
         self.compile = compile
         self.trash = tempfile.TemporaryDirectory()
@@ -80,215 +78,194 @@ class Bench:
         self.size_name, self.size = size, SIZES[size]
         amp = not float32 and (self.device.type == "cuda" or cpu_has_bf16())
         self.precision = Precision(amp, "auto", self.device)
+        self.fused = self.device.type != "mps"
 
-    def vqgan_H(self, more=""):
+    def about(self) -> dict:
+        """What a file of results states about them."""
+        return dict(
+            device=describe_device(self.device),
+            size=self.size_name,
+            torch=torch.__version__,
+            precision=self.precision.describe(),
+        )
+
+    def vqgan_H(self, more: str = "") -> Hparams:
         words = f"--dataset churches --ema --diff_aug {self.size['vqgan']} {more}"
         return get_hparams("vqgan", "", words.split(), script="train_vqgan")
 
-    def sampler_H(self, more=""):
+    def sampler_H(self, more: str = "") -> Hparams:
         words = "--dataset churches --ae_load_dir x --ae_load_step 1 --dry_run --sampler absorbing --ema"
         words = f"{words} {self.size['sampler']} {more}"  # if a flag occurs twice, the last one counts
         return get_hparams("sampler", "", words.split(), script="train_sampler")
 
-    def sampler(self, H):
+    def sampler(self, H: Hparams) -> Sampler:
         torch.manual_seed(0)
         return build_sampler(H).to(self.device).eval()
 
-    def random_ids(self, H, n):
+    def random_ids(self, H: Hparams, n: int) -> torch.Tensor:
         return torch.randint(0, H.codebook_size, (n, H.block_size), device=self.device)
+
+    def in_amp(self, function: Callable, *args: Any) -> Callable:
+        """A function that calls function(*args) in the fast number format, without gradients."""
+
+        def run() -> None:
+            with self.precision.autocast(), torch.no_grad():
+                function(*args)
+
+        return run
 
     # Each method below is a job of that name.
 
-    def vqgan_step(self, more="--disc_start_step 0"):
+    def vqgan_step(self, more: str = "--disc_start_step 0") -> Job:
         """One update of stage 1, LPIPS (random weights) and averages included; with the discriminator."""
         import lpips
 
         H = self.vqgan_H(more)
         torch.manual_seed(0)
-        model = VQGAN(H, lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()).to(self.device)
+        model = build_vqgan(H, lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).eval()).to(self.device)
         other = copy.deepcopy(model)
         model = model.to(memory_format=train_vqgan.memory_format(self.device))
-        fused = self.device.type != "mps"
-        fast = [torch.optim.Adam(m.parameters(), lr=H.lr, fused=fused) for m in (model.ae, model.disc)]
+        fast = [torch.optim.Adam(m.parameters(), lr=H.lr, fused=self.fused) for m in (model.ae, model.disc)]
         slow = [torch.optim.Adam(m.parameters(), lr=H.lr, foreach=False) for m in (other.ae, other.disc)]
-        average = EMA(model, H.ema_beta, shared=(model.perceptual,))
-        other_average = copy.deepcopy(other)
+        average, other_average = EMA(model, H.ema_beta, shared=(model.perceptual,)), copy.deepcopy(other)
         compilation.compile_model(model, self.compile, self.device)
         x = torch.rand(H.batch_size, 3, H.img_size, H.img_size, device=self.device)
-        rng = StepRandom("bench", device=self.device)
-        step = 10
+        step, rng = 10, StepRandom("bench", device=self.device)
 
-        def run_fast():
+        def run_fast() -> None:
             batch = x.contiguous(memory_format=train_vqgan.memory_format(self.device))
             _, x_hat, _ = train_vqgan.generator_step(model, fast[0], self.precision, H, batch, step, rng)
             if step > H.disc_start_step:
                 train_vqgan.discriminator_step(model, fast[1], self.precision, H, batch, x_hat, rng)
             average.update()
 
-        name = "VQGAN step" if H.disc_start_step < step else "VQGAN step before the discriminator"
-        return Job(
-            name, run_fast, lambda: plain.vqgan_step(other, slow, other_average, H, x, step, rng), H.batch_size, "img"
-        )
+        def run_plain() -> None:
+            plain.vqgan_step(other, slow, other_average, H, x, step, rng)
 
-    def vqgan_step_early(self):
+        name = "VQGAN step" if H.disc_start_step < step else "VQGAN step before the discriminator"
+        return Job(name, run_fast, run_plain, H.batch_size, "img")
+
+    def vqgan_step_early(self) -> Job:
         """Before the discriminator joins."""
         return self.vqgan_step("--disc_start_step 30001")
 
-    def sampler_step(self, more=""):
+    def sampler_step(self, more: str = "") -> Job:
         """One update of the absorbing diffusion, averages included."""
         H = self.sampler_H(more)
         model = self.sampler(H).train()
         other = copy.deepcopy(model)
-        fast = torch.optim.Adam(model.parameters(), lr=H.lr, fused=self.device.type != "mps")
+        fast = torch.optim.Adam(model.parameters(), lr=H.lr, fused=self.fused)
         slow = torch.optim.Adam(other.parameters(), lr=H.lr, foreach=False)
         average, other_average = EMA(model, H.ema_beta), copy.deepcopy(other)
         compilation.compile_model(model, self.compile, self.device)
         ids, rng = self.random_ids(H, H.batch_size), StepRandom("bench", device=self.device)
 
-        def run_fast():
+        def run_fast() -> None:
             train_sampler.sampler_step(model, fast, self.precision, ids, rng)
             average.update()
 
-        return Job(
-            "sampler step",
-            run_fast,
-            lambda: plain.sampler_step(other, slow, other_average, H, ids, rng),
-            H.batch_size,
-            "sequence",
-        )
+        def run_plain() -> None:
+            plain.sampler_step(other, slow, other_average, H, ids, rng)
 
-    def sampling(self, steps=256, more=""):
+        return Job("sampler step", run_fast, run_plain, H.batch_size, "sequence")
+
+    def sampling(self, steps: int = 256, more: str = "") -> Job:
         """Samples of the absorbing diffusion in S = 256 steps."""
-        H = self.sampler_H(f"--sample_steps {steps} {more}")
-        model = self.sampler(H)
+        model = self.sampler(self.sampler_H(f"--sample_steps {steps} {more}"))
         other = copy.deepcopy(model)
         compilation.compile_model(model, self.compile, self.device)
         n = self.size["samples"] if steps <= 256 else self.size["samples"] // 2
         u = sample_uniforms(0, range(n), model.draws_per_sample(), self.device)
-        return Job(
-            f"sampling, S = {steps}",
-            lambda: self.in_amp(model.sample, u),
-            lambda: plain.sample_diffusion(other, u),
-            n,
-            "sample",
-        )
+        run_plain = partial(plain.sample_diffusion, other, u)
+        return Job(f"sampling, S = {steps}", self.in_amp(model.sample, u), run_plain, n, "sample")
 
-    def sampling_1000(self):
+    def sampling_1000(self) -> Job:
         """In S = 1000 steps."""
         return self.sampling(1000)
 
-    def in_amp(self, function, *args):
-        with self.precision.autocast(), torch.no_grad():
-            return function(*args)
-
-    def autoregressive(self):
+    def autoregressive(self) -> Job:
         """Samples of the autoregressive prior."""
-        H = self.sampler_H("--sampler autoregressive")
-        model = self.sampler(H)
+        model = self.sampler(self.sampler_H("--sampler autoregressive"))
         n = 2 * self.size["samples"]
         u = sample_uniforms(0, range(n), model.draws_per_sample(), self.device)
-        return Job(
-            "autoregressive sampling",
-            lambda: self.in_amp(model.sample, u),
-            lambda: plain.sample_autoregressive(model, u),
-            n,
-            "sample",
-            flops=False,
-        )
+        run_plain = partial(plain.sample_autoregressive, model, u)
+        return Job("autoregressive sampling", self.in_amp(model.sample, u), run_plain, n, "sample", flops=False)
 
-    def likelihood(self):
+    def likelihood(self) -> Job:
         """The prior's bound: T passes, or an eighth as many, stratified."""
         H = self.sampler_H()
-        model = self.sampler(H)
-        ids = self.random_ids(H, self.size["samples"])
+        model, ids = self.sampler(H), self.random_ids(H, self.size["samples"])
         passes = H.total_steps // 8
-        return Job(
-            f"likelihood, {passes} passes for {H.total_steps}",
-            lambda: self.in_amp(lambda: model.nll(ids, StepRandom("b", device=self.device), passes)),
-            lambda: plain.nll(model, ids, StepRandom("b", device=self.device)),
-            len(ids),
-            "image",
-        )
 
-    def neighbours(self):
+        def run_fast() -> None:
+            model.nll(ids, StepRandom("b", device=self.device), passes)
+
+        def run_plain() -> None:
+            plain.nll(model, ids, StepRandom("b", device=self.device))
+
+        name = f"likelihood, {passes} passes for {H.total_steps}"
+        return Job(name, self.in_amp(run_fast), run_plain, len(ids), "image")
+
+    def neighbours(self) -> Job:
         """The 10 nearest images by LPIPS (AlexNet, random weights)."""
         import lpips
 
         torch.manual_seed(0)
         model = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval().requires_grad_(False).to(self.device)
-        side = 256 if self.size_name == "paper" else 64
-        images = torch.rand(self.size["images"], 3, side, side, device=self.device)
-        queries = torch.rand(self.size["queries"], 3, side, side, device=self.device)
+        n, side = self.size["images"], self.size["side"]
+        images = torch.rand(n, 3, side, side, device=self.device)
+        queries = torch.rand(QUERIES, 3, side, side, device=self.device)
 
-        def fast():
-            batches = zip(images.split(20), torch.arange(len(images)).split(20), strict=True)
-            return find_candidates(model, queries, batches, 10)
+        def run_fast() -> None:
+            find_candidates(model, queries, zip(images.split(20), torch.arange(n).split(20), strict=True), 10)
 
         # The second pass, LPIPS itself for 20 candidates a query however many images there are, would weigh here as it
         # never does among thousands.
-        return Job(
-            f"neighbours of {len(queries)} among {len(images)} images, first pass",
-            fast,
-            lambda: plain.lpips_distances(model, queries, images),
-            len(queries) * len(images),
-            "pair",
-            flops=False,
-        )
+        name, run_plain = f"neighbours of {QUERIES} among {n} images, first pass", partial(plain.lpips_distances, model)
+        return Job(name, run_fast, partial(run_plain, queries, images), QUERIES * n, "pair", flops=False)
 
-    def larger_images(self):
+    def larger_images(self) -> Job:
         """A canvas in raster order."""
         # The plain form takes minutes; narrower, it takes one.
         H = self.sampler_H("--bert_n_emb 128" if self.size_name == "small" else "")
-        model = self.sampler(H)
-        shape, window = self.size["canvas"], H.latent_shape[1:]
-        u = torch.rand(1, *shape, device=self.device)
-        name = f"a canvas of {shape[0]} x {shape[1]} codes"
-        return Job(
-            name,
-            lambda: self.in_amp(sample_canvas, model, u, window),
-            lambda: plain.sample_canvas(model, u[0], window, 0.8),
-            1,
-            "canvas",
-            flops=False,
-        )
+        model, window = self.sampler(H), H.latent_shape[1:]
+        u = torch.rand(1, *CANVAS, device=self.device)
+        run_plain = partial(plain.sample_canvas, model, u[0], window, 0.8)
+        name = f"a canvas of {CANVAS[0]} x {CANVAS[1]} codes"
+        return Job(name, self.in_amp(sample_canvas, model, u, window), run_plain, 1, "canvas", flops=False)
 
-    def prdc(self):
+    def prdc(self) -> Job:
         """Precision, recall, density, coverage; the plain form is the prdc package."""
         from prdc import compute_prdc
 
-        n, width = self.size["features"]
+        n = self.size["rows"]
         torch.manual_seed(0)
-        real, fake = torch.randn(n, width), torch.randn(n, width) * 0.97
-        on_device = real.to(self.device), fake.to(self.device)
+        real, fake = torch.randn(n, WIDTH), torch.randn(n, WIDTH) * 0.97
+        run_fast = partial(prdc.prdc, real.to(self.device), fake.to(self.device))
 
-        def plainly():
+        def run_plain() -> None:
             with contextlib.redirect_stdout(None):
-                return compute_prdc(real.numpy(), fake.numpy(), 3)
+                compute_prdc(real.numpy(), fake.numpy(), 3)
 
-        return Job(f"PRDC of {n} x {width}", lambda: prdc.prdc(*on_device), plainly, n, "row", flops=False)
+        return Job(f"PRDC of {n} x {WIDTH}", run_fast, run_plain, n, "row", flops=False)
 
-    def images(self):
+    def images(self) -> Job:
         """What one worker delivers: 256 x 256 pixels from the packed cache, or decoded from photo-like JPEG files."""
         folder = Path(self.trash.name)
         n, random = 50, np.random.default_rng(0)
         for i in range(n):
             coarse = Image.fromarray(random.integers(0, 256, (32, 48, 3), dtype=np.uint8))
-            coarse.resize((384, 256), Image.BICUBIC).save(folder / f"{i}.jpg", quality=90)
+            coarse.resize((384, 256), Image.Resampling.BICUBIC).save(folder / f"{i}.jpg", quality=90)
         source = FolderImages([folder])
         decoded, packed = (ImageSet(source, range(n), 256) for _ in range(2))
         packed.packed = PackedImages(packed, folder)
         packed.packed.write(range(n), one_pass(packed, n, 0))
-        return Job(
-            "256 x 256 images for one worker, packed (plain: JPEG)",
-            lambda: [packed.load(i) for i in range(n)],
-            lambda: [decoded.load(i) for i in range(n)],
-            n,
-            "img",
-            flops=False,
-        )
+        run_fast, run_plain = (lambda images=images: list(map(images.load, range(n))) for images in (packed, decoded))
+        name = "256 x 256 images for one worker, packed (plain: JPEG)"
+        return Job(name, run_fast, run_plain, n, "img", flops=False)
 
 
-def timed(function, device):
+def timed(function: Callable, device: torch.device) -> float:
     """Seconds of one call."""
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -299,7 +276,7 @@ def timed(function, device):
     return time.perf_counter() - start
 
 
-def describe_device(device):
+def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return device_name(device)
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as f:

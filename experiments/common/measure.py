@@ -2,32 +2,40 @@
 
 import contextlib
 import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from experiments.common.codes import decode_batch
+from experiments.common.codes import decoded_batches
+from experiments.common.models import Models
 from experiments.common.sampling import sample_batches
+from experiments.common.weights import Loaded
 from hparams.config import key_of_samples
+from hparams.resolve import Hparams
 from utils.core import distributed
 from utils.core.errors import UserError
 from utils.core.files import hash_tensors, load_tensors, save_tensors
 from utils.core.progress import Progress, say
 from utils.data.batches import one_pass
+from utils.data.images import ImageSet
 from utils.display.images import save_png
 from utils.evaluation import features
-from utils.evaluation.features import collect, is_plain, tensor_of_npy
+from utils.evaluation.features import FeatureSet, collect, is_plain, tensor_of_npy
+from utils.evaluation.metrics import METRICS
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
 
 
-def each_image(images, H, work, what):
+def each_image(images: ImageSet, H: Hparams, work: Callable, what: str) -> Iterator[tuple]:
     """Yield work(x) for every decodable image of an ImageSet once, uint8 x (B, C, H, W).
 
     The processes share the work, and the main process gets the results in order (utils.core.distributed.in_order).
     work returns a tuple of CPU tensors of B rows. Broken images are reported. what: the text of the progress bar.
     """
 
-    def share():
+    def share() -> Iterator[tuple | None]:
         for x, _ in one_pass(images, H.feature_batch, H.num_workers, shared=True):
             yield work(x) if len(x) else None
 
@@ -37,44 +45,86 @@ def each_image(images, H, work, what):
             progress.update(len(result[0]))
 
 
-def image_features(H, extractor, images, kind="real", keep=False):
-    """The FeatureSet of an ImageSet, from the cache or computed now. kind: 'real' or 'fake'."""
-    header = dict(kind=kind, **extractor.identity, images=distributed.from_main(images.identity))
-    if distributed.from_main(features.cache_path(dict(header, keep=True)).is_file):
-        keep = True  # a cache with more than requested exists
-    what = f"features of {kind} images"
+class Images:
+    """One side of a comparison: the images of an ImageSet. kind: 'real' or 'fake'. what: their name in messages."""
 
-    def compute():
-        found = collect(each_image(images, H, extractor, what), what, keep)
-        if found is not None:
-            found.left_out = images.left_out(range(len(images)))
-        return found
+    def __init__(self, H: Hparams, images: ImageSet, kind: str = "real", what: str = ""):
+        self.H, self.images, self.kind, self.what = H, images, kind, what
 
-    return features.cached(dict(header, keep=keep), compute, say, images)
+    def at_most(self, n: int) -> "Images":
+        """These images if there are no more than n, else n of them, evenly spaced."""
+        if len(self.images) <= n:
+            return self
+        return Images(self.H, self.images.evenly(n), self.kind, self.what)
+
+    def header(self) -> dict:
+        """Everything that the features depend on besides the extractor, for files of features."""
+        images = distributed.from_main(lambda: dict(self.images.identity(), contents=self.images.origin()["contents"]))
+        return dict(kind=self.kind, images=images)
+
+    def features(self, extractor: Any, keep: bool = True) -> FeatureSet | None:
+        """Their FeatureSet, from the cache or computed now; None on other than the main process."""
+        header = dict(kind=self.kind, **extractor.identity, images=distributed.from_main(self.images.identity))
+        if distributed.from_main(features.cache_path(dict(header, keep=True)).is_file):
+            keep = True  # a cache with more than requested exists
+        what = f"features of {self.kind} images"
+
+        def compute() -> FeatureSet | None:
+            found = collect(each_image(self.images, self.H, extractor, what), what, keep)
+            if found is not None:
+                found.left_out = self.images.left_out(range(len(self.images)))
+            return found
+
+        return features.cached(dict(header, keep=keep), compute, say, self.images)
 
 
 class Samples:
-    """The first n samples of a model, or the first n codes of a file: batches of ids, and what they depend on."""
+    """The other side: the first n samples of a model, or the first n codes of a file.
 
-    def __init__(self, H, models, n, latents_path=None):
+    on_images: called with each batch, uint8 (b, C, H, W), once; the samples are then decoded even if a cache exists.
+    """
+
+    def __init__(self, H: Hparams, models: Models, n: int, latents_path: str | None = None):
         self.H, self.models, self.n = H, models, n
-        self.ids = None if latents_path is None else read_latents(latents_path, n, H, models.autoencoder)
+        self.what = f"{n} samples of {models.sampler.path}" if models.sampler else f"{n} samples of {latents_path}"
+        self.ids: Any = None
+        self.drawn: Any = None
+        self.on_images: Callable | None = None
+        if latents_path is not None:
+            self.ids = read_latents(latents_path, n, H, models.autoencoder)
+            self.drawn = [self.ids[rows.start : rows.stop] for rows, _ in self._turns()]
 
-    def id_batches(self):
-        """Yield ids (b, L): this process's share of the n rows, as in sample_batches."""
+    def _turns(self) -> Iterator[tuple[range, int]]:
+        return distributed.turns(0, self.n, self.H.batch_size)
+
+    def id_batches(self) -> Iterator[torch.Tensor]:
+        """Yield ids (b, L): this process's share of the n rows. They are drawn once."""
         H, models = self.H, self.models
-        if self.ids is None:
-            yield from sample_batches(models.sampler.model, self.n, H, models.precision, models.device)
+        if self.drawn is None:
+            drawn = []
+            for ids in sample_batches(models.sampler.model, self.n, H, models.precision, models.device):
+                drawn.append(ids.cpu())
+                yield ids
+            self.drawn = drawn
             return
         with Progress(self.n, "decoding", "img") as progress:
-            for rows, of_all in distributed.turns(0, self.n, H.batch_size):
-                yield self.ids[rows.start : rows.stop]
+            for ids, (_, of_all) in zip(self.drawn, self._turns(), strict=True):
+                yield ids
                 progress.update(of_all)
 
-    def header(self):
+    def all_ids(self) -> torch.Tensor | None:
+        """The codes of all samples, (n, L) on the CPU, drawn if they are not yet; None on other than the main
+        process."""
+        if self.drawn is None:
+            list(self.id_batches())
+        parts = list(distributed.in_order(self.drawn))
+        return torch.cat(parts) if parts else None
+
+    def header(self) -> dict:
         """Everything that the samples depend on, for the keys of caches."""
         H, models = self.H, self.models
         common = dict(
+            kind="samples",
             autoencoder=models.autoencoder.hash,
             precision=models.precision.describe(),
             device=models.device.type,
@@ -84,46 +134,70 @@ class Samples:
             return dict(common, latents=hash_tensors(dict(ids=self.ids)))
         return dict(common, sampler=models.sampler.hash, **key_of_samples(vars(H)))
 
-    def features(self, extractor, on_ids=None, on_images=None):
-        """Their FeatureSet with features and logits, from the cache or computed now.
-
-        on_ids, on_images: called with each batch; if one is given, the samples are drawn even if a cache exists.
-        """
-
-        model, device = self.models.autoencoder.model, self.models.device
-
-        def share():
-            for ids in self.id_batches():
-                images = decode_batch(model, ids.to(device), self.H, self.models.precision)
-                pieces = zip(*map(extractor, images.split(self.H.feature_batch)), strict=True)
-                yield *map(torch.cat, pieces), ids.cpu() if on_ids else None, images.cpu() if on_images else None
-
-        def watched():
-            for *pair, ids, images in distributed.in_order(share()):
-                if on_ids:
-                    on_ids(ids)
-                if on_images:
-                    on_images(images)
-                yield pair
-
-        def compute():
-            return collect(watched(), "features of samples", keep=True, logits=True)
-
-        header = dict(kind="samples", **extractor.identity, **self.header())
-        if not (on_ids or on_images):
-            return features.cached(header, compute, say)
-        found = compute()
-        if distributed.is_main():
+    def features(self, extractor: Any, keep: bool = True) -> FeatureSet | None:
+        """Their FeatureSet with features and logits, from the cache or computed now; None on other than the main
+        process."""
+        header = dict(extractor.identity, **self.header())
+        if self.on_images is None:
+            return features.cached(header, lambda: self._compute(extractor), say)
+        found = self._compute(extractor)
+        self.on_images = None
+        if found is not None:
             features.store(header, found, say)
         return found
 
+    def _compute(self, extractor: Any) -> FeatureSet | None:
+        def share() -> Iterator[tuple]:
+            for images in decoded_batches(self.id_batches(), self.H, self.models):
+                pieces = zip(*map(extractor, images.split(self.H.feature_batch)), strict=True)
+                yield *map(torch.cat, pieces), images.cpu() if self.on_images else None
 
-def write_latents(path, ids, autoencoder):
+        def pairs() -> Iterator[tuple]:
+            for found, logits, images in distributed.in_order(share()):
+                if self.on_images:
+                    self.on_images(images)
+                yield found, logits
+
+        return collect(pairs(), "features of samples", keep=True, logits=True)
+
+
+def load_extractors(H: Hparams, names: list[str], device: torch.device) -> dict:
+    """The extractors of some metrics, by the functions that load them."""
+    return {load: load(H, device) for load in dict.fromkeys(METRICS[name].extractor for name in names)}
+
+
+def compare(H: Hparams, names: list[str], extractors: dict, real: Any, fake: Any) -> dict:
+    """The metrics of these names, of two sides -> {name: number}, with the number of images of each side; {} on other
+    than the main process. real: Images, or an object with the same methods; fake: the same, or Samples."""
+    metrics = [METRICS[name] for name in names]
+    sides = [(metric.extractor, real.at_most(metric.most_real)) for metric in metrics]
+    reals, values = {}, {}
+    # The real images first: damaged images are found there, and samples may take hours. Of the metrics those first that
+    # keep features, which serve the others, too.
+    for metric, (load, side) in sorted(zip(metrics, sides, strict=True), key=lambda pair: not pair[0].keep):
+        if (load, side) not in reals:
+            reals[load, side] = side.features(extractors.get(load), metric.keep)
+    fakes = {load: fake.features(extractors.get(load)) for load in dict.fromkeys(load for load, _ in sides)}
+    for metric, side in zip(metrics, sides, strict=True):
+        if metric.in_all_processes or distributed.is_main():
+            values.update(metric.compute(reals[side], fakes[side[0]], H))
+    if not distributed.is_main():
+        return {}
+    return dict(values, samples=fakes[sides[0][0]].count, training_images=reals[sides[0]].count)
+
+
+def identity_of(extractors: dict) -> Any:
+    """What metrics.jsonl states about the networks: the identity of the one, a list if there are several."""
+    found = [extractor.identity for extractor in extractors.values()]
+    return found if len(found) > 1 else next(iter(found), None)
+
+
+def write_latents(path: Path | str, ids: torch.Tensor, autoencoder: Loaded) -> None:
     """Codes (N, L) of an autoencoder (experiments.common.weights.Loaded) -> a file that read_latents reads."""
     save_tensors(path, dict(ids=ids, header=dict(autoencoder=autoencoder.hash)))
 
 
-def read_latents(path, n, H, autoencoder):
+def read_latents(path: Path | str, n: int, H: Any, autoencoder: Loaded) -> torch.Tensor:
     """The first n rows of codes in a file: ids (n, L) int64.
 
     A torch file (a tensor, a list of tensors, {'ids': tensor}, or a cache under latents/) or a .npy file, of
@@ -131,7 +205,7 @@ def read_latents(path, n, H, autoencoder):
     records another autoencoder.
     """
     if str(path).endswith(".npy"):
-        ids = tensor_of_npy(path)
+        ids: Any = tensor_of_npy(path)
     else:
         value = load_tensors(path)
         header = value.get("header") if isinstance(value, dict) else None
@@ -159,29 +233,19 @@ def read_latents(path, n, H, autoencoder):
     return ids
 
 
-def compute_fid(real, fake):
-    """FID of two FeatureSets, by torch-fidelity."""
-    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
+def saving_images(folder: Path) -> Callable:
+    """Return a function that writes each image of a batch as a PNG file into a new folder.
 
-    return fid_statistics_to_metric(real.statistics(), fake.statistics(), verbose=False)[KEY_METRIC_FID]
-
-
-def new_folder(path):
-    """Make a folder for the images of this run only: images of an earlier run must not be mixed with them. (Only the
-    main process checks and creates it.)"""
-    if not distributed.is_main():
-        return path
-    if path.exists() and any(path.iterdir()):
-        raise UserError(f"{path} holds images of an earlier run: remove it, or give another --log_dir")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def saving_images(folder):
-    """Return a function that writes each image of a batch as a PNG file."""
+    Raises UserError if the folder holds images: those of an earlier run must not be mixed with these. (Only the main
+    process checks and creates it.)
+    """
     number = itertools.count()
+    if distributed.is_main():
+        if folder.exists() and any(folder.iterdir()):
+            raise UserError(f"{folder} holds images of an earlier run: remove it, or give another --log_dir")
+        folder.mkdir(parents=True, exist_ok=True)
 
-    def save(batch):
+    def save(batch: torch.Tensor) -> None:
         for image in batch.cpu():
             save_png(folder / f"{next(number):06d}.png", image)
 

@@ -1,31 +1,34 @@
 """The models that a command line names, and whether they belong together."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 
 from experiments.common.weights import Loaded, load_autoencoder, load_sampler, note_missing_weights
 from hparams.sources import require_folder
-from models.samplers import build_sampler
+from models.build import build_sampler
 from models.summary import describe_sampler, print_dry_run
 from utils.core.checkpoint import checkpoints_of
 from utils.core.device import pick_device
 from utils.core.errors import UserError
 from utils.evaluation.weight_files import WEIGHT_FILES
 from utils.training.amp import Precision
+from utils.training.run import Run
 
 
 @dataclass
 class Models:
-    """What the experiments work with: device, precision, autoencoder and sampler (None where none is needed)."""
+    """What the experiments work with. The sampler is None if load_models was called without."""
 
     device: torch.device
     precision: Precision
     autoencoder: Loaded
-    sampler: Loaded
+    sampler: Any  # Loaded or None
 
 
-def load_models(H, with_sampler=True):
+def load_models(H: SimpleNamespace, with_sampler: bool = True) -> Models:
     """The models of a command line that names --ae_load_dir and (with_sampler) --load_dir."""
     device = pick_device(H.device)
     if with_sampler and not H.load_step:
@@ -37,14 +40,14 @@ def load_models(H, with_sampler=True):
     return Models(device, Precision(H.amp, H.amp_dtype, device), autoencoder, sampler)
 
 
-def require_size(H):
+def require_size(H: SimpleNamespace) -> None:
     """If no model is loaded, --ae_load_dir only gives the size of the images. Refuse a folder that does not exist,
     unless --img_size is given."""
     if "img_size" not in H.explicit:
         require_folder("ae_load_dir", H.ae_load_dir)
 
 
-def check_autoencoder(run, autoencoder):
+def check_autoencoder(run: Run, autoencoder: Loaded) -> None:
     """Raise UserError unless a resumed run has the autoencoder that it was trained with. Its manifests record which."""
     known = (run.manifest or {}).get("autoencoder")
     if known and known["hash"] != autoencoder.hash:
@@ -55,7 +58,7 @@ def check_autoencoder(run, autoencoder):
     run.about["autoencoder"] = dict(path=autoencoder.path, hash=autoencoder.hash)
 
 
-def check_pair(H, autoencoder):
+def check_pair(H: SimpleNamespace, autoencoder: Loaded) -> None:
     """Refuse a sampler that was trained on another autoencoder's codes (where the run recorded it)."""
     store = checkpoints_of(H.load_dir)
     if not store.manifest_path(H.load_step).is_file():
@@ -68,7 +71,7 @@ def check_pair(H, autoencoder):
         )
 
 
-def dry_run_of_sampler(H):
+def dry_run_of_sampler(H: SimpleNamespace) -> None:
     """--dry_run of a script that uses a sampler."""
     with torch.device("meta"):
         print_dry_run(H, describe_sampler(H, build_sampler(H)))

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.samplers.trace import canvases
 from utils.core import distributed
 from utils.core.seed import sample_uniforms
 from utils.data.batches import local_batch
@@ -41,6 +40,13 @@ def decode_canvas(ae: Any, ids: Tensor, mask_id: int, latent_shape: tuple[int, i
     return to_uint8(torch.where(mask.repeat_interleave(cell, 2).repeat_interleave(cell, 3), GREY, x))
 
 
+def states_of_sampling(sampler: Any, uniforms: Tensor, ids: Tensor, n: int) -> Tensor:
+    """Samples ids (B, L) at n evenly spaced times of their sampling, from all masked to all known, without drawing them
+    again: (n, B, L), with the sampler's mask_id for codes that are not known yet. uniforms: as for sampler.sample."""
+    shares = torch.linspace(0, 1, n, device=ids.device)
+    return ids.masked_fill(sampler.revealed_at(uniforms) > shares[:, None, None], sampler.mask_id)
+
+
 def show_denoising(report: Any, H: Any, models: Any, ids: Tensor, first: int) -> None:
     """Write a strip of the first samples in FRAMES frames, denoising_<first>.png, and an animation of all samples,
     denoising_<first>.gif.
@@ -50,7 +56,7 @@ def show_denoising(report: Any, H: Any, models: Any, ids: Tensor, first: int) ->
     sampler, ae = models.sampler.model, models.autoencoder.model
     u = sample_uniforms(H.seed, range(first, first + len(ids)), sampler.draws_per_sample(), models.device)
     frames = []
-    for canvas in canvases(sampler, u, ids.to(models.device), FRAMES):
+    for canvas in states_of_sampling(sampler, u, ids.to(models.device), FRAMES):
         parts = [
             decode_canvas(ae, part, sampler.mask_id, H.latent_shape[1:], models.precision).cpu()
             for part in canvas.split(H.batch_size)

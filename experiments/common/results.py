@@ -6,9 +6,12 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from experiments.common.weights import Loaded
+from hparams.resolve import Hparams
 from utils.core import distributed
 from utils.core.cache import versions
 from utils.core.checkpoint import LOGS
@@ -27,7 +30,7 @@ class Report:
     models: the measured models by name, each an experiments.common.weights.Loaded.
     """
 
-    def __init__(self, H, device, dashboard=None, **models):
+    def __init__(self, H: Hparams, device: torch.device, dashboard: Dashboard | None = None, **models: Loaded | None):
         self.H, self.device = H, device
         self.folder, self.pictures = Path(LOGS, H.log_dir), 0
         self.checkpoints = {name: dict(path=m.path, hash=m.hash) for name, m in models.items() if m is not None}
@@ -45,22 +48,22 @@ class Report:
         )
         self.dashboard.properties(dict(sorted(H.to_dict().items(), key=lambda item: item[0] not in H.explicit)))
 
-    def __enter__(self):
+    def __enter__(self) -> "Report":
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind: object, *_: object) -> None:
         self.dashboard.close()
         if kind is None:
             if self.is_main:
                 self.conclude()
             distributed.cleanup()
 
-    def conclude(self):
+    def conclude(self) -> None:
         """Print the last lines: what was written, and how to view it."""
         images = f" and {self.folder / 'images'}" if self.pictures else ""
         say(f"written: {self.folder / 'metrics.jsonl'}{images}; as a page:\n  {commands.show_run(self.H)}")
 
-    def values(self, title, values, **about):
+    def values(self, title: str, values: dict, **about: Any) -> None:
         """Print {name: number or text} as a table, and append it to logs/<log_dir>/metrics.jsonl with every
         argument, the checkpoints' hashes and `about` (JSON values). name_se: the standard error of name."""
         if not self.is_main:
@@ -85,13 +88,26 @@ class Report:
         self.append(row)
         self.dashboard.properties({"": title, **shown}, "results")
 
-    def append(self, row):
+    def compared(self, values: dict, more: str = "", **about: Any) -> None:
+        """Report what measure.compare found, as `values` does. more: the end of the title."""
+        if self.is_main:
+            sides = f"{values['samples']} samples against {values['training_images']} training images"
+            self.values(f"{sides} of '{self.H.dataset}'{more}", values, **about)
+
+    def append(self, row: dict) -> None:
         """Append one line to metrics.jsonl in a single write: several commands may write to the same file."""
         with contextlib.closing(Lines(self.folder / "metrics.jsonl")) as lines:
             lines.append(json.dumps(row))
             lines.sync()
 
-    def picture(self, name, picture, caption=None, min_side=256, shown=None):
+    def picture(
+        self,
+        name: str,
+        picture: torch.Tensor,
+        caption: str | None = None,
+        min_side: int = 256,
+        shown: str | None = None,
+    ) -> Path:
         """Save uint8 (C, h, w) as logs/<log_dir>/images/<name>.png, small ones enlarged, and show it on the
         dashboard in the pane `shown` (default: one of its own). Returns the path."""
         path = self.folder / "images" / f"{name}.png"

@@ -1,18 +1,28 @@
 """Samples of codes, each a function of the seed and its number."""
 
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from models.samplers import Sampler
 from utils.core import distributed
 from utils.core.progress import Progress
 from utils.core.seed import sample_uniforms
 from utils.training import compilation
+from utils.training.amp import Precision
 
 
-def sample_batches(sampler, n, H, precision, device, first=0):
+def sample_batches(
+    sampler: Sampler, n: int, H: SimpleNamespace, precision: Precision, device: torch.device, first: int = 0
+) -> Iterator[Tensor]:
     """Yield ids (b, L) of this process's share of the samples first ... first + n - 1. Each sample is a function of
     (--seed, its number) only. utils.core.distributed.in_order joins the shares of all processes."""
     own = list(distributed.turns(first, n, H.batch_size))
     numbers = [i for some, _ in own for i in some]
 
-    def draw(rows):
+    def draw(rows: range) -> Tensor:
         return sample_uniforms(H.seed, [numbers[i] for i in rows], sampler.draws_per_sample(), device)
 
     compilation.compile_model(sampler, H.compile, device, n >= compilation.MANY_SAMPLES)

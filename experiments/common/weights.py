@@ -3,12 +3,13 @@
 import os
 import warnings
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from models.autoencoder import VQAutoEncoder
-from models.samplers import build_sampler
+from models.build import build_autoencoder, build_sampler
 from utils.core.checkpoint import checkpoints_of, load_into
 from utils.core.errors import DamagedFile, UserError
 from utils.core.files import hash_tensors, load_tensors
@@ -22,12 +23,12 @@ LPIPS_NETS = {"vgg": "vgg", "alex": "alexnet"}  # the package's names of network
 class Loaded:
     """A model in eval mode, where its weights came from, and their hash."""
 
-    model: torch.nn.Module
+    model: Any  # VQAutoEncoder or Sampler
     path: str
     hash: str
 
 
-def find_weights(name, folder, step):
+def find_weights(name: str, folder: str, step: int) -> tuple[dict[str, Tensor], str]:
     """(state dict, path) of the averaged weights <name>_ema_<step>.th if they exist, else of <name>_<step>.th."""
     store = checkpoints_of(folder)
     chosen = f"{name}_ema" if store.has(f"{name}_ema", step) else name
@@ -35,41 +36,43 @@ def find_weights(name, folder, step):
     return named(store.load(chosen, step), path), path
 
 
-def named(state, path):
+def named(state: Any, path: str) -> dict[str, Tensor]:
     """Return `state` if it is a dict with names as keys. Raises DamagedFile otherwise."""
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise DamagedFile(f"{path} holds no state dict, but a {type(state).__name__} of something else")
     return state
 
 
-def load_autoencoder(H, device):
-    """The VQGAN's autoencoder of --ae_load_dir, --ae_load_step -> Loaded.
+def load_autoencoder(H: SimpleNamespace, device: torch.device) -> Loaded:
+    """The VQGAN's autoencoder of --ae_load_dir, --ae_load_step .
 
     The discriminator and `perceptual.*` of a checkpoint are ignored.
     """
     state, path = find_weights("vqgan", H.ae_load_dir, H.ae_load_step)
     state = {k.removeprefix("ae."): v for k, v in state.items() if k.startswith("ae.")}
-    model = VQAutoEncoder(H)
+    model = build_autoencoder(H)
     load_into(model, state, path)
     return Loaded(freeze(model, device), path, hash_tensors(state))
 
 
-def load_sampler(H, device):
-    """The sampler of --load_dir, --load_step -> Loaded."""
+def load_sampler(H: SimpleNamespace, device: torch.device) -> Loaded:
+    """The sampler of --load_dir, --load_step."""
     state, path = find_weights(H.sampler, H.load_dir, H.load_step)
     model = build_sampler(H)
     load_into(model, state, path)
     return Loaded(freeze(model, device), path, hash_tensors(state))
 
 
-def freeze(model, device):
+def freeze(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(device).eval().requires_grad_(False)
 
 
 # ---------------------------------------------------------------------- LPIPS
 
 
-def load_lpips(net, weights_path=None, checkpoint=None, otherwise=""):
+def load_lpips(
+    net: str, weights_path: str | None = None, checkpoint: str | None = None, otherwise: str = ""
+) -> nn.Module:
     """LPIPS (Zhang et al. 2018) with VGG16 ('vgg') or AlexNet ('alex'), frozen. Nothing is downloaded.
 
     weights_path: torchvision's state dict of that network, or a state dict of the complete LPIPS or VQGAN
@@ -92,11 +95,11 @@ def load_lpips(net, weights_path=None, checkpoint=None, otherwise=""):
     return model.eval().requires_grad_(False)
 
 
-def has_perceptual(path):
+def has_perceptual(path: str) -> bool:
     return any(k.startswith("perceptual.net.") for k in named(load_tensors(path), path))
 
 
-def to_lpips_names(state, model):
+def to_lpips_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """A VGG16, AlexNet, LPIPS or VQGAN state dict -> LPIPS's names; lpips's own linear heads fill what is missing."""
     if any(k.startswith("perceptual.") for k in state):
         state = {k.removeprefix("perceptual."): v for k, v in state.items() if k.startswith("perceptual.")}

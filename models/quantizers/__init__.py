@@ -4,19 +4,12 @@ To add one: add a file to this folder with a subclass of `Quantizer` decorated b
 name` finds it. Flags of its own are a literal FLAGS in the same file. No other file changes.
 """
 
-import importlib
-import pkgutil
-
 import torch
 
 from models.quantizers.base import QUANTIZERS, Quantized, Quantizer, register  # noqa: F401  (the package's interface)
+from models.registry import import_files
 
-
-def build_quantizer(H):
-    """The quantizer that H.quantizer names. Raises ValueError for an unknown name."""
-    if H.quantizer not in QUANTIZERS:
-        raise ValueError(f"--quantizer {H.quantizer} is unknown; there are: {', '.join(sorted(QUANTIZERS))}")
-    return QUANTIZERS[H.quantizer](H)
+import_files(__name__)
 
 
 def perplexity(counts):
@@ -30,7 +23,3 @@ def usage_figures(counts, prefix=""):
     if counts.sum() == 0:
         return {}
     return {f"{prefix}perplexity": float(perplexity(counts)), f"{prefix}codes_used": int((counts > 0).sum())}
-
-
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")

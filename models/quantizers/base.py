@@ -2,20 +2,13 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-QUANTIZERS = {}
+from models.registry import Registry
+from utils.core.seed import StepRandom
 
-
-def register(name):
-    """Class decorator: make the quantizer available as `--quantizer name`."""
-
-    def add(cls):
-        QUANTIZERS[name] = cls
-        return cls
-
-    return add
+QUANTIZERS = Registry("quantizer")
+register = QUANTIZERS.register
 
 
 @dataclass
@@ -27,14 +20,17 @@ class Quantized:
     mean_distance (): mean squared distance to all codes (0 if it has no meaning).
     """
 
-    z_q: torch.Tensor
-    loss: torch.Tensor
-    ids: torch.Tensor | None
-    mean_distance: torch.Tensor
+    z_q: Tensor
+    loss: Tensor
+    ids: Tensor | None
+    mean_distance: Tensor
 
 
 class Quantizer(nn.Module):
-    """Turns latents into codes and codes into vectors. Built from the configuration H.
+    """Turns latents into codes and codes into vectors.
+
+    The arguments of a subclass's constructor are fields of the configuration with the same names (models/build.py), its
+    own flags among them.
 
     Subclasses implement `forward`, `encode` and `embed_ids`. A subclass with a `start_step` also implements
     `place_codes` and `codebook_weight`; one with `restart_steps` implements `restart_codes` and `codebook_weight`.
@@ -45,37 +41,37 @@ class Quantizer(nn.Module):
     # Steps between calls of restart_codes in training; 0: never.
     restart_steps = 0
 
-    def __init__(self, H):
+    def __init__(self, codebook_size: int) -> None:
         super().__init__()
-        self.codebook_size = H.codebook_size
+        self.codebook_size = codebook_size
 
-    def forward(self, z, step=None, rng=None):
+    def forward(self, z: Tensor, step: int | None = None, rng: StepRandom | None = None) -> Quantized:
         """Latents z (B, E, h, w) -> Quantized.
 
-        step: the training step; None: as after training. rng: utils.core.seed.StepRandom, the source of all
-        randomness of a training step; None: the global generator.
+        step: the training step; None: as after training. rng: the source of all randomness of a training step; None:
+        the global generator.
         """
         raise NotImplementedError
 
-    def encode(self, z):
+    def encode(self, z: Tensor) -> Tensor:
         """Latents z (B, E, h, w) -> ids (B, h, w) int64 in [0, K), without randomness."""
         raise NotImplementedError
 
-    def embed_ids(self, ids):
+    def embed_ids(self, ids: Tensor) -> Tensor:
         """ids (...) -> vectors (..., E)."""
         raise NotImplementedError
 
-    def codebook_weight(self):
+    def codebook_weight(self) -> nn.Parameter:
         """The parameter (K, E) that holds the vectors of the codes. After place_codes and restart_codes, training
         copies it to the averaged weights, and after place_codes also to the other processes."""
         raise NotImplementedError
 
-    def place_codes(self, vectors, seed):
+    def place_codes(self, vectors: Tensor, seed: int) -> None:
         """Set the codebook from latents `vectors` (n, E), n >= 32 K. Called once, at `start_step`, by the main
         process alone."""
         raise NotImplementedError
 
-    def restart_codes(self, unused, z, rng):
+    def restart_codes(self, unused: Tensor, z: Tensor, rng: StepRandom) -> None:
         """Move the codes `unused` (K,) bool onto latents of z (B, E, h, w). Called every `restart_steps` steps, with
         the same arguments in all processes."""
         raise NotImplementedError

@@ -24,12 +24,12 @@ class GumbelQuantizer(Quantizer):
     the same image always has the same codes and a sampler can be trained on them.
     """
 
-    def __init__(self, H):
-        super().__init__(H)
-        self.straight_through = H.gumbel_straight_through
-        self.kl_weight = H.gumbel_kl_weight
-        self.proj = nn.Conv2d(H.emb_dim, H.codebook_size, kernel_size=1)
-        self.embed = nn.Embedding(H.codebook_size, H.emb_dim)
+    def __init__(self, codebook_size, emb_dim, gumbel_kl_weight, gumbel_straight_through):
+        super().__init__(codebook_size)
+        self.kl_weight = gumbel_kl_weight
+        self.straight_through = gumbel_straight_through
+        self.proj = nn.Conv2d(emb_dim, codebook_size, kernel_size=1)
+        self.embed = nn.Embedding(codebook_size, emb_dim)
 
     @staticmethod
     def temperature(step):
@@ -38,7 +38,7 @@ class GumbelQuantizer(Quantizer):
     def logits(self, z):
         """(B, E, h, w) -> (B, K, h, w), float32: the softmax of 1024 codes is too fine for half precision."""
         with torch.autocast(z.device.type, enabled=False):
-            return F.conv2d(z.float(), self.proj.weight.float(), self.proj.bias.float())
+            return self.proj(z.float())
 
     def sample(self, logits, step, rng):
         """A relaxed (or, with straight_through, one-hot) sample over dim 1, like logits."""

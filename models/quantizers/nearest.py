@@ -9,14 +9,14 @@ FLAGS = {
     "codebook_init": {
         "default": "uniform",
         "help": "start of the codebook; kmeans: train without quantizing up to "
-        "codebook_init_step, then put the codes where the latents are (nearest only)",
+        "codebook_init_step, then put the codes where the latents are (nearest, ema, rotation)",
         "choices": ["uniform", "kmeans"],
         "role": "vqgan common",
         "exclusive": True,
     },
     "codebook_restart_steps": {
         "default": 0,
-        "help": "steps between moves of unused codes onto present latents; 0: never (nearest only)",
+        "help": "steps between moves of unused codes onto present latents; 0: never (nearest, ema, rotation)",
         "role": "vqgan common",
         "min": 0,
         "exclusive": True,
@@ -28,7 +28,7 @@ FLAGS = {
         "needs": "codebook_init kmeans",
         "codes_from": True,
     },
-    "beta": {"default": 0.25, "help": "weight of the codebook term (nearest)", "min": 0.0},
+    "beta": {"default": 0.25, "help": "weight of the codebook term (nearest, rotation)", "min": 0.0},
 }
 
 
@@ -39,13 +39,13 @@ class NearestQuantizer(Quantizer):
     Shapes: z (B, E, h, w), codebook (K, E).
     """
 
-    def __init__(self, H):
-        super().__init__(H)
-        self.beta = H.beta
-        self.start_step = H.codebook_init_step if H.codebook_init == "kmeans" else 0
-        self.restart_steps = H.codebook_restart_steps
-        self.embedding = nn.Embedding(H.codebook_size, H.emb_dim)
-        nn.init.uniform_(self.embedding.weight, -1.0 / H.codebook_size, 1.0 / H.codebook_size)
+    def __init__(self, codebook_size, emb_dim, beta, codebook_init, codebook_init_step, codebook_restart_steps):
+        super().__init__(codebook_size)
+        self.beta = beta
+        self.start_step = codebook_init_step if codebook_init == "kmeans" else 0
+        self.restart_steps = codebook_restart_steps
+        self.embedding = nn.Embedding(codebook_size, emb_dim)
+        nn.init.uniform_(self.embedding.weight, -1.0 / codebook_size, 1.0 / codebook_size)
 
     def distances(self, z):
         """Squared Euclidean distances, z (B, E, h, w) -> (B*h*w, K), float32 whatever autocast says:
@@ -72,7 +72,7 @@ class NearestQuantizer(Quantizer):
 
     @staticmethod
     def pass_through(z):
-        """Before the codebook has its place (--codebook_init kmeans): a plain autoencoder."""
+        """Before `start_step`: a plain autoencoder."""
         zero = 0.0 * z.sum()  # with a gradient, like every loss
         return Quantized(z, zero, None, zero.detach())
 

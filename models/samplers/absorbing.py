@@ -9,10 +9,11 @@ import math
 import torch
 import torch.nn.functional as F
 
-from models.samplers.base import Sampler, SamplerLoss, draw_codes, register
+from models.samplers.base import SILENT, Sampler, SamplerLoss, draw_codes, no_progress, register
 from models.samplers.bound import balanced_masks, count_weights, stratified_counts
-from models.samplers.reveal import Slots, in_order, reveal
-from models.transformer import frozen
+from models.samplers.orders import ORDERS
+from models.samplers.procedures import procedure_of
+from models.transformer import Transformer
 
 HISTORY_DECAY = 0.9
 FLAGS = {
@@ -55,37 +56,81 @@ FLAGS = {
 class AbsorbingDiffusion(Sampler):
     """The paper's prior. Buffers and parameter names are those of the published checkpoints."""
 
-    def __init__(self, H):
-        super().__init__(H)
-        self.T = H.total_steps
-        self.S = H.sample_steps
-        self.loss_type = H.loss_type
-        self.mask_schedule = H.mask_schedule
-        self.sample_type = H.sample_type
+    Lt_history: torch.Tensor
+    Lt_count: torch.Tensor
+    loss_history: torch.Tensor
+
+    def __init__(
+        self, codebook_size, block_size, transformer, total_steps, sample_steps, loss_type, mask_schedule, sample_type
+    ):
+        super().__init__(codebook_size, block_size)
+        self.T = total_steps
+        self.S = sample_steps
+        self.loss_type = loss_type
+        self.mask_schedule = mask_schedule
+        self.order = ORDERS["random"]
+        self.procedure = procedure_of(sample_type, self.order)
         for name in ("Lt_history", "Lt_count", "loss_history"):
             self.register_buffer(name, torch.zeros(self.T + 1))
-        self._denoise_fn = self.build_transformer(H, vocab_size=H.codebook_size + 1, causal=False)
+        self._denoise_fn = Transformer(transformer, vocab_size=codebook_size + 1, n_classes=codebook_size, causal=False)
+
+    @property
+    def net(self):  # type: ignore[override]
+        return self._denoise_fn
+
+    # ------------------------------------------------------------------ sampling
+
+    @torch.no_grad()
+    def sample_plainly(self, uniforms, temp=1.0, progress=no_progress):
+        """Sampling by its definition: all tokens are masked; at each time t = S..1 the network predicts them all, and
+        those that the order reveals are drawn. uniforms (B, 2, L), of the order and of the codes -> ids (B, L)."""
+        order_u, code_u = uniforms.unbind(1)
+        order = self.order(order_u, self.S)
+        ids = torch.full(code_u.shape, self.mask_id, device=code_u.device)
+        for t in progress(range(self.S, 0, -1)):
+            logits = self.net(ids)  # (B, L, K)
+            codes = draw_codes(logits, code_u, temp)
+            revealed = order.reveals(t, ids == self.mask_id, logits, codes)
+            ids = torch.where(revealed, codes, ids)
+        return ids
+
+    def draws_per_sample(self):
+        return self.procedure.draws_per_sample(self)
+
+    @torch.no_grad()
+    def sample(self, uniforms, temp=1.0, progress=no_progress):
+        """uniforms (B, *draws_per_sample()) -> ids (B, L)."""
+        return self.procedure.sample(self, uniforms, temp, progress)
+
+    def sample_many(self, draw, n, batch_size, temp=1.0, progress=SILENT):
+        return self.procedure.sample_many(self, draw, n, batch_size, temp, progress)
+
+    def revealed_at(self, uniforms):
+        return self.procedure.revealed_at(self, uniforms)
+
+    def predict(self, ids, rows, cols):
+        return self.net(ids, at=(rows, cols))
 
     # ------------------------------------------------------------------ training
 
-    def draw_mask(self, t, rng, L):
-        """Which tokens are masked at times t (B,) -> bool (B, L).
+    def mask_of(self, t, u):
+        """Which tokens are masked at times t (B,), from uniforms u (B, L) -> bool (B, L).
 
         random: each with probability t/T. fixed: exactly max(1, round(t L / T)) of them.
         """
         if self.mask_schedule == "random":
-            return self.random_mask(t, rng, L)
-        count = (t * L / self.T).round().clamp(min=1)
-        return rng.rand(len(t), L).argsort(1).argsort(1) < count[:, None]
+            return self.random_mask(t, u)
+        count = (t * u.shape[1] / self.T).round().clamp(min=1)
+        return u.argsort(1).argsort(1) < count[:, None]
 
-    def random_mask(self, t, rng, L):
+    def random_mask(self, t, u):
         """Mask each token with probability t/T. The bound uses these masks, whatever the schedule in training."""
-        return rng.rand(len(t), L) < (t / self.T)[:, None]
+        return u < (t / self.T)[:, None]
 
     def cross_entropy(self, ids, mask):
         """Sum of the masked tokens' cross entropies, ids and mask (B, L) -> (B,) in nats."""
         rows, cols = mask.nonzero(as_tuple=True)
-        logits = self._denoise_fn(ids.masked_fill(mask, self.mask_id), at=(rows, cols))
+        logits = self.net(ids.masked_fill(mask, self.mask_id), at=(rows, cols))
         nats = F.cross_entropy(logits.float(), ids[rows, cols], reduction="none")
         return nats.new_zeros(len(ids)).index_add(0, rows, nats)
 
@@ -100,7 +145,7 @@ class AbsorbingDiffusion(Sampler):
         if t is None:
             t = (rng.rand(B) * self.T).long() + 1
         if mask is None:
-            mask = self.draw_mask(t, rng, L)
+            mask = self.mask_of(t, rng.rand(B, L))
         ce = self.cross_entropy(ids, mask)
         vb = ce * (self.T / t) / (math.log(2) * L)
         if self.loss_type == "elbo":
@@ -117,7 +162,7 @@ class AbsorbingDiffusion(Sampler):
         out = self.loss(ids, rng)
         if self.mask_schedule != "random":
             t = out.extra["t"]
-            out.bits = self.loss(ids, t=t, mask=self.random_mask(t, rng, ids.shape[1])).bits
+            out.bits = self.loss(ids, t=t, mask=self.random_mask(t, rng.rand(*ids.shape))).bits
         return out
 
     @torch.no_grad()
@@ -136,7 +181,7 @@ class AbsorbingDiffusion(Sampler):
     # ------------------------------------------------------------------ likelihood
 
     @torch.no_grad()
-    def nll(self, ids, rng=None, passes=0, progress=None):
+    def nll(self, ids, rng=None, passes=0, progress=no_progress):
         """An unbiased estimate of the bound sum_{t=T..1} E[CE_t] / t: ids (B, L) -> (B,) in nats.
 
         passes: the number of network passes. 0: T passes, with one mask drawn at each t, as in the original. Other
@@ -145,78 +190,21 @@ class AbsorbingDiffusion(Sampler):
         if passes:
             return self.stratified_nll(ids, rng, passes, progress)
         total = torch.zeros(len(ids), device=ids.device)
-        for t in (progress or iter)(range(self.T, 0, -1)):
+        for t in progress(range(self.T, 0, -1)):
             times = torch.full((len(ids),), t, device=ids.device)
-            total += self.cross_entropy(ids, self.random_mask(times, rng, ids.shape[1])) / t
+            total += self.cross_entropy(ids, self.random_mask(times, rng.rand(*ids.shape))) / t
         return total
 
-    def stratified_nll(self, ids, rng, passes, progress=None):
+    def stratified_nll(self, ids, rng, passes, progress=no_progress):
         """The estimate of models.samplers.bound: far less noise for the same number of passes."""
         B, L = ids.shape
         weights = count_weights(self.T, L)
         counts = stratified_counts(weights, rng.rand(B), passes).to(ids.device)
         order = rng.rand(B, L).to(ids.device).argsort(1)
         total = torch.zeros(B, device=ids.device)
-        masks = balanced_masks(counts, order)
-        for m in (progress or iter)(counts.unbind(1)):
-            mask = next(masks)
+        for m, mask in zip(progress(counts.unbind(1)), balanced_masks(counts, order), strict=True):
             total += self.cross_entropy(ids, mask) / m
         return total * (float(weights.sum()) / passes)
-
-    # ------------------------------------------------------------------ sampling
-
-    def predict(self, ids, rows, cols):
-        return self._denoise_fn(ids, at=(rows, cols))
-
-    def draws_per_sample(self):
-        if self.sample_type == "mlm":
-            return (self.S, 2, self.block_size)
-        return (2, self.block_size)
-
-    @torch.no_grad()
-    def sample(self, uniforms, temp=1.0, progress=None):
-        """uniforms (B, *draws_per_sample()) -> ids (B, L). progress: of the steps of mlm sampling only."""
-        if self.sample_type == "mlm":
-            with frozen(self):
-                return self.sample_mlm(uniforms, temp, progress)
-        return torch.cat(list(self.sample_many(lambda numbers: uniforms, len(uniforms), len(uniforms), temp)))
-
-    def sample_many(self, draw, n, batch_size, temp=1.0, progress=None):
-        """See the base class. In diffusion sampling the network's batches stay full until the last samples."""
-        if self.sample_type == "mlm":
-            yield from super().sample_many(draw, n, batch_size, temp, progress)
-            return
-        if n == 0:
-            return
-        slots = Slots(draw, n, batch_size, self.S, self.mask_id)
-        with frozen(self):
-            finished = reveal(self._denoise_fn, slots, temp, progress and progress.has_begun)
-            yield from in_order(finished, n, batch_size)
-
-    def sample_mlm(self, uniforms, temp, progress=None):
-        """Masked-language-model sampling: mask as at time t (from T down to 1) and redraw, S times."""
-        B, S, _, L = uniforms.shape
-        ids = torch.zeros(B, L, dtype=torch.int64, device=uniforms.device)
-        times = torch.linspace(self.T, 1, S).round().long().tolist()
-        for s, t in enumerate((progress or iter)(times)):
-            t_rows = torch.full((B,), t, device=ids.device)
-            mask = self.draw_mask(t_rows, FixedDraw(uniforms[:, s, 0]), L)
-            if s == 0:
-                mask = torch.ones_like(mask)
-            rows, cols = mask.nonzero(as_tuple=True)
-            logits = self._denoise_fn(ids.masked_fill(mask, self.mask_id), at=(rows, cols))
-            ids[rows, cols] = draw_codes(logits, uniforms[:, s, 1][rows, cols], temp)
-        return ids
-
-
-class FixedDraw:
-    """Returns uniforms that were drawn before, with the interface of utils.core.seed.StepRandom."""
-
-    def __init__(self, u):
-        self.u = u
-
-    def rand(self, *shape):
-        return self.u.reshape(shape)
 
 
 def scatter_last(buffer, index, values):

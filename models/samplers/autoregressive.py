@@ -8,8 +8,9 @@ import math
 import torch
 import torch.nn.functional as F
 
-from models.samplers.base import Sampler, SamplerLoss, draw_codes, register
-from models.transformer import frozen
+from models.fast import CachedDecoder, frozen
+from models.samplers.base import Sampler, SamplerLoss, draw_codes, no_progress, register
+from models.transformer import Transformer
 
 
 @register("autoregressive")
@@ -18,11 +19,11 @@ class AutoregressiveSampler(Sampler):
 
     needs_raster_order = True
 
-    def __init__(self, H):
-        super().__init__(H)
-        self.net = self.build_transformer(H, vocab_size=H.codebook_size, causal=True)
+    def __init__(self, codebook_size, block_size, transformer):
+        super().__init__(codebook_size, block_size)
+        self.net = Transformer(transformer, vocab_size=codebook_size, n_classes=codebook_size, causal=True)
 
-    def nll(self, ids, rng=None, passes=0, progress=None):
+    def nll(self, ids, rng=None, passes=0, progress=no_progress):
         """Exact negative log likelihood, ids (B, L) -> (B,) in nats; the other arguments have no effect."""
         logits = self.net(ids).float()
         return F.cross_entropy(logits.transpose(1, 2), ids, reduction="none").sum(1)
@@ -41,13 +42,15 @@ class AutoregressiveSampler(Sampler):
         return (self.block_size,)
 
     @torch.no_grad()
-    def sample(self, uniforms, temp=1.0, progress=None):
-        """uniforms (B, L) -> ids (B, L); L network steps of one token each, with cached keys and values."""
-        B, L = uniforms.shape
-        ids = torch.empty(B, L, dtype=torch.int64, device=uniforms.device)
-        cache = self.net.new_cache()
-        with frozen(self.net):
-            for i in (progress or iter)(range(L)):
-                last = ids[:, i - 1] if i > 0 else None
-                ids[:, i] = draw_codes(self.net.next_logits(last, cache, B), uniforms[:, i], temp)
+    def sample(self, uniforms, temp=1.0, progress=no_progress):
+        """uniforms (B, L) -> ids (B, L); L network steps of one token each."""
+        ids = torch.empty(uniforms.shape, dtype=torch.int64, device=uniforms.device)
+        decoder = CachedDecoder(self.net)
+        with frozen(self):
+            for i in progress(range(self.block_size)):
+                ids[:, i] = draw_codes(decoder.next_logits(ids[:, :i]), uniforms[:, i], temp)
         return ids
+
+    def revealed_at(self, uniforms):
+        L = self.block_size
+        return (torch.arange(1, L + 1, device=uniforms.device) / L).expand(len(uniforms), -1)

@@ -1,24 +1,36 @@
 """The interface of every prior over codes. B samples, L tokens, K codes."""
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from models.transformer import Transformer
+from models.registry import Registry
+from utils.core.errors import UserError
+from utils.core.progress import Progress
+from utils.core.seed import StepRandom
 
-SAMPLERS = {}
+SAMPLERS = Registry("sampler")
+register = SAMPLERS.register
 COLDEST_PLAIN, HOTTEST = 1e-6, 1e30  # temperatures
+Steps = Callable[[Sequence], Iterable]  # wraps the steps of a loop, to show its progress
+Draw = Callable[[range], Tensor]  # numbers of samples -> their uniforms
 
 
-def register(name):
-    """Class decorator: make the sampler available as `--sampler name`."""
+def no_progress(steps: Sequence) -> Iterable:
+    return steps
 
-    def add(cls):
-        SAMPLERS[name] = cls
-        return cls
 
-    return add
+class Silent(Progress):
+    """Shows nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(0, "", lazy=True)
+        self.plain = self.wants_bar = False
+
+
+SILENT = Silent()
 
 
 @dataclass
@@ -26,67 +38,57 @@ class SamplerLoss:
     """loss (): the value to minimise; bits (B,): the negative log likelihood of each sample, or a bound
     on it, in bits per token; extra: the input of the sampler's `record`, one row per sample."""
 
-    loss: torch.Tensor
-    bits: torch.Tensor
-    extra: dict = field(default_factory=dict)
+    loss: Tensor
+    bits: Tensor
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Sampler(nn.Module):
     """A distribution over ids (B, L) in [0, K).
 
-    Subclasses implement `loss`, `sample`, `predict` and `nll`; `record` and `histories` if they keep
-    statistics of training.
+    The arguments of a subclass's constructor are fields of the configuration with the same names, or `transformer`
+    (models/build.py).
+
+    Subclasses set `net` and implement `loss`, `nll`, `draws_per_sample` and `sample`. `predict` is needed for larger
+    images only, `revealed_at` for pictures of the steps of sampling, `record` and `histories` for statistics of
+    training.
     """
 
+    net: nn.Module  # ids (B, L) -> logits (B, L, K)
     # Whether `predict` is right only if all tokens before a position are known and none after it.
     needs_raster_order = False
 
-    def __init__(self, H):
+    def __init__(self, codebook_size: int, block_size: int) -> None:
         super().__init__()
-        self.codebook_size = H.codebook_size
-        self.mask_id = H.codebook_size
-        self.block_size = H.block_size
+        self.codebook_size = codebook_size
+        self.mask_id = codebook_size
+        self.block_size = block_size
 
-    @staticmethod
-    def build_transformer(H, vocab_size, causal):
-        return Transformer(
-            vocab_size,
-            H.codebook_size,
-            H.block_size,
-            H.bert_n_emb,
-            H.bert_n_head,
-            H.bert_n_layers,
-            causal,
-            H.embd_pdrop,
-            H.attn_pdrop,
-            H.resid_pdrop,
-        )
+    def parts_to_compile(self) -> list[nn.Module]:
+        """The modules to which torch.compile is applied: the blocks of a Transformer. All have the same shapes, so that
+        compiling one compiles all."""
+        return list(getattr(self.net, "blocks", []))
 
-    @property
-    def net(self):
-        """The Transformer. Its attribute has the name of the published checkpoints, which differs between samplers."""
-        return next(m for m in self.children() if isinstance(m, Transformer))
-
-    def parts_to_compile(self):
-        """The blocks of the Transformers. All have the same shapes, so that compiling one compiles all."""
-        return [block for m in self.modules() if isinstance(m, Transformer) for block in m.blocks]
-
-    def loss(self, ids, rng):
-        """Training loss of ids (B, L) int64 -> SamplerLoss. rng: utils.core.seed.StepRandom."""
+    def loss(self, ids: Tensor, rng: StepRandom) -> SamplerLoss:
+        """Training loss of ids (B, L) int64."""
         raise NotImplementedError
 
-    def validation_loss(self, ids, rng):
+    def validation_loss(self, ids: Tensor, rng: StepRandom) -> SamplerLoss:
         """Like `loss`, but its bits are always the negative log likelihood or a bound on it."""
         return self.loss(ids, rng)
 
-    def record(self, extra):
+    def record(self, extra: dict[str, Tensor]) -> None:
         """Take a SamplerLoss's `extra` into the training histories (buffers). Called by training only."""
 
-    def histories(self):
+    def histories(self) -> dict[str, Tensor]:
         """{name: values by time step} to show as bars."""
         return {}
 
-    def sample(self, uniforms, temp=1.0, progress=None):
+    def draws_per_sample(self) -> tuple[int, ...]:
+        """Shape of the uniforms in [0, 1) that one sample needs, e.g. (2, L)."""
+        raise NotImplementedError
+
+    def sample(self, uniforms: Tensor, temp: float = 1.0, progress: Steps = no_progress) -> Tensor:
         """Draw one sample for each row of `uniforms`, which `draws_per_sample` shapes.
 
         The caller provides all randomness, one row per sample, so that a sample does not depend
@@ -94,36 +96,39 @@ class Sampler(nn.Module):
         """
         raise NotImplementedError
 
-    def sample_many(self, draw, n, batch_size, temp=1.0, progress=None):
+    def sample_many(
+        self, draw: Draw, n: int, batch_size: int, temp: float = 1.0, progress: Progress = SILENT
+    ) -> Iterator[Tensor]:
         """Draw samples 0 .. n-1 and yield their ids (b, L), in order, batch_size (the last time fewer) at a time.
 
-        draw: range of numbers -> their uniforms, as `sample` takes them; progress: utils.core.progress.Progress.
+        draw: range of numbers -> their uniforms, as `sample` takes them.
         """
         for start in range(0, n, batch_size):
             numbers = range(start, min(start + batch_size, n))
-            yield self.sample(draw(numbers), temp, progress and progress.within(len(numbers)))
+            yield self.sample(draw(numbers), temp, progress.within(len(numbers)))
 
-    def draws_per_sample(self):
-        """Shape of the uniforms in [0, 1) that one sample needs, e.g. (2, L)."""
-        raise NotImplementedError
+    def revealed_at(self, uniforms: Tensor) -> Tensor:
+        """The completed share of sampling at which each token of the samples of `uniforms` is revealed: (B, L) in
+        (0, 1]. Raises UserError if the sampler does not reveal each token once."""
+        raise UserError("this sampler does not reveal each code once: there are no steps to show")
 
-    def predict(self, ids, rows, cols):
+    def predict(self, ids: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
         """Logits (n, K) of unknown tokens `cols` (n,) of sequences `rows` (n,), given the known ones.
 
         ids (B, L) int64, L = block_size, with `mask_id` where a token is unknown.
         """
         raise NotImplementedError
 
-    def nll(self, ids, rng=None, passes=0, progress=None):
+    def nll(self, ids: Tensor, rng: StepRandom | None = None, passes: int = 0, progress: Steps = no_progress) -> Tensor:
         """Negative log likelihood, or an estimate of an upper bound on it: ids (B, L) -> (B,) in nats per sample.
 
-        rng: utils.core.seed.StepRandom; passes: the number of network passes (0: as the original); progress: called
-        with a list of one entry per pass, returns an iterable of them. Exact samplers need none of these.
+        passes: the number of network passes (0: as the original); progress: called with a list of one entry per pass,
+        returns an iterable of them. Exact samplers need none of these.
         """
         raise NotImplementedError
 
 
-def draw_codes(logits, u, temp=1.0):
+def draw_codes(logits: Tensor, u: Tensor, temp: float = 1.0) -> Tensor:
     """Draw from softmax(logits / temp) by inverting its distribution function.
 
     logits (..., K), u (...) uniform in [0, 1) -> ids (...) int64. Computes in float32 whatever the network's
@@ -132,7 +137,7 @@ def draw_codes(logits, u, temp=1.0):
     return invert_cdf(tempered(logits.float(), temp), u)
 
 
-def tempered(logits, temp):
+def tempered(logits: Tensor, temp: float) -> Tensor:
     """softmax(logits / temp) of float32 logits (..., K), finite at every temp from 1e-37 on."""
     if temp < COLDEST_PLAIN:  # the quotient can overflow; at usual temperatures this does not change the rounding
         logits = logits - logits.amax(-1, keepdim=True)
@@ -140,7 +145,7 @@ def tempered(logits, temp):
     return (logits / min(temp, HOTTEST)).softmax(-1)
 
 
-def invert_cdf(probs, u):
+def invert_cdf(probs: Tensor, u: Tensor) -> Tensor:
     """The first code whose cumulative probability exceeds u. probs (..., K), u (...) -> ids (...)."""
     cdf = probs.cumsum(-1)
     # Scaled by the sum, so that rounding cannot leave u above the last entry.
@@ -149,7 +154,7 @@ def invert_cdf(probs, u):
     return torch.minimum(ids, last_possible(probs))
 
 
-def last_possible(probs):
+def last_possible(probs: Tensor) -> Tensor:
     """Index of the last code with positive probability, probs (..., K) -> (...)."""
     K = probs.shape[-1]
     return K - 1 - (probs.flip(-1) > 0).to(torch.uint8).argmax(-1)

@@ -1,99 +1,76 @@
-"""Sampling of the absorbing diffusion: when each token is revealed, and how to keep the batch full.
+"""The fast form of AbsorbingDiffusion.sample_plainly, for an order that is known before the network runs.
 
-For t = S..1, each token that is still masked is revealed with probability 1/t. The reveal time of each token is
-therefore uniform on {1..S}, independent of the network. So all times are drawn first, and the network runs only at
-times at which something is revealed, each sample at its own next event. This takes S (1 - (1 - 1/S)^L) passes on
-average, 162 for S = L = 256. The distribution of the samples is exactly that of visiting all S steps.
+The network runs only at times at which something is revealed, each sample at its own next event, and computes only what
+is revealed. A finished sample gives its place in the batch to the next one. In random order this takes
+S (1 - (1 - 1/S)^L) passes on average, 162 for S = L = 256. The samples are the same.
 
 Shapes: B samples at a time, L tokens, S sampling steps.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from models.samplers.base import draw_codes
 
 
-def reveal_times(reveal_u, S):
-    """Uniforms (B, L) in [0, 1) -> the time in {1..S} at which each token is revealed, int64 (B, L)."""
-    return (reveal_u * S).long().clamp(max=S - 1) + 1
+class Rows(NamedTuple):
+    """The samples that are being drawn, one in each row. The tensors are on the device, the arrays on the CPU."""
+
+    ids: Tensor  # (B, L)
+    code_u: Tensor  # (B, L): the uniforms that the codes are drawn with
+    events: np.ndarray  # (B, L): the event (0, 1, ... of its sample) that reveals each token
+    numbers: np.ndarray  # (B,): of the samples
+    done: np.ndarray  # (B,): events of each sample so far
 
 
-def reveal_events(reveal_u, S):
-    """Uniforms (B, L) -> the event (0, 1, ... of its sample) that reveals each token: int64 array (B, L)."""
-    times, order = reveal_times(reveal_u.cpu(), S).sort(dim=1, descending=True)
-    is_next = torch.zeros_like(times)
-    is_next[:, 1:] = times[:, 1:] != times[:, :-1]
-    return torch.empty_like(order).scatter_(1, order, is_next.cumsum(1)).numpy()
+def events_of(times):
+    """Times (B, L), of which the latest comes first -> the event that reveals each token: int64 array (B, L)."""
+    return np.stack([np.unique(-row, return_inverse=True)[1] for row in times.numpy()])
 
 
-class Slots:
-    """The samples that are being drawn: B rows of ids on the device, and the progress of each row on the CPU.
-
-    draw: range of numbers -> uniforms (len, 2, L), for the reveal times and for the codes. Samples 0 .. n-1 take the
-    free slots in order. The reveal times are computed before the network runs, so that nothing waits for an
-    accelerator.
-    """
-
-    def __init__(self, draw, n, n_slots, S, mask_id):
-        self.draw, self.n, self.S, self.mask_id = draw, n, S, mask_id
-        numbers = range(min(n, n_slots))
-        u = draw(numbers)
-        self.ids = torch.full(u[:, 1].shape, mask_id, dtype=torch.int64, device=u.device)
-        self.code_u, self.events = u[:, 1].clone(), reveal_events(u[:, 0], S)
-        self.numbers, self.done = np.array(numbers), np.zeros(len(numbers), dtype=np.int64)
-        self.next = len(numbers)
-
-    def at(self):
-        """(rows, columns) of the tokens that are revealed next."""
-        at = np.nonzero(self.events == self.done[:, None])
-        return tuple(torch.from_numpy(x).to(self.ids.device, non_blocking=True) for x in at)
-
-    def length(self):
-        """Events of each sample, (B,)."""
-        return self.events.max(1) + 1
-
-    def take_finished(self):
-        """After a pass, return (numbers, ids (m, L)) of the finished samples. New samples take their slots; if none is
-        left, the batch shrinks."""
-        self.done += 1
-        finished = np.flatnonzero(self.done >= self.length())
-        if not len(finished):
-            return [], None
-        numbers, ids = self.numbers[finished].tolist(), self.ids[torch.from_numpy(finished)]
-        fresh = range(self.next, min(self.next + len(finished), self.n))
-        if fresh:
-            slots, u = finished[: len(fresh)], self.draw(fresh)
-            self.ids[slots], self.code_u[slots] = self.mask_id, u[:, 1]
-            self.events[slots], self.numbers[slots], self.done[slots] = reveal_events(u[:, 0], self.S), fresh, 0
-            self.next = fresh.stop
-        if len(fresh) < len(finished):
-            kept = np.setdiff1d(np.arange(len(self.numbers)), finished[len(fresh) :])
-            self.ids, self.code_u = self.ids[kept], self.code_u[kept]
-            self.events, self.numbers, self.done = self.events[kept], self.numbers[kept], self.done[kept]
-        return numbers, ids
+def masked_rows(model, draw, numbers):
+    """Rows of new samples. Their events are computed on the CPU, so that nothing waits for an accelerator."""
+    order_u, code_u = draw(numbers).unbind(1)
+    ids = torch.full(code_u.shape, model.mask_id, device=code_u.device)
+    events = events_of(model.order(order_u.cpu(), model.S).times)
+    return Rows(ids, code_u.clone(), events, np.array(numbers), np.zeros(len(numbers), dtype=np.int64))
 
 
 @torch.no_grad()
-def reveal(denoise, slots, temp=1.0, on_pass=None):
-    """Draw all samples of `slots`. After each pass that finishes samples, yield their (numbers, ids (m, L)).
+def draw_in_full_batches(model, draw, n, batch_size, temp, on_pass):
+    """Draw samples 0 .. n-1. After each pass that finishes samples, yield their (numbers, ids (m, L)).
 
-    denoise: (ids (B, L), at=(rows, columns)) -> logits at these tokens; on_pass: called after each pass with the
-    share of a sample's work that it has done, summed over the batch.
+    draw: range of numbers -> uniforms (len, 2, L), of the order and of the codes; on_pass: called after each pass with
+    the share of a sample's work that it has done, summed over the batch.
     """
-    while len(slots.numbers):
-        at = slots.at()
-        slots.ids[at] = draw_codes(denoise(slots.ids, at=at), slots.code_u[at], temp)
-        if on_pass:
-            on_pass((1 / slots.length()).sum())
-        numbers, ids = slots.take_finished()
-        if numbers:
-            yield numbers, ids
+    rows, waiting = masked_rows(model, draw, range(min(n, batch_size))), range(batch_size, n)
+    while len(rows.numbers):
+        next_tokens = np.nonzero(rows.events == rows.done[:, None])
+        at = tuple(torch.from_numpy(index).to(rows.ids.device, non_blocking=True) for index in next_tokens)
+        rows.ids[at] = draw_codes(model.net(rows.ids, at=at), rows.code_u[at], temp)
+        rows.done[:] += 1
+        length = rows.events.max(1) + 1
+        on_pass((1 / length).sum())
+        finished = np.flatnonzero(rows.done == length)
+        if not len(finished):
+            continue
+        yield rows.numbers[finished].tolist(), rows.ids[finished]
+        fresh, waiting = waiting[: len(finished)], waiting[len(finished) :]
+        if fresh:
+            for old, new in zip(rows, masked_rows(model, draw, fresh), strict=True):
+                old[finished[: len(fresh)]] = new
+        if len(fresh) < len(finished):  # no sample is left: the batch shrinks
+            kept = np.setdiff1d(np.arange(len(rows.numbers)), finished[len(fresh) :])
+            rows = Rows(*(field[kept] for field in rows))
 
 
-def in_order(finished, n, size):
-    """Order the results of `reveal`: yield ids (b, L) of samples 0 .. n-1, `size` at a time (the last time fewer)."""
-    found, group = {}, range(min(size, n))
+def batches_by_number(finished, n, size):
+    """Order what draw_in_full_batches yields: ids (b, L) of samples 0 .. n-1, `size` (at the end fewer) at a time."""
+    found: dict[int, Tensor] = {}
+    group = range(min(size, n))
     for numbers, ids in finished:
         found.update(zip(numbers, ids, strict=True))
         while group and all(i in found for i in group):

@@ -21,7 +21,7 @@ from test_files import RunsCode, mutations
 from experiments import calc_approximate_ELBO
 from experiments.common import codes as images_to_codes
 from experiments.common.codes import cached_codes
-from experiments.common.measure import image_features
+from experiments.common.measure import Images
 from experiments.common.weights import Loaded
 from models.autoencoder import VQAutoEncoder
 from utils.core import cache
@@ -327,11 +327,11 @@ class Caches:
         ids = cached_codes(self.H, images, split, autoencoder, CPU, self.said.append, flip)
         return ids, sum(self.encoder.batches)
 
-    def features(self, images, **given):
+    def features(self, images, keep=False):
         """(features' mean (4,), how many images were looked at)"""
         extractor = Extractor()
         self.capsys.readouterr()
-        found = image_features(self.H, extractor, images, **given)
+        found = Images(self.H, images).features(extractor, keep)
         self.said += self.capsys.readouterr().out.splitlines()
         return found.mu, extractor.seen
 
@@ -395,8 +395,8 @@ def test_keys_of_caches(place):
     images, caches = ImageSet(FolderImages(["images"]), range(4), 8), Caches()
     for given in ({}, dict(flip=True), dict(split="val"), dict(precision="amp")):
         caches.codes(images, **given)
-    for given in ({}, dict(kind="fake", keep=True)):
-        image_features(caches.H, Extractor(), images, **given)
+    for kind, keep in (("real", False), ("fake", True)):
+        Images(caches.H, images, kind).features(Extractor(), keep)
     caches.packed(images)
     names = [f"{p.parent.name}/{p.name}" for p in sorted(place.glob("*/*")) if p.parent.name != "images"]
     assert names == [

@@ -42,6 +42,7 @@ from experiments import (
 from utils.display.dashboard_panes import UNITS
 from utils.display.grids import SAYS_TRIPLES
 from utils.display.live_dashboard import Dashboard
+from utils.evaluation import features
 
 pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore:The 'warn' method:DeprecationWarning")]
 NAMES = f"MAP *.example 127.0.0.1, MAP {socket.gethostname()} 127.0.0.1"  # replaces DNS in the browser
@@ -169,8 +170,7 @@ def runs(board, shapes, tmp_path_factory):
     results = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for script in (calc_FID, calc_PRDC, calc_VQGAN_FID):
-            patch.setattr(script, "Inception", SmallExtractor)
+        patch.setattr(features, "Inception", SmallExtractor)
         train_stage_1(shapes, "ae", f"{shown} --train_steps 24 --disc_start_step 5 {train}")
         train_stage_2(shapes, "before", "ae", 24, "--train_steps 9 --steps_per_log 1")
         train_stage_2(shapes, "prior", "ae", 24, f"{shown} --visdom_compare before --train_steps 24 {train}")

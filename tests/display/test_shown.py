@@ -18,12 +18,12 @@ from scripts import experiment, prior_flags, train_stage_1, vqgan_flags
 
 import train_vqgan
 from experiments import get_samples
-from experiments.common.pictures import GREY, CodeMeans, decode_canvas
+from experiments.common.pictures import GREY, CodeMeans, decode_canvas, states_of_sampling
 from experiments.common.weights import load_autoencoder
 from hparams import get_hparams
-from models.samplers import build_sampler
-from models.samplers.trace import canvases, revealed_at
+from models.build import build_sampler
 from utils.core import progress
+from utils.core.errors import UserError
 from utils.core.seed import sample_uniforms
 from utils.data.pixels import to_uint8
 from utils.display import commands
@@ -120,7 +120,7 @@ def test_labels_and_animations(tmp_path):
 # ---------------------------------------------------------------------- what a sample is made of
 
 
-def sampler_of(name):
+def sampler_of(name, sample_type="diffusion"):
     H = SimpleNamespace(
         sampler=name,
         codebook_size=11,
@@ -135,7 +135,7 @@ def sampler_of(name):
         sample_steps=9,
         loss_type="elbo",
         mask_schedule="random",
-        sample_type="diffusion",
+        sample_type=sample_type,
         latent_shape=[1, 3, 4],
     )
     torch.manual_seed(0)
@@ -149,7 +149,7 @@ def test_the_canvases_are_those_that_the_network_saw():
     hook = sampler._denoise_fn.register_forward_pre_hook(lambda net, args: seen.append(args[0][0].clone()))
     ids = sampler.sample(u, 1.0)
     hook.remove()
-    share = revealed_at(sampler, u)[0]
+    share = sampler.revealed_at(u)[0]
     assert len(seen) > 3
     for canvas in seen:
         known = canvas != sampler.mask_id
@@ -165,7 +165,7 @@ def test_canvases_go_from_nothing_to_the_sample(name):
     sampler = sampler_of(name)
     u = sample_uniforms(0, range(4), sampler.draws_per_sample())
     ids = sampler.sample(u, 1.0)
-    states = canvases(sampler, u, ids, 8)
+    states = states_of_sampling(sampler, u, ids, 8)
     assert states.shape == (8, 4, 12)
     assert (states[0] == sampler.mask_id).all() and torch.equal(states[-1], ids)
     known = states != sampler.mask_id
@@ -176,10 +176,9 @@ def test_canvases_go_from_nothing_to_the_sample(name):
 
 
 def test_masked_language_modelling_has_no_steps_to_show():
-    sampler = sampler_of("absorbing")
-    sampler.sample_type = "mlm"
-    with pytest.raises(ValueError, match="mlm"):
-        revealed_at(sampler, sample_uniforms(0, [0], sampler.draws_per_sample()))
+    sampler = sampler_of("absorbing", "mlm")
+    with pytest.raises(UserError, match="no steps"):
+        sampler.revealed_at(sample_uniforms(0, [0], sampler.draws_per_sample()))
 
 
 @pytest.mark.parametrize("sampler", ["absorbing", "autoregressive"])

@@ -1,6 +1,7 @@
 """The scripts as a user meets them: help, mistakes, dry runs, in a folder of their own."""
 
 import errno
+import json
 import os
 import re
 import runpy
@@ -319,3 +320,11 @@ def test_a_reader_that_has_gone_leaves_one_line(workplace):
     process.stdout.close()
     assert process.stderr.read().splitlines() == ["error: Broken pipe"]
     assert process.wait(60) == 1
+
+
+def test_the_benchmark_writes_a_row_for_each_job(workplace):
+    flags = "--jobs images --seconds 0.01 --size small --device cpu --threads 1 --float32"
+    code, out, err = call("experiments/benchmark.py", flags, workplace)
+    assert code == 0, err
+    (row,) = json.loads((workplace / "logs/benchmark/benchmark.json").read_text())["jobs"]
+    assert row["rounds"] >= 2 and row["ratio"] > 0 and f"| {row['job']} |" in out

@@ -1,9 +1,12 @@
 """The metrics: their arithmetic against plain definitions, their caches, the scripts on tiny models."""
 
 import hashlib
+import inspect
 import json
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import draw_shapes
+from conftest import ROOT, draw_shapes
 from lpips import LPIPS
 from PIL import Image
 from scripts import experiment, prior_flags, vqgan_flags
@@ -20,12 +23,14 @@ from torch_fidelity import feature_extractor_inceptionv3 as inception
 
 from experiments import calc_approximate_ELBO, calc_FID, calc_PRDC, calc_VQGAN_FID, get_samples
 from experiments.common import measure
+from experiments.common.models import load_models
 from experiments.common.weights import Loaded
 from utils.core.errors import DamagedFile, UsageError, UserError
 from utils.core.files import load_tensors, save_tensors
 from utils.data.pixels import to_uint8
 from utils.evaluation import feature_files, features
 from utils.evaluation.features import Inception, collect, regroup
+from utils.evaluation.metrics import METRICS
 from utils.evaluation.weight_files import WEIGHT_FILES
 
 
@@ -51,8 +56,7 @@ def place(trained, tmp_path, monkeypatch):
     Path("logs").mkdir()
     for name in ("ae", "prior", "ar"):
         Path("logs", name).symlink_to(trained / "logs" / name)
-    for script in (calc_FID, calc_PRDC, calc_VQGAN_FID):
-        monkeypatch.setattr(script, "Inception", SmallExtractor)
+    monkeypatch.setattr(features, "Inception", SmallExtractor)
     SmallExtractor.seen = 0
     return tmp_path
 
@@ -225,6 +229,65 @@ def test_fid_and_kid_equal_torch_fidelitys_command_line(shapes, trained, incepti
         assert row["values"][ours] == pytest.approx(theirs[f"kernel_inception_distance_{name}"], rel=1e-3)
 
 
+# ---------------------------------------------------------------------- a new metric
+
+TOY = """
+
+class Colours:
+    identity = dict(extractor="mean colours", weights="none")
+
+    def __call__(self, x):
+        colours = x.float().mean((2, 3)).cpu()
+        return colours, colours[:, :0]
+
+
+@metric("distance of the mean colours", extractor=lambda H, device: Colours(), keep=True)
+def colour_distance(real, fake, H):
+    return dict(colour_distance=float((real.features.mean(0) - fake.features.mean(0)).norm()))
+"""
+
+
+def test_a_new_metric_is_one_entry(trained, shapes, tmp_path):
+    """From the command line: its flag, its own features in the cache, its number in the table, next to the FID."""
+    for folder in ("hparams", "models", "utils", "experiments"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "datasets.yaml", tmp_path)
+    (tmp_path / "logs").mkdir()
+    for name in ("ae", "prior"):
+        (tmp_path / "logs" / name).symlink_to(trained / "logs" / name)
+    stand_in = f"\n\nfrom torch import nn\n\n{inspect.getsource(SmallExtractor)}\nInception = SmallExtractor\n"
+    for module, text in (("metrics", TOY), ("features", stand_in)):
+        with open(tmp_path / f"utils/evaluation/{module}.py", "a") as file:
+            file.write(text)
+
+    def run(*flags):
+        command = [sys.executable, "experiments/calc_FID.py", *flags]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "--colour_distance" in run("--help")
+    out = run(*prior_flags(shapes, "out", "--n_samples 6 --colour_distance --save_images"))
+    row = json.loads((tmp_path / "logs/out/metrics.jsonl").read_text())
+    assert re.search(r"^  colour_distance +[\d.]+$", out, re.MULTILINE) and row["values"]["fid"] > 0
+    saved = pngs(tmp_path / "logs/out/samples").float().mean((0, 1, 2))
+    expected = (pngs_at_16(shapes).float().mean((0, 2, 3)) - saved).norm().item()
+    assert row["values"]["colour_distance"] == pytest.approx(expected, rel=1e-4)
+    assert [network["extractor"] for network in row["features"]] == ["means", "mean colours"]
+    assert len(list((tmp_path / "features").iterdir())) == 4
+
+
+def test_samples_are_drawn_once_for_several_networks(place, shapes, monkeypatch):
+    H = experiment(calc_FID, prior_flags(shapes, "x", "--n_samples 6"))
+    drawn, draw = [], measure.sample_batches
+    monkeypatch.setattr(measure, "sample_batches", lambda *args: drawn.append(args) or draw(*args))
+    samples = measure.Samples(H, load_models(H), 6)
+    other = type("Other", (SmallExtractor,), dict(identity=dict(extractor="other", weights="none")))
+    first, second = (samples.features(extractor) for extractor in (SmallExtractor(), other()))
+    assert torch.equal(first.features, second.features) and samples.all_ids().shape == (6, 16)
+    assert len(drawn) == 1
+
+
 # ---------------------------------------------------------------------- FID
 
 
@@ -233,7 +296,8 @@ def test_kid_takes_the_samples_first():
 
     random = torch.Generator().manual_seed(0)
     real, fake = torch.randn(50, 4, generator=random), torch.randn(40, 4, generator=random) + 0.1
-    found = list(calc_FID.compute_kid(real, fake).values())
+    sides = (features.FeatureSet(len(x), features=x) for x in (real, fake))
+    found = list(METRICS["kid"].compute(*sides, None).values())
     theirs = [kid_features_to_metric(*pair, kid_subset_size=40, verbose=False) for pair in ((fake, real), (real, fake))]
     assert found == list(theirs[0].values()) and found != list(theirs[1].values())
 
@@ -582,7 +646,7 @@ def test_reconstructions_without_the_weights_of_inception(place, shapes, monkeyp
     flags = vqgan_flags(shapes, "rfid", "--ae_load_dir ae --ae_load_step 4 --n_samples 7")
     complete = call(calc_VQGAN_FID, flags)
     assert complete["values"].pop("rfid") > 0 and "rFID is left out" not in capsys.readouterr().out
-    monkeypatch.setattr(calc_VQGAN_FID, "Inception", Inception)
+    monkeypatch.setattr(features, "Inception", Inception)
     (place / "features").rename(place / "away")
     row = call(calc_VQGAN_FID, flags)
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
@@ -741,8 +805,6 @@ def test_a_sample_is_what_its_codes_decode_to(place, shapes):
     assert len(list(Path("logs/s/images").iterdir())) == 50
     row = json.loads(Path("logs/s/metrics.jsonl").read_text())
     assert row["values"]["samples"] == 50 and row["metric"] == "get_samples"
-    from experiments.common.models import load_models
-
     H = experiment(get_samples, prior_flags(shapes, "x"))
     models = load_models(H)
     ids = load_tensors("logs/s/latents.pt")["ids"]

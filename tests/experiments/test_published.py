@@ -11,6 +11,7 @@ from scripts import experiment
 from test_metrics import SmallExtractor
 
 from experiments import calc_FID, calc_PRDC, calc_VQGAN_FID, get_samples
+from utils.evaluation import features
 
 SECTION = (ROOT / "docs" / "sampling.md").read_text(encoding="utf-8").split("\n## ")[2]
 COMMANDS = re.findall(r"^python experiments/(\w+)\.py (--.*)$", SECTION, re.MULTILINE)
@@ -47,7 +48,7 @@ def test_a_command_works(script, text, published, shapes, monkeypatch):
     more = f"{SHAPES} {HERE}" if script == "calc_VQGAN_FID" else f"{SHAPES} {SAMPLER_SHAPES} {HERE}"
     if script != "get_samples":  # the others read images, and compare fewer here
         Path("datasets.yaml").write_text(json.dumps({name: {"paths": str(shapes)} for name in DATA_SETS}))
-        monkeypatch.setattr(module, "Inception", SmallExtractor)
+        monkeypatch.setattr(features, "Inception", SmallExtractor)
         more += " --n_samples 8"
     H = experiment(module, [*text.split(), *words(more)])
     module.main(H)

@@ -18,6 +18,7 @@ from test_metrics import SmallExtractor
 from faults.stages import AUTOENCODER, SMALL
 from utils.core.checkpoint import Checkpoints
 from utils.core.files import hash_json, sha256_file
+from utils.evaluation import features
 
 MARKER = "executed"  # the file that hostile code leaves in the current folder
 
@@ -88,8 +89,8 @@ def measuring(module, more="", family="sampler", extractor=SmallExtractor):
     flags += words("--load_dir run --load_step 4") if family == "sampler" else []
 
     def work():
-        if extractor is not None and hasattr(module, "Inception"):
-            module.Inception = extractor
+        if extractor is not None:
+            features.Inception = extractor
         module.main(experiment(module, [*flags, *words(more)]))
 
     return work

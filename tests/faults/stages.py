@@ -14,6 +14,7 @@ from hparams import get_hparams
 from utils.core.checkpoint import Checkpoints
 from utils.core.files import load_tensors, read_json
 from utils.data import codes
+from utils.evaluation import features
 
 SMALL = words("--dataset pics --batch_size 2")
 OFTEN = words(
@@ -121,7 +122,7 @@ def experiment_work(module, *more):
     ]
 
     def work():
-        module.Inception = SmallExtractor
+        features.Inception = SmallExtractor
         module.main(experiment(module, flags))
 
     return work

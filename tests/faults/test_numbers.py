@@ -18,6 +18,7 @@ from experiments import get_samples
 from faults.forks import forked
 from faults.hostile import assert_one_line, measuring
 from faults.stages import STAGES, stage_1, stage_2
+from hparams import config
 from utils.core.checkpoint import Checkpoints
 from utils.core.files import load_tensors
 from utils.data.images import held_out
@@ -237,10 +238,11 @@ def both_stages(place, vqgan="", sampler=""):
     assert len(list((place / "logs" / "out" / "images").iterdir())) == 3
 
 
-@pytest.mark.parametrize("quantizer", ["nearest", "gumbel"])
+@pytest.mark.parametrize("quantizer", config.QUANTIZERS)
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_codebook_of_one_or_two(place, quantizer, size):
-    more = "--codebook_init kmeans --codebook_init_step 2 --codebook_restart_steps 2" if quantizer == "nearest" else ""
+    placed = "--codebook_init kmeans --codebook_init_step 2 --codebook_restart_steps 2"
+    more = placed if "codebook_init" in config.QUANTIZERS[quantizer] else ""
     sampler = "--sampler autoregressive" if size == 2 else ""
     both_stages(place, f"--codebook_size {size} --quantizer {quantizer} {more}", sampler)
     for figure in curve(place, "perplexity", "edge") + curve(place, "val_perplexity", "edge"):

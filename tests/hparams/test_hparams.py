@@ -66,7 +66,9 @@ COMMON = {
     "latent_shape": ("list of int", [1, 16, 16]),
     "emb_dim": ("int", 256),
     "codebook_size": ("int", 1024),
-    "quantizer": ("str", "nearest", ["gumbel", "nearest"]),
+    "quantizer": ("str", "nearest", ["ema", "fsq", "gumbel", "nearest", "rotation"]),
+    "codebook_decay": ("float", 0.99),
+    "fsq_least_levels": ("int", 5),
     "codebook_init": ("str", "uniform", ["kmeans", "uniform"]),
     "codebook_init_step": ("int", 500),
     "codebook_restart_steps": ("int", 0),
@@ -238,7 +240,13 @@ def test_flags_that_this_script_does_not_heed(capsys):
     assert noted("--ae_load_dir ae --ae_load_step 1 --sampler autoregressive --sample_steps 3") == [
         "--sample_steps has no effect without --sampler absorbing"
     ]
-    assert noted("--quantizer gumbel --beta 0.5", "vqgan") == ["--beta has no effect without --quantizer nearest"]
+    assert noted("--quantizer gumbel --beta 0.5", "vqgan") == [
+        "--beta has no effect without --quantizer nearest or rotation"
+    ]
+    assert noted("--quantizer rotation --beta 0.5 --codebook_init kmeans --train_steps 600", "vqgan") == []
+    assert noted("--quantizer fsq --codebook_decay 0.5", "vqgan") == [
+        "--codebook_decay has no effect without --quantizer ema"
+    ]
     measuring = dict(extra=(FIDConfig,), reads=("temp", "lr"))
     assert noted(f"{SAMPLER} --n_samples 4 --temp 0.5 --sample_steps 3 --lr 1 --loss_type elbo", **measuring) == [
         "--loss_type has no effect in this script",

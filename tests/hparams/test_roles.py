@@ -30,7 +30,7 @@ def test_every_flag_has_a_role():
 @pytest.mark.parametrize(
     ("roles", "names"),
     [
-        ("autoencoder", AUTOENCODER),
+        ("autoencoder", f"{AUTOENCODER} fsq_least_levels"),
         ("discriminator", "ndf disc_layers"),
         ("sampler", "sampler bert_n_emb bert_n_head bert_n_layers block_size codebook_size latent_shape total_steps"),
         ("sampling", "temp sample_steps sample_type mask_schedule"),
@@ -79,19 +79,19 @@ class NewConfig:
 def header(**given):
     """The part of the key that describes samples, for a command line that gives these flags."""
     values = {flag.name: flag.default for flag in config.ALL_FLAGS} | HOW | given
-    loaded = SimpleNamespace(hash="a" * 64), SimpleNamespace(hash="b" * 64)
+    loaded = SimpleNamespace(hash="a" * 64, path="a"), SimpleNamespace(hash="b" * 64, path="b")
     precision = SimpleNamespace(describe=lambda: "float32")
     models = SimpleNamespace(autoencoder=loaded[0], sampler=loaded[1], precision=precision, device=torch.device("cpu"))
     return Samples(SimpleNamespace(**values), models, 100).header()
 
 
 def name(**given):
-    return features.cache_path(dict(kind="samples", extractor="x", **header(**given))).name
+    return features.cache_path(dict(extractor="x", **header(**given))).name
 
 
 def test_the_key_of_cached_samples():
     """A key that changes would orphan the caches that users have."""
-    common = dict(autoencoder="a" * 64, sampler="b" * 64, precision="float32", device="cpu", n=100)
+    common = dict(kind="samples", autoencoder="a" * 64, sampler="b" * 64, precision="float32", device="cpu", n=100)
     assert header() == common | HOW
     assert name() == "samples_8862673b0c92eb1c.pt"
 

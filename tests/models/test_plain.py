@@ -12,8 +12,9 @@ import train_sampler
 import train_vqgan
 from experiments.calc_nearest_neighbours import find_candidates, nearest_of
 from hparams import get_hparams
+from models.build import build_vqgan
 from models.canvas import sample_canvas
-from models.vqgan import VQGAN
+from models.samplers.orders import ORDERS
 from utils.core.seed import StepRandom
 from utils.training.amp import Precision
 from utils.training.ema import EMA
@@ -53,7 +54,7 @@ class SmallLPIPS(torch.nn.Module):
 def test_a_step_of_stage_1(more):
     H = get_hparams("vqgan", "", f"{SMALL} --disc_start_step 2 {more}".split())
     torch.manual_seed(0)
-    one = VQGAN(H, SmallLPIPS())
+    one = build_vqgan(H, SmallLPIPS())
     other = copy.deepcopy(one)
     average, other_average = EMA(one, H.ema_beta, shared=(one.perceptual,)), copy.deepcopy(other)
     optimisers = [[torch.optim.SGD(part.parameters(), 0.1) for part in (m.ae, m.disc)] for m in (one, other)]
@@ -108,6 +109,14 @@ def test_diffusion_samples(steps):
     model = prior()
     model.S = steps
     u = torch.rand(50, *model.draws_per_sample(), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(model.sample(u, 0.7), plain.sample_diffusion(model, u, 0.7))
+
+
+@pytest.mark.parametrize("steps", [3, 16, 40])
+def test_samples_in_raster_order(steps):
+    model = prior()
+    model.S, model.order = steps, ORDERS["raster"]
+    u = torch.rand(20, *model.draws_per_sample(), generator=torch.Generator().manual_seed(1))
     assert torch.equal(model.sample(u, 0.7), plain.sample_diffusion(model, u, 0.7))
 
 

@@ -10,11 +10,13 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from models.samplers import build_sampler
+from models.build import build_sampler
+from models.fast import CachedDecoder, rounded_up
 from models.samplers.absorbing import scatter_last
 from models.samplers.base import draw_codes, invert_cdf
-from models.samplers.reveal import reveal_events, reveal_times
-from models.transformer import rounded_up
+from models.samplers.orders import ORDERS, Order, RandomOrder, RasterOrder
+from models.samplers.reveal import events_of
+from utils.core.errors import UserError
 from utils.core.seed import StepRandom, sample_uniforms
 
 K, L = 3, 4
@@ -56,11 +58,11 @@ class Oracle(torch.nn.Module):
         super().__init__()
         self.p = p
 
-    def forward(self, ids, at):
+    def forward(self, ids, at=None):
         fits = ((ids[:, None] == STATES) | (ids[:, None] == K)).all(-1)  # (B, 81)
         weight = fits * self.p
         marginals = torch.stack([(weight[:, :, None] * (v == STATES)).sum(1) for v in range(K)], -1)  # (B, L, K)
-        return (marginals / marginals.sum(-1, keepdim=True)).log()[at]
+        return (marginals / marginals.sum(-1, keepdim=True)).log()[... if at is None else at]
 
 
 def with_oracle(p, **given):
@@ -192,14 +194,14 @@ def test_training_bits_are_unbiased_for_the_enumerated_bound():
 def test_fixed_schedule_masks_exactly():
     model = tiny(mask_schedule="fixed", total_steps=8)
     t = torch.arange(1, 9).repeat_interleave(50)
-    counts = model.draw_mask(t, StepRandom("m"), 4).sum(1)
+    counts = model.mask_of(t, torch.rand(len(t), 4)).sum(1)
     assert torch.equal(counts, (t * 4 / 8).round().clamp(min=1).long())
 
 
 def test_random_schedule_masks_with_probability_t_over_T():
     model = tiny(total_steps=8)
     t = torch.full((20_000,), 3)
-    share = model.draw_mask(t, StepRandom("m"), 4).double().mean()
+    share = model.mask_of(t, StepRandom("m").rand(len(t), 4)).double().mean()
     assert abs(share - 3 / 8) < 4 * math.sqrt(3 / 8 * 5 / 8 / 80_000)
 
 
@@ -226,10 +228,9 @@ def test_cached_decoding_equals_the_whole_forward_pass():
     ids = torch.randint(0, 7, (5, 12), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         whole = model.net(ids)
-        cache = model.net.new_cache()
+        decoder = CachedDecoder(model.net)
         for i in range(12):
-            step = model.net.next_logits(ids[:, i - 1] if i else None, cache, 5)
-            assert torch.allclose(step, whole[:, i], atol=1e-5)
+            assert torch.allclose(decoder.next_logits(ids[:, :i]), whole[:, i], atol=1e-5)
 
 
 def test_causal_network_does_not_look_ahead():
@@ -279,8 +280,15 @@ def test_draws_at_usual_temperatures_are_those_of_the_plain_quotient(temp):
 
 def test_events_of_a_sample():
     times = torch.tensor([[5, 9, 5, 1], [2, 2, 2, 2]])
-    assert reveal_events((times - 0.5) / 10, 10).tolist() == [[1, 0, 1, 2], [0, 0, 0, 0]]
-    assert reveal_times(torch.tensor([0.0, 0.999999]), 3).tolist() == [1, 3]
+    assert events_of(times).tolist() == [[1, 0, 1, 2], [0, 0, 0, 0]]
+
+
+def test_times_of_the_orders():
+    assert RandomOrder(torch.tensor([[0.0, 0.5, 0.999999]]), 3).times.tolist() == [[1, 2, 3]]
+    u = torch.rand(2, 6)
+    assert RasterOrder(u, 6).times.tolist() == 2 * [[6, 5, 4, 3, 2, 1]]
+    assert RasterOrder(u, 3).times.tolist() == 2 * [[3, 3, 2, 2, 1, 1]]
+    assert RasterOrder(u, 12).times.tolist() == 2 * [[12, 10, 8, 6, 4, 2]]
 
 
 @pytest.mark.parametrize("name,kind", [("absorbing", "diffusion"), ("absorbing", "mlm"), ("autoregressive", "")])
@@ -294,11 +302,34 @@ def test_many_samples_come_in_order_whatever_the_batch(name, kind, n, batch_size
         assert torch.equal(torch.cat(batches), model.sample(draw(range(n))))
 
 
+class MostConfidentFirst(Order):
+    """An order that depends on the predictions: at each time the token whose drawn code is the most probable."""
+
+    def reveals(self, t, masked, logits, codes):
+        confidence = logits.softmax(-1).gather(-1, codes[..., None])[..., 0].masked_fill(~masked, -1)
+        return torch.nn.functional.one_hot(confidence.argmax(1), masked.shape[1]).bool()
+
+
+def test_an_order_may_depend_on_the_predictions(monkeypatch):
+    monkeypatch.setitem(ORDERS, "random", MostConfidentFirst)
+    model = tiny(block_size=9, codebook_size=11, sample_steps=9).eval()
+    draw = functools.partial(sample_uniforms, 3, shape=model.draws_per_sample())
+    seen = []
+    hook = model.net.register_forward_pre_hook(lambda net, args: seen.append(args[0].clone()))
+    ids = model.sample(draw(range(5)))
+    hook.remove()
+    assert [(state != model.mask_id).sum(1).tolist() for state in seen] == [[i] * 5 for i in range(9)]
+    assert ids.max() < 11 and all(torch.equal(s[s < 11], ids[s < 11]) for s in seen)
+    assert torch.equal(torch.cat(list(model.sample_many(draw, 5, 2))), ids)
+    with pytest.raises(UserError, match="no steps"):
+        model.revealed_at(draw(range(5)))
+
+
 def test_batches_stay_full():
     model, sizes = tiny(block_size=16, codebook_size=5, sample_steps=16).eval(), []
     model._denoise_fn.register_forward_pre_hook(lambda net, args: sizes.append(len(args[0])))
     draw = functools.partial(sample_uniforms, 0, shape=model.draws_per_sample())
-    n_events = (reveal_events(draw(range(100))[:, 0], 16).max(1) + 1).tolist()
+    n_events = (events_of(RandomOrder(draw(range(100))[:, 0], 16).times).max(1) + 1).tolist()
     assert len(set(n_events)) > 3
     list(model.sample_many(draw, 100, 10))
     assert sum(sizes) == sum(n_events)
@@ -316,7 +347,7 @@ def test_weights_are_frozen_only_while_sampling(name):
     u = sample_uniforms(3, range(6), model.draws_per_sample())
     with torch.autocast("cpu", torch.bfloat16):
         frozen_ids = model.sample(u)
-        with mock.patch("models.transformer.torch.is_autocast_enabled", lambda device: False):
+        with mock.patch("models.fast.torch.is_autocast_enabled", lambda device: False):
             assert torch.equal(model.sample(u), frozen_ids)
     after = model.state_dict()
     assert before.keys() == after.keys()

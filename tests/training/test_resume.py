@@ -1,6 +1,7 @@
 """Killed runs resume as if nothing had happened, bit for bit (CPU)."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import torch
 from scripts import run, sampler_flags, start, train_stage_1, vqgan_flags
 
+from models.quantizers import QUANTIZERS
 from utils.core.files import load_tensors
 
 EVENTS = (
@@ -94,6 +96,19 @@ def test_killed_sampler_run_equals_the_uninterrupted(tmp_path, shapes, monkeypat
     kill_and_resume(
         "train_sampler.py", lambda name: sampler_flags(shapes, name, "ae", 3, STAGE_2), tmp_path, (9, 21), 60
     )
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_every_quantizer_resumes(tmp_path, shapes, monkeypatch, capsys, quantizer):
+    monkeypatch.chdir(tmp_path)
+    flags = f"--quantizer {quantizer} --train_steps 6 --steps_per_checkpoint 3 --steps_per_log 2 --steps_per_eval 4"
+    train_stage_1(shapes, "whole", flags)
+    shutil.copytree("logs/whole", "logs/stopped")
+    Path("logs/stopped/saved_models/manifest_6.json").unlink()
+    capsys.readouterr()
+    train_stage_1(shapes, "stopped", f"{flags} --resume")
+    assert "resumed logs/stopped after step 3" in capsys.readouterr().out
+    assert_same_runs(Path("logs/whole"), Path("logs/stopped"), 6)
 
 
 @pytest.mark.parametrize("number,code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

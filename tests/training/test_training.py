@@ -17,7 +17,8 @@ import train_vqgan
 import utils.training.run_display
 from experiments.common.weights import load_autoencoder, load_sampler
 from hparams import get_hparams
-from models.vqgan import VQGAN
+from hparams.config import QUANTIZERS
+from models.build import build_vqgan
 from utils.core.checkpoint import Checkpoints
 from utils.core.errors import UserError
 from utils.core.files import load_tensors, save_tensors
@@ -177,12 +178,10 @@ def test_grey_images(here, shapes):
         assert picture.mode == "L"
 
 
-def test_kmeans_codebook_uses_many_codes(here, shapes):
-    train_stage_1(
-        shapes,
-        "ae",
-        "--codebook_init kmeans --codebook_init_step 10 --codebook_restart_steps 5 --train_steps 40 --codebook_size 8",
-    )
+@pytest.mark.parametrize("quantizer", [name for name, flags in QUANTIZERS.items() if "codebook_init" in flags])
+def test_kmeans_codebook_uses_many_codes(here, shapes, quantizer):
+    flags = "--codebook_init kmeans --codebook_init_step 10 --codebook_restart_steps 5 --train_steps 40 --ema"
+    train_stage_1(shapes, "ae", f"--quantizer {quantizer} {flags} --codebook_size 8")
     assert curve("ae", "codes_used")[-1] >= 6
 
 
@@ -199,10 +198,23 @@ def test_load_step_goes_on_at_the_next_step_in_another_folder(here, shapes):
     assert load_tensors("logs/c/saved_models/ae_optim_5.th")["state"][0]["step"] == 1
 
 
+@pytest.mark.parametrize("quantizer", ["ema", "rotation"])
+def test_weights_of_nearest_are_a_start_for_quantizers_with_the_same_codebook(here, shapes, quantizer):
+    train_stage_1(shapes, "a", "--train_steps 2 --ema --steps_per_update_ema 1")
+    before = load_tensors("logs/a/saved_models/vqgan_2.th")["ae.quantize.embedding.weight"]
+    flags = "--train_steps 3 --load_dir a --load_step 2 --load_optim --ema --lr 1e-9 --quantizer"
+    train_stage_1(shapes, "b", f"{flags} {quantizer}")
+    after = load_tensors("logs/b/saved_models/vqgan_3.th")["ae.quantize.embedding.weight"]
+    assert (after - before).abs().max() <= (0.5 if quantizer == "ema" else 1e-8), "it starts from these codes"
+    assert json.loads(Path("logs/b/config.json").read_text())["hparams"]["quantizer"] == quantizer
+    with pytest.raises(UserError, match="does not fit the configured model"):
+        train_stage_1(shapes, "c", f"{flags} gumbel")
+
+
 def test_a_published_checkpoint_with_weights_only_is_a_valid_start(here, shapes):
     """No config, no manifest, no optimiser, with `perceptual.*` tensors; the averages start at the weights."""
     H = vqgan_H(shapes, "x")
-    state = VQGAN(H).state_dict()
+    state = build_vqgan(H).state_dict()
     state["perceptual.lin0.model.1.weight"] = torch.ones(1, 64, 1, 1)
     save_tensors("logs/published/saved_models/vqgan_2200000.th", state)
     train_stage_1(shapes, "mine", "--load_dir published --load_step 2200000 --train_steps 2200002 --ema")

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 from utils.core.errors import UsageError
 
 
-def server_address(server, port):
+def server_address(server: str | None, port: int) -> tuple[str, int, str]:
     """Split None, a host name or a URL into (origin, port, path): ('http://localhost', 8097, '').
 
     A port within the URL takes precedence over `port`. Raises UsageError if the address is neither a name nor a URL, or

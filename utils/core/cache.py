@@ -7,7 +7,9 @@ different file name. A file that does not match its header is damaged.
 """
 
 import importlib.metadata
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +21,7 @@ FORMAT = 1
 ABANDONED = 3600.0  # seconds: another process may be writing into the same folder, but not so slowly
 
 
-def read(path, header):
+def read(path: str | Path, header: dict) -> tuple[dict, Any] | None:
     """Return ({name: tensor}, origin) stored under this header, or None if there is no file. The origin is None in a
     file written by an earlier version.
 
@@ -39,20 +41,20 @@ def read(path, header):
     return tensors, origin
 
 
-def fits_range(numbers, count, positions):
+def fits_range(numbers: torch.Tensor, count: int, positions: range) -> bool:
     """Whether a tensor that was read holds `count` distinct int64 numbers from the range `positions`."""
     if numbers.dtype != torch.int64 or numbers.shape != (count,):
         return False
     return len(numbers.unique()) == count and bool(((numbers >= positions.start) & (numbers < positions.stop)).all())
 
 
-def write(path, header, tensors, origin=None):
+def write(path: str | Path, header: dict, tensors: dict, origin: Any = None) -> None:
     """Store {name: tensor} under this header. The file is complete or absent."""
     digest = hash_tensors(tensors)
     save_tensors(path, dict(format=FORMAT, header=header, tensors=tensors, sha256=digest, origin=origin))
 
 
-def store(path, header, tensors, say, what, origin=None):
+def store(path: str | Path, header: dict, tensors: dict, say: Callable, what: str, origin: Any = None) -> bool:
     """Like write, but if the file cannot be written, only print a warning: the caller still has the tensors.
     Returns whether the file was written."""
     try:
@@ -64,7 +66,7 @@ def store(path, header, tensors, say, what, origin=None):
     return True
 
 
-def versions(*libraries):
+def versions(*libraries: str) -> dict[str, str]:
     """{library: version} of packages that affect results, by their names in the package index."""
     found = {}
     for name in libraries:
@@ -75,7 +77,7 @@ def versions(*libraries):
     return found
 
 
-def is_current(origin, now, path, say, what, renew=False):
+def is_current(origin: Any, now: dict, path: str | Path, say: Callable, what: str, renew: bool = False) -> bool:
     """Whether a cache may be reused. Reports a difference, or an unknown origin, in one line.
 
     origin, now: the stored origin, and the one that would be stored now: dict(versions={library: version}) and, if
@@ -110,7 +112,16 @@ def is_current(origin, now, path, say, what, renew=False):
     return False
 
 
-def cached(path, header, compute, say, what, origin, check, renew=False):
+def cached(
+    path: str | Path,
+    header: dict,
+    compute: Callable,
+    say: Callable,
+    what: str,
+    origin: Callable,
+    check: Callable,
+    renew: bool = False,
+) -> Any:
     """Read the tensors of this header from `path`, or call compute() and store its result there.
 
     what: the name of the tensors in messages ("codes"). origin: a function that returns their origin; renew: see
@@ -118,7 +129,7 @@ def cached(path, header, compute, say, what, origin, check, renew=False):
     The main process reads the file and decides whether to compute. If so, all processes call compute(), and the main
     process stores the result. In the other processes the result is None.
     """
-    tensors = None
+    tensors: Any = None
     if distributed.is_main():
         now = origin()
         try:

@@ -10,7 +10,9 @@ logs/<log_dir>/saved_models/.unfinished_<step>.json  while a checkpoint is writt
 import contextlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from utils.core.errors import DamagedFile, UserError
 from utils.core.files import (
@@ -28,15 +30,15 @@ from utils.core.job import LOGS
 FORMAT = 1
 
 
-def _is_text(value):
+def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _is_count(value):
+def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
-def _has(**fields):
+def _has(**fields: Callable) -> Callable:
     """A check for a dict in which each of these fields passes its own check."""
     return lambda value: isinstance(value, dict) and all(k in value and ok(value[k]) for k, ok in fields.items())
 
@@ -57,7 +59,7 @@ _FIELDS = dict(
 )
 
 
-def _file_of(step):
+def _file_of(step: int) -> re.Pattern:
     """A pattern that matches the names of a step's files in manifests."""
     return re.compile(rf"saved_models/\w+_{step}\.th|saved_stats/stats_{step}")
 
@@ -65,42 +67,42 @@ def _file_of(step):
 class Checkpoints:
     """The checkpoints of one run folder (logs/<log_dir>)."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.models = self.folder / "saved_models"
         self.stats = self.folder / "saved_stats"
-        self._whole = set()  # steps that this process has written or verified
+        self._whole: set[int] = set()  # steps that this process has written or verified
 
-    def path(self, name, step):
+    def path(self, name: str, step: int) -> Path:
         return self.models / f"{name}_{step}.th"
 
-    def stats_path(self, step):
+    def stats_path(self, step: int) -> Path:
         return self.stats / f"stats_{step}"
 
-    def manifest_path(self, step):
+    def manifest_path(self, step: int) -> Path:
         return self.models / f"manifest_{step}.json"
 
-    def _unfinished_path(self, step):
+    def _unfinished_path(self, step: int) -> Path:
         return self.models / f".unfinished_{step}.json"
 
-    def _key(self, path):
+    def _key(self, path: Path) -> str:
         """A file's name in manifests."""
         return path.relative_to(self.folder).as_posix()
 
-    def steps(self):
+    def steps(self) -> list[int]:
         """Steps that have a manifest, ascending."""
         return self._steps_of(r"manifest_(\d+)\.json")
 
-    def steps_with(self, name):
+    def steps_with(self, name: str) -> list[int]:
         """Steps that have a file of this name, with or without a manifest (published checkpoints have none)."""
         return self._steps_of(re.escape(name) + r"_(\d+)\.th")
 
-    def _steps_of(self, pattern, folder=None):
+    def _steps_of(self, pattern: str, folder: Path | None = None) -> list[int]:
         folder = folder or self.models
         matches = (re.fullmatch(pattern, entry) for entry in (os.listdir(folder) if folder.is_dir() else ()))
         return sorted(int(m.group(1)) for m in matches if m)
 
-    def lost_steps(self):
+    def lost_steps(self) -> list[int]:
         """Steps that have a file in saved_stats but nothing in saved_models. The stats file is written after the
         weights, so saved_models is no longer the same folder (not mounted, or emptied). An interrupted checkpoint
         leaves weights or a note."""
@@ -109,17 +111,16 @@ class Checkpoints:
 
     # ------------------------------------------------------------------ writing
 
-    def save(self, step, state_dicts, extra, about):
+    def save(self, step: int, state_dicts: dict, extra: dict, about: dict) -> None:
         """Write one checkpoint: state_dicts {name: state dict}, extra (tensors and plain values), about
         (JSON values for the manifest). The checkpoint counts only once its manifest is written."""
         self.sweep()
         values = {self.path(name, step): state for name, state in state_dicts.items()}
         values[self.stats_path(step)] = extra
-        keys = {path: self._key(path) for path in values}
-        write_json(self._unfinished_path(step), dict(files=list(keys.values())))
+        write_json(self._unfinished_path(step), dict(files=list(map(self._key, values))))
         self._whole.discard(step)
         try:
-            files = {keys[path]: save_tensors(path, value) for path, value in values.items()}
+            files = {self._key(path): save_tensors(path, value) for path, value in values.items()}
             manifest = dict(format=FORMAT, step=step, **about, files=files)
             write_json(self.manifest_path(step), dict(manifest, digest=hash_json(manifest)))
         except OSError:
@@ -129,7 +130,7 @@ class Checkpoints:
         self._whole.add(step)
         self.sweep()
 
-    def sweep(self):
+    def sweep(self) -> None:
         """Remove what a killed process or a full disk left unfinished: temporary files, and the files of checkpoints
         that were being written or removed."""
         for folder in (self.models, self.stats):
@@ -140,7 +141,7 @@ class Checkpoints:
                     path.unlink(missing_ok=True)
             self._unfinished_path(step).unlink(missing_ok=True)
 
-    def _files_of_unfinished(self, step):
+    def _files_of_unfinished(self, step: int) -> list[Path]:
         """The files that a note (or a former manifest) lists, except names that cannot belong to this step."""
         allowed = _file_of(step)
         try:
@@ -149,7 +150,7 @@ class Checkpoints:
             names = []
         return [self.folder / name for name in names if allowed.fullmatch(name)]
 
-    def prune(self, keep):
+    def prune(self, keep: int) -> None:
         """Remove all checkpoints that are older than the `keep` newest complete ones (at least 2). Only steps with a
         manifest are removed, and only the files that the manifest lists."""
         whole = 0
@@ -164,14 +165,14 @@ class Checkpoints:
         fsync_folder(self.models)
         self.sweep()
 
-    def _is_whole(self, step):
+    def _is_whole(self, step: int) -> bool:
         with contextlib.suppress(DamagedFile, OSError):
             return step in self._whole or bool(self.verify(step))
         return False
 
     # ------------------------------------------------------------------ reading
 
-    def manifest(self, step):
+    def manifest(self, step: int) -> dict:
         """The manifest of a step as it was written. Raises DamagedFile if the file holds anything else: the folder may
         come from someone else."""
         path = self.manifest_path(step)
@@ -190,22 +191,22 @@ class Checkpoints:
             raise DamagedFile(f"{path} is damaged: not the manifest that was written (see '{wrong[0]}')")
         return manifest
 
-    def verify(self, step):
+    def verify(self, step: int) -> dict:
         """The manifest of a step. Raises DamagedFile unless all files match it."""
         manifest = self.manifest(step)
         for name, expected in manifest["files"].items():
-            self._verify_file(self.folder / name, expected["bytes"], expected["sha256"])
+            self._verify_file(self.folder / name, expected)
         self._whole.add(step)
         return manifest
 
     @staticmethod
-    def _verify_file(path, size, digest):
+    def _verify_file(path: Path, expected: dict) -> None:
         if not path.is_file():
             raise DamagedFile(f"{path} is missing")
-        if path.stat().st_size != size or sha256_file(path) != digest:
+        if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
             raise DamagedFile(f"{path} is damaged: its contents are not what was written")
 
-    def newest_good(self, warn):
+    def newest_good(self, warn: Callable) -> tuple[int, dict] | tuple[None, None]:
         """(step, manifest) of the newest checkpoint that passes verification; (None, None) if there is none.
         Damaged checkpoints are reported through `warn` and skipped."""
         for step in reversed(self.steps()):
@@ -215,17 +216,17 @@ class Checkpoints:
                 warn(f"checkpoint {step} is passed over: {error}")
         return None, None
 
-    def load_stats(self, step):
+    def load_stats(self, step: int) -> Any:
         return load_tensors(self.stats_path(step))
 
-    def has(self, name, step):
+    def has(self, name: str, step: int) -> bool:
         """Whether <name>_<step>.th exists, or existed: a manifest lists it."""
         path = self.path(name, step)
         return path.is_file() or (
             self.manifest_path(step).is_file() and self._key(path) in self.manifest(step)["files"]
         )
 
-    def load(self, name, step):
+    def load(self, name: str, step: int) -> dict:
         """The state dict <name>_<step>.th, verified if a manifest lists it.
 
         Raises UserError, which lists the available steps, if the file is missing.
@@ -234,22 +235,21 @@ class Checkpoints:
         if not path.is_file():
             there = ", ".join(map(str, self.steps_with(name)[-20:])) or "none"
             raise UserError(f"{path} does not exist; steps of '{name}' in {self.models}: {there}")
-        if self.manifest_path(step).is_file():
-            expected = self.manifest(step)["files"].get(self._key(path))
-            if expected:
-                self._verify_file(path, expected["bytes"], expected["sha256"])
+        manifest = self.manifest(step) if self.manifest_path(step).is_file() else {"files": {}}
+        if expected := manifest["files"].get(self._key(path)):
+            self._verify_file(path, expected)
         state = load_tensors(path)
         if not isinstance(state, dict):
             raise DamagedFile(f"{path} holds no state dict")
         return state
 
 
-def checkpoints_of(run_name):
+def checkpoints_of(run_name: str) -> Checkpoints:
     """The Checkpoints of logs/<run_name>."""
     return Checkpoints(LOGS / run_name)
 
 
-def load_into(module, state, what):
+def load_into(module: Any, state: Any, what: str) -> None:
     """Call module.load_state_dict(state), strict. Raises a UserError of one line if names or shapes differ."""
     try:
         module.load_state_dict(state)

@@ -6,7 +6,7 @@ from utils.core import distributed
 from utils.core.errors import UserError
 
 
-def pick_device(name):
+def pick_device(name: str) -> torch.device:
     """'auto', 'cpu', 'cuda' or 'mps' -> torch.device. Raises UserError if the device is not available."""
     mps = torch.backends.mps.is_available()
     if name == "auto":
@@ -28,6 +28,6 @@ def pick_device(name):
     return torch.device(name)
 
 
-def device_name(device):
+def device_name(device: torch.device) -> str:
     """The name of the CUDA device; for other devices their type."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

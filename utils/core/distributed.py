@@ -8,6 +8,8 @@ sent by gloo, so that nothing waits for a GPU.
 import datetime
 import math
 import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,8 +24,8 @@ from utils.core.job import is_main, local_rank, local_size, rank, world_size  # 
 PATIENCE = datetime.timedelta(hours=1)
 
 
-def several():
-    """Whether there is more than one process. If so, join the group."""
+def join_group() -> bool:
+    """Join the group of processes, if there is more than one. Returns whether there is."""
     if world_size() == 1:
         return False
     if not dist.is_initialized():
@@ -35,7 +37,7 @@ def several():
     return True
 
 
-def cleanup():
+def cleanup() -> None:
     """Leave the group, after everything that uses it has succeeded."""
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -44,16 +46,16 @@ def cleanup():
 # ---------------------------------------------------------------------- tensors
 
 
-def all_reduce_sum(tensor):
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """The sum of `tensor` over the processes, in place."""
-    if several():
+    if join_group():
         dist.all_reduce(tensor)
     return tensor
 
 
-def all_reduce_mean(tensor):
+def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
     """The mean of `tensor` over the processes, in place."""
-    if several():
+    if join_group():
         dist.all_reduce(tensor)
         tensor /= world_size()
     return tensor
@@ -63,25 +65,25 @@ class _Sum(torch.autograd.Function):
     """The sum over the processes. The loss of every process depends on it."""
 
     @staticmethod
-    def forward(_ctx, tensor):
+    def forward(_ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
         return all_reduce_sum(tensor.clone())
 
     @staticmethod
-    def backward(_ctx, gradient):
+    def backward(_ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         return all_reduce_sum(gradient.clone())
 
 
-def mean_with_gradient(tensor):
+def mean_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
     """The mean of `tensor` over the processes. Each process's tensor receives the gradient of the sum of all
     processes' losses. Averaging the parameters' gradients afterwards gives those of the mean loss."""
-    return _Sum.apply(tensor) / world_size() if several() else tensor
+    return _Sum.apply(tensor) / world_size() if join_group() else tensor
 
 
-def average_gradients(parameters):
+def average_gradients(parameters: Iterable[torch.Tensor]) -> None:
     """Replace each gradient by its mean over the processes, in one flat message per type."""
-    if not several():
+    if not join_group():
         return
-    by_dtype = {}
+    by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
     for p in parameters:
         if p.grad is not None:
             by_dtype.setdefault(p.grad.dtype, []).append(p.grad)
@@ -91,18 +93,18 @@ def average_gradients(parameters):
             g.copy_(part.view_as(g))
 
 
-def all_gather_rows(tensor):
+def all_gather_rows(tensor: torch.Tensor) -> torch.Tensor:
     """Concatenate the tensors (n, ...) of all processes, ordered by rank."""
-    if not several():
+    if not join_group():
         return tensor
     parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
     dist.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
 
 
-def tensors_from_main(tensors):
+def broadcast_in_place(tensors: Iterable[torch.Tensor]) -> None:
     """Overwrite these tensors with the main process's."""
-    if several():
+    if join_group():
         for tensor in tensors:
             sent = tensor.detach().contiguous()
             dist.broadcast(sent, 0)
@@ -110,9 +112,9 @@ def tensors_from_main(tensors):
                 tensor.detach().copy_(sent)
 
 
-def tensor_from_main(tensor):
+def broadcast_tensor(tensor: Any) -> torch.Tensor:
     """The main process's CPU tensor, in every process (the argument of the other processes is ignored)."""
-    if not several():
+    if not join_group():
         return tensor
     shape, dtype = from_main(lambda: (tensor.shape, tensor.dtype))
     if not is_main():
@@ -125,40 +127,40 @@ def tensor_from_main(tensor):
 # ---------------------------------------------------------------------- decisions
 
 
-def any_rank(flag):
-    """The largest of the processes' integers `flag`. This is how a signal to one process reaches all."""
-    if not several():
-        return flag
-    value = torch.tensor(flag)
+def all_reduce_max(number: int) -> int:
+    """The largest of the processes' integers. This is how a signal to one process reaches all."""
+    if not join_group():
+        return number
+    value = torch.tensor(number)
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return int(value)
 
 
-def barrier():
-    any_rank(0)
+def barrier() -> None:
+    all_reduce_max(0)
 
 
-def from_main(function):
+def from_main(function: Callable) -> Any:
     """Call function() in the main process only; every process gets the result (a plain object)."""
-    if not several():
+    if not join_group():
         return function()
     box = [function() if is_main() else None]
     dist.broadcast_object_list(box, 0)
     return box[0]
 
 
-def from_all(value):
+def from_all(value: Any) -> list:
     """The plain objects or CPU tensors of all processes, ordered by rank."""
-    if not several():
+    if not join_group():
         return [value]
-    values = [None] * world_size()
+    values: list = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
 
-def must_agree(value, what):
+def must_agree(value: Callable, what: str) -> None:
     """Raise UserError if value(), a JSON value, is not the same in all processes. what: the message's subject."""
-    if not several():
+    if not join_group():
         return
     digests = from_all(hash_json(value()))
     others = [str(i) for i, digest in enumerate(digests) if digest != digests[0]]
@@ -174,7 +176,7 @@ def must_agree(value, what):
 _END = object()
 
 
-def in_order(own):
+def in_order(own: Iterable) -> Iterator:
     """Yield the results of shared work in order in the main process, and nothing in the others. The others must
     exhaust this iterator too, because iterating does their work.
 
@@ -184,16 +186,17 @@ def in_order(own):
     own = iter(own)
     while True:
         result = next(own, _END)
-        if not any_rank(int(result is not _END)):
+        if not all_reduce_max(int(result is not _END)):
             return
-        results = [None if result is _END else result]
-        if several():
-            mine, results = results[0], [None] * world_size() if is_main() else None
+        mine = None if result is _END else result
+        results: list | None = [mine]
+        if join_group():
+            results = [None] * world_size() if is_main() else None
             dist.gather_object(mine, results)
         yield from (r for r in results or () if r is not None)
 
 
-def turns(first, n, size):
+def turns(first: int, n: int, size: int) -> Iterator[tuple[range, int]]:
     """Share range(first, first + n) evenly among the processes, in turns of up to `size` items each. Yields for each
     turn (this process's range, the number of items of all processes)."""
     size = min(size, math.ceil(n / world_size()))

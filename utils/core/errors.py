@@ -1,8 +1,11 @@
 """Errors that the user can fix: one clear line, never a traceback. Standard library only."""
 
+import errno
 import os
 import signal
 import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from utils.core import job
 
@@ -10,7 +13,7 @@ EXIT_FAILURE = 1
 EXIT_USAGE = 2
 
 
-def printable(text):
+def printable(text: object) -> str:
     """Text that is safe to print on a terminal. Control characters, characters that change the writing direction, and
     bytes that are not text are escaped; file names may hold all of these. Line breaks are kept."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(text))
@@ -21,7 +24,7 @@ class UserError(ValueError):
 
     exit_code = EXIT_FAILURE
 
-    def __str__(self):
+    def __str__(self) -> str:
         return printable(super().__str__())
 
 
@@ -35,7 +38,7 @@ class DamagedFile(UserError):
     """A file exists but does not hold what it must (truncated, altered, of another kind)."""
 
 
-def fail(message, exit_code=EXIT_FAILURE):
+def fail(message: object, exit_code: int = EXIT_FAILURE) -> NoReturn:
     """Print one line to stderr and exit. If several processes of a job fail at the same time, only one prints."""
     try:
         sys.stdout.flush()
@@ -46,18 +49,18 @@ def fail(message, exit_code=EXIT_FAILURE):
     sys.exit(exit_code)
 
 
-def quit_quietly_at_interrupt():
+def quit_quietly_at_interrupt() -> None:
     """From now until run_main, Ctrl-C ends the process without a traceback: while torch is imported there is nothing
     to clean up."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
         signal.signal(signal.SIGINT, _quit)
 
 
-def _quit(*_):
+def _quit(*_: object) -> None:
     os._exit(128 + signal.SIGINT)
 
 
-def run_main(main, *args):
+def run_main(main: Callable, *args: Any) -> None:
     """Call main(*args) and turn the errors that a user can fix into one line and an exit code."""
     if signal.getsignal(signal.SIGINT) is _quit:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -90,7 +93,7 @@ def run_main(main, *args):
         )
 
 
-def _is_out_of_memory(error):
+def _is_out_of_memory(error: Exception) -> bool:
     """PyTorch has an exception class of its own for CUDA only; for other devices, check the message."""
     words = ("out of memory", "can't allocate memory", "not enough memory", "Storage size calculation overflowed")
     return (
@@ -100,19 +103,17 @@ def _is_out_of_memory(error):
     )
 
 
-def _is_loss_of_others(error):
+def _is_loss_of_others(error: Exception) -> bool:
     """Whether communication between processes failed: PyTorch has its own exceptions for NCCL and the store only."""
     kind, words = type(error).__name__, str(error).lower()
     return job.world_size() > 1 and (kind.startswith("Dist") or "gloo" in words or "nccl" in words)
 
 
-def _disk_hint(error):
-    import errno
-
+def _disk_hint(error: OSError) -> str:
     hints = {
         errno.ENOSPC: " (free some space; the last complete checkpoint is intact: --resume continues it)",
         errno.EFBIG: " (a file-size limit was hit; the last complete checkpoint is intact)",
         errno.EROFS: " (the file system is read-only: choose another place for logs/ and latents/)",
         errno.EACCES: " (no permission: choose another place, or fix the folder's permissions)",
     }
-    return hints.get(error.errno, "")
+    return hints.get(error.errno or 0, "")

@@ -13,7 +13,9 @@ import secrets
 import stat
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
@@ -21,7 +23,7 @@ from utils.core.errors import DamagedFile, UserError
 from utils.core.json_files import hash_json, parse_json, read_json  # noqa: F401 (in a module that hparams may import)
 
 
-def fsync_folder(folder):
+def fsync_folder(folder: str | Path) -> None:
     """Make a rename in this folder durable (a no-op if the system does not support it)."""
     with contextlib.suppress(OSError):
         fd = os.open(folder, os.O_RDONLY)
@@ -34,19 +36,19 @@ def fsync_folder(folder):
 class _HashingFile:
     """Writes bytes to a file and hashes them."""
 
-    def __init__(self, file):
+    def __init__(self, file: IO[bytes]):
         self.file, self.sha256 = file, hashlib.sha256()
 
-    def write(self, data):
+    def write(self, data: Any) -> int:
         self.sha256.update(data)
         return self.file.write(data)
 
-    def flush(self):
+    def flush(self) -> None:
         self.file.flush()
 
 
 @contextlib.contextmanager
-def atomic_write(path):
+def atomic_write(path: str | Path) -> Iterator[Any]:
     """Open a temporary file next to `path` (.<name>.<...>.tmp) for binary writing. On success it is flushed to
     the disk and renamed to `path`; on any error it is removed. The file object hashes what is written (`.sha256`)."""
     path = Path(path)
@@ -70,7 +72,7 @@ def atomic_write(path):
     fsync_folder(path.parent)
 
 
-def remove_temporaries(folder, unused_for=0.0):
+def remove_temporaries(folder: str | Path, unused_for: float = 0.0) -> None:
     """Remove the files in a folder that killed processes left in atomic_write: they can be large.
 
     unused_for: remove only files that were not modified for so many seconds, if other processes may be writing now.
@@ -83,7 +85,7 @@ def remove_temporaries(folder, unused_for=0.0):
                     path.unlink()
 
 
-def check_appendable(path):
+def check_appendable(path: str | Path) -> None:
     """Raise UserError if a path exists and is not a regular file. A run's folder may come from someone else: a link in
     it could lead to any file of the user, and a pipe would block."""
     try:
@@ -96,7 +98,7 @@ def check_appendable(path):
         raise UserError(f"{path} is {kind}, not a regular file: remove it, or put a regular file in its place")
 
 
-def _open_to_append(path):
+def _open_to_append(path: str | Path) -> Any:
     """The flags protect against a file that appears at the path after the check. Windows has neither of them."""
     check_appendable(path)
     more = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -110,7 +112,7 @@ class Lines:
     check_appendable).
     """
 
-    def __init__(self, path, keep=None):
+    def __init__(self, path: str | Path, keep: int | None = None):
         """keep: truncate the file to so many bytes (default: keep all of it). An incomplete last line is removed, too.
         A complete row without a line break (as some editors leave it) is kept and gets one."""
         self.path = path
@@ -128,10 +130,10 @@ class Lines:
         self.size, self._hash = len(kept), hashlib.sha256(kept)
 
     @property
-    def sha256(self):
+    def sha256(self) -> str:
         return self._hash.hexdigest()
 
-    def append(self, line):
+    def append(self, line: str) -> None:
         """Write one line completely, or nothing if the disk fails."""
         data = line.encode("utf-8", "backslashreplace") + b"\n"
         done = 0
@@ -146,7 +148,7 @@ class Lines:
         self.size += len(data)
         self._hash.update(data)
 
-    def sync(self):
+    def sync(self) -> None:
         """Make what was appended durable."""
         try:
             os.fsync(self.file.fileno())
@@ -154,11 +156,11 @@ class Lines:
             error.filename = str(self.path)
             raise
 
-    def close(self):
+    def close(self) -> None:
         self.file.close()
 
 
-def _is_row(data):
+def _is_row(data: bytes) -> bool:
     """Whether bytes are a complete JSON object. The start of an object, left by an interrupted write, is not."""
     try:
         return isinstance(json.loads(data), dict)
@@ -166,13 +168,13 @@ def _is_row(data):
         return False
 
 
-def write_json(path, value):
+def write_json(path: str | Path, value: Any) -> None:
     """Write JSON atomically, readable by people."""
     with atomic_write(path) as f:
         f.write((json.dumps(value, indent=1, sort_keys=False) + "\n").encode())
 
 
-def save_tensors(path, value):
+def save_tensors(path: str | Path, value: Any) -> dict:
     """torch.save, atomically. Returns dict(bytes, sha256) for a manifest."""
     import torch
 
@@ -182,7 +184,7 @@ def save_tensors(path, value):
     return dict(bytes=os.path.getsize(path), sha256=digest)
 
 
-def require_file(path):
+def require_file(path: str | Path) -> None:
     """Raise UserError unless the path is a regular file (reading from a pipe would block)."""
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder, not a file")
@@ -190,7 +192,7 @@ def require_file(path):
         raise UserError(f"{path} does not exist")
 
 
-def load_tensors(path, map_location="cpu"):
+def load_tensors(path: str | Path) -> Any:
     """torch.load of tensors and plain values only: a file cannot run code.
 
     Raises UserError if the file is missing, DamagedFile if it cannot be read.
@@ -201,7 +203,7 @@ def load_tensors(path, map_location="cpu"):
     try:
         with warnings.catch_warnings():  # torch warns about files that are refused below
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except (PermissionError, MemoryError):
         raise
     except pickle.UnpicklingError as error:
@@ -210,7 +212,7 @@ def load_tensors(path, map_location="cpu"):
         raise DamagedFile(f"{path} is damaged and cannot be read ({_first_line(error)})") from None
 
 
-def load_npy(path):
+def load_npy(path: str | Path) -> np.ndarray:
     """A .npy file as an array; it cannot run code. Raises UserError if it is missing, DamagedFile if it cannot be
     read."""
     require_file(path)
@@ -222,11 +224,11 @@ def load_npy(path):
         raise DamagedFile(f"{path} is no readable .npy file ({_first_line(error)})") from None
 
 
-def _first_line(error):
+def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
-def sha256_file(path):
+def sha256_file(path: str | Path) -> str:
     """Hex digest of a file's contents, read in pieces."""
     digest = hashlib.sha256()
     with open(path, "rb") as f:
@@ -235,7 +237,7 @@ def sha256_file(path):
     return digest.hexdigest()
 
 
-def hash_tensors(state_dict):
+def hash_tensors(state_dict: dict) -> str:
     """Hex digest of a state dict: names, types, shapes and values."""
     import torch
 

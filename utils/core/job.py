@@ -59,30 +59,30 @@ def describe_root() -> str | None:
     return f"logs/, caches and datasets.yaml are those of {ROOT}: {reason}"
 
 
-def rank():
+def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def local_rank():
+def local_rank() -> int:
     """The rank of this process among those of its machine."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
-def local_size():
+def local_size() -> int:
     """How many processes of the job this machine has."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def world_size():
+def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def is_main():
+def is_main() -> bool:
     """True in the one process that writes, logs and sends to the dashboard."""
     return rank() == 0
 
 
-def first_to_tell():
+def first_to_tell() -> bool:
     """Whether no other process of the job has reported an error on this machine (since torchrun's last restart).
 
     All processes meet the same mistake at once, and when one ends, the others lose their connection to it. Only the

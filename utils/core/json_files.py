@@ -4,6 +4,9 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from utils.core.errors import DamagedFile
 
@@ -11,7 +14,7 @@ MOST_NESTED = 20  # levels of lists and dicts within each other
 MOST_BYTES = 64 << 20  # of a file
 
 
-def parse_json(text):
+def parse_json(text: str) -> Any:
     """The value of a JSON text. ValueError for any other text, and for values that are nested deeper than anything
     that this program writes: printing and hashing go down by recursion."""
     try:
@@ -27,11 +30,11 @@ def parse_json(text):
     raise ValueError(f"a value is nested more than {MOST_NESTED} levels deep")
 
 
-def _children(value):
+def _children(value: Any) -> Iterable:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
-def read_json(path):
+def read_json(path: str | Path) -> Any:
     """Read a JSON file. Raises DamagedFile if it is not one that parse_json() takes, or no regular file."""
     try:
         with open(path, encoding="utf-8", opener=_without_waiting) as f:
@@ -43,11 +46,11 @@ def read_json(path):
         raise DamagedFile(f"{path} is damaged: not readable as JSON ({error})") from None
 
 
-def _without_waiting(name, flags):
+def _without_waiting(name: str, flags: int) -> int:
     """Open a pipe at once instead of waiting for its other end. Windows has no such pipes."""
     return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def hash_json(value):
+def hash_json(value: Any) -> str:
     """A short hex digest of any JSON value, for names of cache files."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from utils.core.errors import UserError
@@ -18,14 +19,14 @@ from utils.core.files import check_appendable, read_json
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 WAIT_AFTER_RESTART = 60.0  # seconds: torchrun restarts the processes while the previous ones are still ending
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
-_HELD = set()  # descriptors
+_HELD: set[int] = set()  # descriptors
 
 
-def _close_inherited():
+def _close_inherited() -> None:
     """Called in a forked child, which would otherwise hold the lock as long as it runs."""
     for fd in _HELD:
         os.close(fd)
@@ -43,8 +44,10 @@ class FolderLock:
     warn: called with one line if the file system has no locks.
     """
 
-    def __init__(self, folder, warn):
-        self.folder, self.note, self.fd = Path(folder), None, None
+    def __init__(self, folder: str | Path, warn: Callable):
+        self.folder = Path(folder)
+        self.note: Path | None = None
+        self.fd: int | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
         check_appendable(self.folder / ".lock")
         fd = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
@@ -62,7 +65,7 @@ class FolderLock:
             os.close(fd)
             self._leave_note(warn)
 
-    def _lock(self, fd):
+    def _lock(self, fd: int) -> bool:
         """Whether the lock is held now; False if the file system has none."""
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         deadline = time.monotonic() + (WAIT_AFTER_RESTART if restarted else 0.0)
@@ -83,7 +86,7 @@ class FolderLock:
                 break
         return False
 
-    def _leave_note(self, warn):
+    def _leave_note(self, warn: Callable) -> None:
         note = self.folder / ".in_use"
         try:
             with open(note, "x", encoding="utf-8") as file:
@@ -96,7 +99,7 @@ class FolderLock:
         self.note = note
         warn(f"warning: the file system of {self.folder} has no locks: {note} marks the folder as in use")
 
-    def release(self):
+    def release(self) -> None:
         """Let others write the folder."""
         if self.fd is not None:
             _HELD.discard(self.fd)
@@ -106,11 +109,11 @@ class FolderLock:
         self.fd = self.note = None
 
 
-def _owner():
+def _owner() -> str:
     return json.dumps(dict(pid=os.getpid(), host=socket.gethostname(), since=time.strftime("%Y-%m-%d %H:%M:%S")))
 
 
-def _described(path):
+def _described(path: Path) -> str:
     """The process that holds the lock, as text. The file can be incomplete while it is written."""
     try:
         owner = read_json(path)

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 
 from tqdm import tqdm
 
@@ -14,7 +15,7 @@ RAREST = 20
 BAR = "{desc} {n_fmt}/{total_fmt} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
 
 
-def say(message):
+def say(message: object) -> None:
     """Print a line without breaking a progress bar. Characters that the terminal's encoding lacks and control
     characters are escaped: file names may hold them. Only the main process prints."""
     if not is_main():
@@ -32,18 +33,21 @@ class Progress:
     to estimate the unfinished work of all.
     """
 
-    def __init__(self, total, description, unit="it", initial=0, enabled=True, lazy=False, workers=1):
+    def __init__(
+        self, total: int, description: str, unit: str = "it", initial: int = 0, lazy: bool = False, workers: int = 1
+    ):
         self.workers, self.total, self.description, self.unit = workers, total, description, unit
         self.done, self.initial = initial, initial
         self.start = self.last_line = time.monotonic()
-        self.plain = enabled and is_main() and not sys.stderr.isatty()
-        self.bar = self.last_shown = None
+        self.plain = is_main() and not sys.stderr.isatty()
+        self.bar: tqdm | None = None
+        self.last_shown: dict | None = None
         self.begun = 0.0  # units of unfinished work
-        self.wants_bar = enabled and is_main() and not self.plain
+        self.wants_bar = is_main() and not self.plain
         if not lazy:
             self._show_bar()
 
-    def _show_bar(self):
+    def _show_bar(self) -> None:
         if self.wants_bar and self.bar is None:
             pace = "" if self.unit == "step" else ", {rate_fmt}"  # training shows images per second itself
             self.bar = tqdm(
@@ -58,22 +62,22 @@ class Progress:
                 miniters=0,
             )
 
-    def update(self, n=1, shown=None):
+    def update(self, n: int = 1, shown: dict | None = None) -> None:
         """Advance by n; shown: {name: value} to show next to the count."""
         self.done += n
         self.begun = max(0.0, self.begun - n)
         self._show(shown)
 
-    def has_begun(self, share):
+    def has_begun(self, share: float) -> None:
         """Count a share of units that are started but not done."""
         self.begun += share * self.workers
         self._show(None)
 
-    def within(self, n):
+    def within(self, n: int) -> Callable:
         """Return a function that iterates over a list (the steps that complete the next n units) and shows how many
         steps are done."""
 
-        def steps(items):
+        def steps(items: list) -> Iterator:
             for i, item in enumerate(items):
                 self.begun = n * self.workers * i / len(items)
                 self._show(dict(step=f"{i + 1}/{len(items)}"))
@@ -81,7 +85,7 @@ class Progress:
 
         return steps
 
-    def _show(self, shown):
+    def _show(self, shown: dict | None) -> None:
         self._show_bar()
         if self.bar is not None:
             if shown:
@@ -95,11 +99,11 @@ class Progress:
                 self.last_line = now
                 say(self.line())
 
-    def count(self):
+    def count(self) -> int:
         """The units done, including the finished part of the current work."""
         return min(int(self.done + self.begun), max(self.total, self.done))
 
-    def skip_to(self, done):
+    def skip_to(self, done: int) -> None:
         """Count work that was done before this run and is not repeated."""
         if done > self.done:
             self.initial += done - self.done
@@ -108,11 +112,11 @@ class Progress:
         if self.bar is not None:
             self.bar.initial, self.bar.n = self.initial, self.done
 
-    def rate(self):
+    def rate(self) -> float:
         """Units per second since the start."""
         return (self.done + self.begun - self.initial) / max(time.monotonic() - self.start, 1e-9)
 
-    def line(self):
+    def line(self) -> str:
         shown, pace = _shown_text(self.last_shown or {}), ""
         if rate := self.rate():  # 0: the time left is unknown
             left = tqdm.format_interval((self.total - self.done - self.begun) / rate)
@@ -120,10 +124,10 @@ class Progress:
         share = f"{100 * self.count() / max(self.total, 1):.0f}%"
         return f"{self.description}: {self.count()}/{self.total} ({share}){pace} {shown}".rstrip()
 
-    def __enter__(self):
+    def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind: object, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
         elif self.plain and kind is None and time.monotonic() - self.start > PLAIN_INTERVAL:
@@ -137,10 +141,11 @@ class Forecast:
     SHORT = 10.0  # seconds: shorter times are not reported
     LONG = 3650 * 86400.0  # seconds: longer times have no date
 
-    def __init__(self, total):
-        self.total, self.first, self.told = total, None, False
+    def __init__(self, total: int):
+        self.total, self.told = total, False
+        self.first: tuple[int, float] | None = None
 
-    def text(self, step):
+    def text(self, step: int) -> str | None:
         """Call it after each step. Returns one line, once, and None otherwise."""
         now = time.monotonic()
         if self.told or self.first is None:
@@ -157,7 +162,7 @@ class Forecast:
         return f"{duration(seconds / steps)} per step: {duration(left)} to step {self.total} ({end})"
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
     """A duration in seconds as text: 0.21 s, 45 s, 12 min, 3.5 h, 4.1 days."""
     for size, unit, most in ((1, "s", 90), (60, "min", 90), (3600, "h", 48)):
         if seconds < most * size:
@@ -165,14 +170,15 @@ def duration(seconds):
     return f"{seconds / 86400:.3g} days" if seconds < 1000 * 86400 else f"{seconds / 86400:.0f} days"
 
 
-def _shown_text(shown):
+def _shown_text(shown: dict) -> str:
     return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
 
 
-def track(iterable, description, total=None, unit="it", each=1):
-    """Iterate with a progress bar. each: the number of units that one item counts for."""
-    total = len(iterable) if total is None else total
+def track(items: Iterable, description: str, total: int | None = None, unit: str = "it", each: int = 1) -> Iterator:
+    """Iterate with a progress bar. total: the number of items, by default their length. each: the number of units that
+    one item counts for."""
+    total = len(items) if total is None else total  # type: ignore[arg-type]
     with Progress(total * each, description, unit) as progress:
-        for item in iterable:
+        for item in items:
             yield item
             progress.update(each)

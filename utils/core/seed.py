@@ -5,18 +5,19 @@ one process draws.
 """
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 
 
-def derive_seed(*words):
+def derive_seed(*words: int | str) -> int:
     """A 63-bit seed from any words (int or str). Different words give unrelated seeds."""
     text = "\x1f".join(str(w) for w in words).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
-def seed_everything(*words):
+def seed_everything(*words: int | str) -> None:
     """Seed torch's and numpy's global generators (dropout, initialisation)."""
     value = derive_seed(*words)
     torch.manual_seed(value)
@@ -30,33 +31,35 @@ class StepRandom:
     on how many processes share the batch. The draws depend on the order of the calls.
     """
 
-    def __init__(self, *words, device="cpu", rank=0, world_size=1, at=None):
+    def __init__(
+        self,
+        *words: int | str,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        at: tuple[int, int] | None = None,
+    ):
         """rank, world_size: which of the equal blocks of rows to return. Or at: (first row, number of all rows)."""
         self.words, self.generator = words, torch.Generator(device=device).manual_seed(derive_seed(*words))
         self.rank, self.world_size, self.at = rank, world_size, at
 
-    def rand(self, n, *shape):
+    def rand(self, n: int, *shape: int) -> torch.Tensor:
         """Uniform on [0, 1): this rank's n rows, (n, *shape) float32."""
         first, total = self.at or (n * self.rank, n * self.world_size)
         u = torch.rand(total, *shape, generator=self.generator, device=self.generator.device)
         return u[first : first + n]
 
-    def split(self, parts):
+    def split(self, parts: int) -> list["StepRandom"]:
         """A list of StepRandom, one for each of `parts` equal parts of this rank's rows. Call it before any draw."""
         if parts == 1:
             return [self]
-        return [
-            StepRandom(
-                *self.words,
-                device=self.generator.device,
-                rank=self.rank * parts + i,
-                world_size=self.world_size * parts,
-            )
-            for i in range(parts)
-        ]
+        device, first, n = self.generator.device, self.rank * parts, self.world_size * parts
+        return [StepRandom(*self.words, device=device, rank=first + i, world_size=n) for i in range(parts)]
 
 
-def sample_uniforms(seed, indices, shape, device="cpu"):
+def sample_uniforms(
+    seed: int, indices: Iterable, shape: tuple[int, ...], device: torch.device | str = "cpu"
+) -> torch.Tensor:
     """Uniforms on [0, 1) that belong to single samples: row i is a function of (seed, indices[i]).
 
     Returns (len(indices), *shape) float32. Drawn on the CPU, so that a sample is the same on every
@@ -68,6 +71,6 @@ def sample_uniforms(seed, indices, shape, device="cpu"):
     return torch.stack(rows).to(device)
 
 
-def permutation(seed, epoch, n):
+def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     """The order of epoch `epoch` over n items, int64 numpy array."""
     return np.random.default_rng(derive_seed("epoch", seed, epoch)).permutation(n)

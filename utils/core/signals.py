@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import time
+from typing import Any
 
 from utils.core import job
 
@@ -16,24 +17,24 @@ class StopRequest:
 
     SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.number = 0
         self._since = 0.0
-        self._previous = {}
+        self._previous: dict[int, Any] = {}
 
-    def __enter__(self):
+    def __enter__(self) -> "StopRequest":
         for name in self.SIGNALS:
             number = getattr(signal, name, None)
             if number is not None:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             # None: a handler that was not set from Python, and cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def _handle(self, number, _frame):
+    def _handle(self, number: int, _frame: object) -> None:
         now = time.monotonic()
         if self.number:
             if job.world_size() > 1 and now - self._since < PASSING_ON:
@@ -45,5 +46,5 @@ class StopRequest:
                 os.write(2, b"\nstopping after this step; once more ends the run at once\n")
 
     @property
-    def exit_code(self):
+    def exit_code(self) -> int:
         return 128 + self.number

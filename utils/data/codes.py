@@ -59,7 +59,7 @@ def cached(
     found = codes.read_or_encode(batch_size)  # None in other processes than the main one
     left_out = found.get("left_out") if found else None
     images.leave_out(left_out, len(images) - len(found["ids"]) if found else 0, codes.path, say)
-    ids = distributed.tensor_from_main(found and found["ids"])
+    ids = distributed.broadcast_tensor(found and found["ids"])
     if distributed.is_main() and codes.path.exists():  # otherwise only the parts hold the codes
         codes.remove_parts()
     return ids

@@ -132,7 +132,7 @@ class ImageSet(Dataset):
 
     def check_all_broken(self, say: Say) -> None:
         """check_broken with the broken images that any process has found. All processes call it."""
-        if distributed.any_rank(int(self._count_broken() != self._known_to_all)):
+        if distributed.all_reduce_max(int(self._count_broken() != self._known_to_all)):
             self.broken.copy_(distributed.all_reduce_sum(self.broken.int()) > 0)
             self._known_to_all = self._count_broken()
         self.check_broken(say)

@@ -10,7 +10,10 @@ import io
 import itertools
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -31,7 +34,7 @@ class FeatureFile:
     made_by: dict | None
 
 
-def read(path):
+def read(path: str | Path) -> FeatureFile:
     """A .npy file, or a torch file of a tensor -> FeatureFile. Raises UserError if it holds no features, DamagedFile
     if they are not those that its header was written with."""
     if str(path).endswith(".npy"):
@@ -54,7 +57,7 @@ def read(path):
     return FeatureFile(features.float(), sha256_file(path), made_by)
 
 
-def write(path, features, made_by):
+def write(path: str | Path, features: torch.Tensor, made_by: dict) -> str:
     """Features (N, D) float32 and what made them (JSON values by name) -> a .npy file, or a torch file by any other
     name; complete or absent. Returns the file's hash, as `read` does."""
     header = dict(made_by=made_by, features=hash_tensors(dict(x=features)))
@@ -67,7 +70,7 @@ def write(path, features, made_by):
     return save_tensors(path, dict(features=features, header=text))["sha256"]
 
 
-def _text_after_array(path):
+def _text_after_array(path: str | Path) -> str | None:
     """What follows the array of a .npy file, if it is an array of bytes: text. None if it is anything else."""
     with open(path, "rb") as f:
         shape, _, dtype = _array_header(f)
@@ -80,20 +83,20 @@ def _text_after_array(path):
     return rest.read().decode("utf-8", "replace") if is_bytes else None
 
 
-def _array_header(file):
+def _array_header(file: IO[bytes]) -> Any:
     """(shape, whether in Fortran's order, dtype) of the array that begins here in a file."""
     first = np.lib.format.read_magic(file) == (1, 0)
     return (np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0)(file)
 
 
-def differences(found, wanted):
+def differences(found: dict, wanted: dict) -> str:
     """In what a header differs from the one that is wanted, as text (the first three); '' if in nothing. Names that
     only `found` has do not count."""
     found, wanted = json.loads(json.dumps([found, wanted]))
     return ", ".join(itertools.islice(_differences(found, wanted), 3))
 
 
-def _differences(found, wanted):
+def _differences(found: dict, wanted: dict) -> Iterator[str]:
     for name, value in wanted.items():
         other = found.get(name)
         if isinstance(value, dict):

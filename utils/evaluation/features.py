@@ -5,8 +5,12 @@ The name of a cache file depends on everything that the features depend on: the 
 resizing, the weights of the extractor, or the models, seed and temperature of the samples.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from utils.core import cache, distributed
@@ -25,7 +29,7 @@ class Inception:
     weights_path: the file (default: torch-fidelity's own location).
     """
 
-    def __init__(self, weights_path, device):
+    def __init__(self, weights_path: str | Path | None, device: torch.device):
         if not weights_path and (line := missing("inception")):
             raise UserError(line)
         path = weights_path or WEIGHT_FILES["inception"].place
@@ -43,7 +47,7 @@ class Inception:
         self.identity = dict(extractor=EXTRACTOR, weights=sha256_file(path))
 
     @torch.no_grad()
-    def __call__(self, x):
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 (B, 3 or 1, H, W) -> features (B, 2048) and logits (B, 1008), float32 on the CPU."""
         x = x.to(self.device).expand(-1, 3, -1, -1)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -53,23 +57,25 @@ class Inception:
 
 @dataclass
 class FeatureSet:
-    """Features of N images: their mean (2048,) and covariance (2048, 2048) in float64; if
-    requested, the features themselves (n, 2048) and logits (n, 1008). left_out: the positions in their set of images
-    that could not be decoded, int64 (m,)."""
+    """Features of N images. Each tensor is None if it was not requested.
+
+    mu, sigma: mean (D,) and covariance (D, D), float64. features: (N, D). logits: (N, K). left_out: the positions in
+    their set of images that could not be decoded, int64 (m,).
+    """
 
     count: int
-    mu: torch.Tensor
-    sigma: torch.Tensor
-    features: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    left_out: torch.Tensor | None = None
+    mu: Any = None
+    sigma: Any = None
+    features: Any = None
+    logits: Any = None
+    left_out: Any = None
 
-    def statistics(self):
+    def statistics(self) -> dict[str, np.ndarray]:
         """The statistics in the form that torch-fidelity's FID expects."""
         return dict(mu=self.mu.numpy(), sigma=self.sigma.numpy())
 
 
-def collect(pairs, what, keep=False, logits=False):
+def collect(pairs: Iterable, what: str, keep: bool = False, logits: bool = False) -> FeatureSet | None:
     """The FeatureSet of images whose features and logits are given in batches, ((b, 2048), (b, 1008)) each.
 
     The statistics are summed batch by batch in float64, so that millions of images need little memory.
@@ -77,7 +83,8 @@ def collect(pairs, what, keep=False, logits=False):
     that is raised for fewer than 2 images. Only the main process has all pairs and the result, the others None.
     """
     count, kept, kept_logits = 0, [], []
-    first = second = 0.0
+    first: Any = 0.0
+    second: Any = 0.0
     for features, classes in pairs:
         f = features.double()
         first, second, count = first + f.sum(0), second + f.T @ f, count + len(f)
@@ -94,12 +101,12 @@ def collect(pairs, what, keep=False, logits=False):
     return FeatureSet(count, mu, sigma, torch.cat(kept) if keep else None, torch.cat(kept_logits) if logits else None)
 
 
-def cache_path(header):
+def cache_path(header: dict) -> Path:
     """features/<kind>_<key>.pt; the key is a hash of the whole header."""
     return FEATURES / f"{header['kind']}_{hash_json(dict(header, format=FORMAT))}.pt"
 
 
-def origin(images=None):
+def origin(images: Any = None) -> dict:
     """Other things that features depend on: see utils.core.cache.is_current. images: an ImageSet, or None for
     features of samples."""
     own = cache.versions("torch-fidelity")
@@ -109,24 +116,24 @@ def origin(images=None):
     return dict(found, versions={**found["versions"], **own})
 
 
-def store(header, found, say):
+def store(header: dict, found: FeatureSet, say: Callable) -> None:
     """Store the FeatureSet of samples under `header` (JSON values: all that it depends on), if the disk allows it."""
     header = dict(header, format=FORMAT)
     cache.store(cache_path(header), header, _tensors(found), say, f"{header['kind']} features", origin())
 
 
-def cached(header, compute, say, images=None):
+def cached(header: dict, compute: Callable, say: Callable, images: Any = None) -> FeatureSet | None:
     """The FeatureSet of this header from features/, or from compute(), which is then stored there. Only the main
     process gets it, the others None. images: the ImageSet that is read (default: samples, as many as the header's
     `n`); images that were left out are reported."""
     path = cache_path(header)
     n, most_missing = (header["n"], 0) if images is None else (len(images), images.most_broken())
 
-    def check(found):
+    def check(found: dict) -> None:
         if not _fits(found, header, n, most_missing):
             raise DamagedFile(f"{path} holds no features of {n} images")
 
-    found = cache.cached(
+    tensors = cache.cached(
         path,
         dict(header, format=FORMAT),
         lambda: _tensors(compute()),
@@ -136,13 +143,13 @@ def cached(header, compute, say, images=None):
         check,
         renew=True,
     )
-    found = found and FeatureSet(**{**found, "count": int(found["count"])})
+    found = FeatureSet(**{**tensors, "count": int(tensors["count"])}) if tensors else None
     if images is not None:
         images.leave_out(found and found.left_out, n - found.count if found else 0, path, say)
     return found
 
 
-def _fits(found, header, n, most_missing):
+def _fits(found: dict, header: dict, n: int, most_missing: int) -> bool:
     """Whether tensors that were read are the FeatureSet of a header, of n images except at most `most_missing`."""
     wanted = {"count", "mu", "sigma"}
     wanted |= {"features", "logits"} if header["kind"] == "samples" else {"features"} if header["keep"] else set()
@@ -159,14 +166,14 @@ def _fits(found, header, n, most_missing):
     return fits and ("left_out" not in found or cache.fits_range(found["left_out"], n - int(count), range(n)))
 
 
-def _tensors(s):
+def _tensors(s: FeatureSet | None) -> Any:
     if s is None:
         return None
     values = {**vars(s), "count": torch.tensor(s.count)}
     return {k: v for k, v in values.items() if v is not None}
 
 
-def tensor_of_npy(path):
+def tensor_of_npy(path: str | Path) -> torch.Tensor:
     """The array of a .npy file as a tensor. Raises UserError if a tensor cannot hold the array."""
     array = load_npy(path)
     try:
@@ -175,14 +182,14 @@ def tensor_of_npy(path):
         raise UserError(f"{path} holds no array of numbers as this machine writes them") from None
 
 
-def is_plain(value):
+def is_plain(value: Any) -> bool:
     """Whether a file held a tensor of numbers one after the other: not sparse, quantized, or without its values."""
     return torch.is_tensor(value) and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
 
 
-def regroup(batches, size):
+def regroup(batches: Iterable[torch.Tensor], size: int) -> Iterator[torch.Tensor]:
     """Batches of any lengths -> batches of `size` (the last may be smaller), rows in the same order."""
-    waiting = []
+    waiting: list[torch.Tensor] = []
     n = 0
     for x in batches:
         waiting.append(x)

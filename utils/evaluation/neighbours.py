@@ -10,7 +10,9 @@ requested, the second calls LPIPS itself on these.
 """
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -22,13 +24,13 @@ PIECE = 1 << 14  # features in one matrix product
 
 
 @contextmanager
-def exact():
+def exact() -> Iterator[None]:
     """No gradients, and convolutions in float32: by default a GPU may round their inputs to TF32, three digits."""
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
 
-def lpips_input(x):
+def lpips_input(x: torch.Tensor) -> torch.Tensor:
     """Floats in [0, 1], (B, 3 or 1, H, W) -> what LPIPS was made for: (B, 3, H', W') in [-1, 1].
 
     Grey is repeated. Images below MIN_SIDE pixels, which the network cannot take, have each pixel repeated by the
@@ -41,7 +43,7 @@ def lpips_input(x):
 
 
 @exact()
-def lpips_features(model, x):
+def lpips_features(model: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Images, floats in [0, 1] (B, 3 or 1, H, W) -> features a (B, D) float32 and signs s (D,), 1 or -1.
 
     LPIPS(x, y) = sum_i s_i (a_i(x) - a_i(y))^2. model: lpips.LPIPS. The heads' weights are folded in; those that
@@ -58,7 +60,7 @@ def lpips_features(model, x):
 
 
 @exact()
-def lpips_of_pairs(model, query, images):
+def lpips_of_pairs(model: Any, query: torch.Tensor, images: Iterable[torch.Tensor]) -> list[float]:
     """LPIPS of one image (C, H, W) with each of N, (N, C, H, W) in [0, 1] -> N floats.
 
     A pair a call: a batch of another size is rounded otherwise in the eighth digit, and images that are equal would
@@ -75,18 +77,18 @@ class QueryDistances:
     pixels, and as much for each image of a batch; some hundreds of queries fit on any GPU.
     """
 
-    def __init__(self, model, queries, progress=None):
+    def __init__(self, model: Any, queries: torch.Tensor, progress: Callable = iter):
         self.model = model
-        parts = [lpips_features(model, x) for x in (progress or iter)(queries.split(1))]
+        parts = [lpips_features(model, x) for x in progress(queries.split(1))]
         self.features, self.signs = torch.cat([features for features, _ in parts]), parts[0][1]
         self.squares = (self.features.square() * self.signs).sum(1)
         self.features *= self.signs
 
-    def __call__(self, x):
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, C, H, W) like the queries -> distances (Q, B)."""
         b, _ = lpips_features(self.model, x)
         # In pieces: one float32 sum of 640,000 products in a row is wrong in the fifth digit.
-        products = sum(p @ q.T for p, q in zip(self.features.split(PIECE, 1), b.split(PIECE, 1), strict=True))
+        products: Any = sum(p @ q.T for p, q in zip(self.features.split(PIECE, 1), b.split(PIECE, 1), strict=True))
         return self.squares[:, None] + (b.square() * self.signs).sum(1) - 2 * products
 
 
@@ -97,16 +99,16 @@ class NearestK:
     `distances` and `indices` (Q, up to k + SPARE) by (distance, index), on the CPU.
     """
 
-    def __init__(self, n_queries, k):
+    def __init__(self, n_queries: int, k: int):
         self.size = k + SPARE
         self.distances = torch.empty(n_queries, 0)
         self.indices = torch.empty(n_queries, 0, dtype=torch.int64)
 
-    def update(self, distances, indices):
+    def update(self, distances: torch.Tensor, indices: torch.Tensor) -> None:
         """distances (Q, B) to images of these numbers (B,), no number twice in the life of this object."""
         self._take(distances.cpu(), indices.expand(len(distances), -1))
 
-    def _take(self, distances, indices):
+    def _take(self, distances: torch.Tensor, indices: torch.Tensor) -> None:
         """Both (Q, B) on the CPU."""
         distances, indices = torch.cat((self.distances, distances), 1), torch.cat((self.indices, indices), 1)
         by_index = indices.argsort(1)  # a stable sort then keeps this order among equals
@@ -115,7 +117,7 @@ class NearestK:
         self.distances = self.distances[:, : self.size]
         self.indices = indices.gather(1, order[:, : self.size])
 
-    def merge(self):
+    def merge(self) -> None:
         """Take in what the other processes of the job have found. Called by all of them."""
         own, *others = distributed.from_all((self.distances, self.indices))
         self.distances, self.indices = own
@@ -123,7 +125,9 @@ class NearestK:
             self._take(distances, indices)
 
 
-def find_candidates(model, queries, batches, k, progress=None):
+def find_candidates(
+    model: Any, queries: torch.Tensor, batches: Iterable, k: int, progress: Callable = iter
+) -> torch.Tensor:
     """First pass: numbers (Q, k + SPARE, or fewer where there are fewer images) int64 of the images nearest to
     each query, up to rounding.
 
@@ -138,7 +142,9 @@ def find_candidates(model, queries, batches, k, progress=None):
     return found.indices
 
 
-def nearest_of(model, query, candidates, load, k):
+def nearest_of(
+    model: Any, query: torch.Tensor, candidates: list[int], load: Callable, k: int
+) -> list[tuple[float, int]]:
     """Second pass: the k candidates nearest to a query (C, H, W), a list of (distance, number), nearest first.
 
     candidates: numbers; load(number): that image, (C, H, W). The distances are those of LPIPS called pair by pair;

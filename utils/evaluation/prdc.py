@@ -4,6 +4,8 @@ The numbers are those of the latter's `prdc` package, which holds three complete
 (10 GB each for 50,000 images). Here the distances are computed in tiles and not kept.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from utils.core import distributed
@@ -13,7 +15,9 @@ TILE = 1024  # 120 MB in addition to features of width 2048 (measured); larger t
 
 
 @torch.no_grad()
-def prdc(real, fake, nearest_k=3, tile=TILE, progress=None):
+def prdc(
+    real: torch.Tensor, fake: torch.Tensor, nearest_k: int = 3, tile: int = TILE, progress: Callable = iter
+) -> dict[str, float]:
     """Compare features real (N, D) with fake (M, D), float32 -> dict of floats.
 
     A row's ball reaches to its nearest_k-th nearest other row of its own set (the surface is outside).
@@ -33,7 +37,7 @@ def prdc(real, fake, nearest_k=3, tile=TILE, progress=None):
     in_real, in_fake, covered = (torch.zeros(len(x), dtype=torch.bool, device=real.device) for x in (fake, real, real))
     pairs = torch.zeros((), dtype=torch.int64, device=real.device)
     tiles = [(rows, cols) for rows in spans(len(real), tile) for cols in spans(len(fake), tile)]
-    for rows, cols in (progress or iter)(own_share(tiles)):
+    for rows, cols in progress(own_share(tiles)):
         d = distances(real[rows], fake[cols])
         inside = d < real_radii[rows, None]
         pairs += inside.sum()
@@ -46,7 +50,7 @@ def prdc(real, fake, nearest_k=3, tile=TILE, progress=None):
     return dict(precision=precision, recall=recall, density=pairs.item() / (nearest_k * len(fake)), coverage=coverage)
 
 
-def check(real, fake, nearest_k, tile):
+def check(real: torch.Tensor, fake: torch.Tensor, nearest_k: int, tile: int) -> None:
     """Raise UserError for sets that cannot be compared."""
     if real.shape[1] != fake.shape[1]:
         raise UserError(
@@ -63,36 +67,36 @@ def check(real, fake, nearest_k, tile):
             raise UserError(f"the {name} features hold NaN or infinity: check the images and the extractor's weights")
 
 
-def spans(n, tile):
+def spans(n: int, tile: int) -> list[slice]:
     """Slices of at most `tile` that make up range(n)."""
     return [slice(start, min(start + tile, n)) for start in range(0, n, tile)]
 
 
-def ball_radii(x, nearest_k, tile, progress):
+def ball_radii(x: torch.Tensor, nearest_k: int, tile: int, progress: Callable) -> torch.Tensor:
     """Distance of each row of x (N, D) to its nearest_k-th nearest other row, (N,) float32."""
     nearest = torch.full((len(x), nearest_k + 1), float("inf"), device=x.device)  # one more: 0 to the row itself
 
-    def see(rows, d):
+    def see(rows: slice, d: torch.Tensor) -> None:
         nearest[rows] = torch.cat([nearest[rows], d], 1).topk(nearest_k + 1, dim=1, largest=False).values
 
     parts = spans(len(x), tile)
     upper = [(i, j) for j in range(len(parts)) for i in range(j + 1)]
-    for i, j in (progress or iter)(own_share(upper)):
+    for i, j in progress(own_share(upper)):
         d = distances(x[parts[i]], x[parts[j]])
         see(parts[i], d)
         if i != j:  # the tile below the diagonal is this one's transpose
             see(parts[j], d.T)
-    if distributed.several():
+    if distributed.world_size() > 1:
         nearest = torch.cat(distributed.from_all(nearest.cpu()), 1).to(x.device)
         nearest = nearest.topk(nearest_k + 1, dim=1, largest=False).values
     return nearest.amax(1)
 
 
-def own_share(tiles):
+def own_share(tiles: list) -> list:
     return tiles[distributed.rank() :: distributed.world_size()]
 
 
-def distances(a, b):
+def distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Euclidean distances of rows a (n, D) and b (m, D): (n, m) float32, rounded as scikit-learn rounds them."""
     a, b = a.double(), b.double()
     scale = a.square().sum(1)[:, None] + b.square().sum(1)

@@ -30,7 +30,7 @@ class Codebook:
             vectors.append(distributed.all_gather_rows(z).permute(0, 2, 3, 1).reshape(-1, self.H.emb_dim))
         if distributed.is_main():  # processors differ, and two k-means need not end alike
             self.quantizer.place_codes(torch.cat(vectors), derive_seed("kmeans", self.H.seed))
-        distributed.tensors_from_main([self.quantizer.codebook_weight()])
+        distributed.broadcast_in_place([self.quantizer.codebook_weight()])
         self._copy(slice(None))
 
     @torch.no_grad()

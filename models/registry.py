@@ -1,0 +1,28 @@
+"""Classes by name. Each is in a file of its own, which is found because it exists."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+
+
+class Registry(dict[str, type]):
+    """Classes by name. The decorator `register("name")` adds one; `kind` names them in messages."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def register(self, name: str) -> Callable[[type], type]:
+        def add(cls: type) -> type:
+            self[name] = cls
+            return cls
+
+        return add
+
+    def __missing__(self, name: str) -> type:
+        raise ValueError(f"there is no {self.kind} '{name}'; there are: {', '.join(sorted(self))}")
+
+
+def import_files(package: str) -> None:
+    """Import all files of a package, so that they register their classes."""
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")

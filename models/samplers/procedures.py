@@ -1,0 +1,69 @@
+"""The ways in which the absorbing diffusion draws samples. A model has one, chosen when it is built; the methods are
+those of models.samplers.base.Sampler, with the model as the first argument. B samples, L tokens, S sampling steps."""
+
+import torch
+
+from models.fast import frozen
+from models.samplers.base import SILENT, Sampler, draw_codes
+from models.samplers.orders import KnownOrder
+from models.samplers.reveal import batches_by_number, draw_in_full_batches
+
+
+def procedure_of(sample_type, order):
+    """sample_type: 'diffusion' or 'mlm'; order: a subclass of models.samplers.orders.Order."""
+    if sample_type == "mlm":
+        return Redraw()
+    return RevealInFullBatches() if issubclass(order, KnownOrder) else Reveal()
+
+
+class Reveal:
+    """Draws each token once, in the model's order."""
+
+    def draws_per_sample(self, model):
+        return (2, model.block_size)
+
+    def sample(self, model, uniforms, temp, progress):
+        with frozen(model):
+            return model.sample_plainly(uniforms, temp, progress)
+
+    def sample_many(self, model, *args):
+        return Sampler.sample_many(model, *args)  # one batch after the other
+
+    def revealed_at(self, model, uniforms):
+        return Sampler.revealed_at(model, uniforms)
+
+
+class RevealInFullBatches(Reveal):
+    """Draws each token once, in an order that is known before the network runs; samples share passes."""
+
+    def sample(self, model, uniforms, temp, progress):
+        n = len(uniforms)
+        return torch.cat(list(self.sample_many(model, lambda numbers: uniforms, n, n, temp, SILENT)))
+
+    def sample_many(self, model, draw, n, batch_size, temp, progress):
+        if n > 0:
+            finished = draw_in_full_batches(model, draw, n, batch_size, temp, progress.has_begun)
+            with frozen(model):
+                yield from batches_by_number(finished, n, batch_size)
+
+    def revealed_at(self, model, uniforms):
+        return (model.S + 1 - model.order(uniforms[:, 0], model.S).times) / model.S
+
+
+class Redraw(Reveal):
+    """Masked-language-model sampling: mask as at time t (from T down to 1) and draw again what is masked, S times."""
+
+    def draws_per_sample(self, model):
+        return (model.S, 2, model.block_size)
+
+    def sample(self, model, uniforms, temp, progress):
+        B, S, _, L = uniforms.shape
+        ids = torch.zeros(B, L, dtype=torch.int64, device=uniforms.device)
+        times = torch.linspace(model.T, 1, S).round().long().tolist()  # at the first, T, everything is masked
+        with frozen(model):
+            for t, step_u in zip(progress(times), uniforms.unbind(1), strict=True):
+                mask_u, code_u = step_u.unbind(1)
+                mask = model.mask_of(torch.full((B,), t, device=ids.device), mask_u)
+                at = mask.nonzero(as_tuple=True)
+                ids[at] = draw_codes(model.net(ids.masked_fill(mask, model.mask_id), at=at), code_u[at], temp)
+        return ids
