@@ -14,7 +14,7 @@ SHOW = "from utils.core import job; print(job.ROOT, job.LOGS, job.in_root('data/
 
 
 def found(cwd, named=None):
-    """[root, logs/, data/x of datasets.yaml, the line that says so] in this current folder."""
+    """[root, logs/, data/x of datasets.yaml, the line that names it] in this current folder."""
     env = {name: value for name, value in os.environ.items() if name != "UNLEASHING_ROOT"}
     env |= dict(PYTHONPATH=str(ROOT), **({"UNLEASHING_ROOT": str(named)} if named else {}))
     return subprocess.check_output([sys.executable, "-c", SHOW], cwd=cwd, env=env, text=True).splitlines()
