@@ -225,8 +225,8 @@ def split_sizes(n: int) -> tuple[int, int]:
 def held_out(source: Source, rule: str) -> np.ndarray:
     """Which images of a source validate, bool (n,).
 
-    rule: "hash": those whose split_keys have the lowest SHA-256, so that a large subfolder has about its share, and a set that
-    is moved or that grows keeps (almost) all of them; "last": the last ones, the rule of earlier versions.
+    rule: "hash": those whose split_keys have the lowest SHA-256, so that a large subfolder has about its share, and a
+    set that is moved or that grows keeps (almost) all of them; "last": the last ones, the rule of earlier versions.
     """
     n_train, n_val = split_sizes(len(source))
     if rule == "last":
