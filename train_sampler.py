@@ -134,7 +134,8 @@ def train(H):
 
         ids = all_codes(H, "train", autoencoder, run)
         val_ids = all_codes(H, "val", autoencoder, run) if H.steps_per_eval else None
-        run.introduce(len(ids), count_parameters(sampler), precision.describe(), "code sequences")
+        of_validation = 0 if val_ids is None else len(val_ids)
+        run.introduce(len(ids), count_parameters(sampler), precision.describe(), "code sequences", of_validation)
         fixed_draws = sample_uniforms(H.seed, range(N_SHOWN), sampler.draws_per_sample(), device)
 
         for step, batch in run.steps(lambda start: code_batches(ids, H, start)):

@@ -204,7 +204,8 @@ def train(H):
         for some, split in ((images, "train"), (validation, "val")):
             if H.cache_images and some:
                 pack(some, f"{H.dataset}_{split}", H.num_workers, run.say)
-        run.introduce(len(images), count_parameters(vqgan.ae), training.precision.describe())
+        of_validation = len(validation) if validation else 0
+        run.introduce(len(images), count_parameters(vqgan.ae), training.precision.describe(), validate=of_validation)
         fixed = fixed_images(validation or images, 16, run.say).to(device)
 
         for step, (batch, _) in run.steps(lambda start: training_batches(images, H, start, run.say)):

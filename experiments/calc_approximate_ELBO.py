@@ -187,7 +187,8 @@ def main(H):
         run.about["sampler"] = report.checkpoints["sampler"]
         run.restore(dict(logsigma=head, logsigma_optim=optimiser), extra={})
         optimiser.param_groups[0]["lr"] = H.lr  # which may be another than it was saved with
-        run.introduce(len(images), count_parameters(head), models.precision.describe())
+        n_val = len(val_images)
+        run.introduce(len(images), count_parameters(head), models.precision.describe(), validate=n_val)
         warn_if_seen(H, run)
         evaluation = Evaluation(H, models, val_images, run.say)
 

@@ -21,6 +21,7 @@ from hparams.config import opt
 from hparams.environment import require_packages
 from hparams.own import parse_own
 from utils.core.errors import UsageError, UserError, printable, run_main
+from utils.core.job import LOGS
 
 
 @dataclass
@@ -35,7 +36,7 @@ class DashboardConfig:
         metavar="NAME",
         repeatable=True,
     )
-    env_path: str = opt("logs/.dashboard", "folder for what the page's 'save' button keeps", metavar="DIR")
+    env_path: str = opt(str(LOGS / ".dashboard"), "folder for what the page's 'save' button keeps", metavar="DIR")
 
 
 EPILOG = """examples:

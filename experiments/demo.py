@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from hparams.environment import COMMON, require_packages
 from utils.core.errors import UserError, run_main
+from utils.core.job import ROOT_VARIABLE
 
 VQGAN_STEPS = 1500
 SAMPLER_STEPS = 1600
@@ -34,6 +35,7 @@ def call(command):
     print(f"\n$ python {command}", flush=True)
     # As after `source .venv/bin/activate`: the commands that a script prints then begin with `python`, too.
     env = dict(os.environ, PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]))
+    env[ROOT_VARIABLE] = "."  # `make clean-demo` looks for the runs in the repository
     # In a session of its own: Ctrl-C would reach it a second time, which means "at once".
     process = subprocess.Popen([sys.executable, *command.split()], cwd=ROOT, env=env, start_new_session=True)
     previous = {n: signal.signal(n, lambda n, _: process.send_signal(n)) for n in (signal.SIGINT, signal.SIGTERM)}

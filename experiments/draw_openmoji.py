@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 
 from hparams.parser import OneLineParser
 from utils.core.errors import UserError, run_main
+from utils.core.job import in_root
 from utils.core.progress import say, track
 from utils.display.grids import write_picture
 
@@ -76,7 +77,9 @@ def draw_all(target, size):
 
 def main():
     parser = OneLineParser(description=__doc__)
-    parser.add_argument("--target", default=os.path.join("data", "openmoji"), help="folder (default: %(default)s)")
+    parser.add_argument(
+        "--target", default=in_root(os.path.join("data", "openmoji")), help="folder (default: %(default)s)"
+    )
     parser.add_argument("--size", type=int, default=64, help="side in pixels (default: %(default)s)")
     args = parser.parse_args()
     target = Path(args.target)

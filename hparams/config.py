@@ -26,6 +26,7 @@ ROLES = {
     "data": "the data set: a command line may not contradict a resumed run",
     "origin": "where a run takes its first weights from: a command line may not contradict a resumed run",
     "place": "where things are: --resume does not restore it",
+    "path": "a file or folder: a run records it so that it is found from another folder, too",
     "request": "what this command is to do: --resume does not restore it",
     # The folder of a run may come from someone else: it must not decide where a login is sent.
     "dashboard": "how to reach the dashboard: --resume does not restore it, printed commands repeat it",
@@ -98,7 +99,7 @@ class RunConfig:
 
     dataset: str = opt(None, "data set: an entry of datasets.yaml, or 'custom'", "data", required=True)
     custom_dataset_path: str = opt(
-        None, "folder of images (or LMDB) for --dataset custom", "place common", metavar="DIR"
+        None, "folder of images (or LMDB) for --dataset custom", "place path common", metavar="DIR"
     )
     log_dir: str = opt("test", "the run's folder under logs/", "place common", metavar="NAME")
     load_dir: str = opt(
@@ -245,7 +246,7 @@ class VQGANTrainingConfig:
     perceptual_weights: str = opt(
         None,
         "file with the VGG16 weights for LPIPS (default: torchvision's place)",
-        "vqgan common",
+        "vqgan path common",
         metavar="PATH",
         needs="perceptual_weight",
     )
@@ -300,6 +301,13 @@ class RecordedConfig:
         older=lambda saved: "amp" if saved.get("amp") else "float32",
     )
     unique_images: bool = opt(True, "a file that several paths or links lead to is one image", "images", older=False)
+    split_rule: str = opt(
+        "hash",
+        "which images validate: those with the lowest hash of their name, or the last by path",
+        "images",
+        choices=["hash", "last"],
+        older="last",
+    )
 
 
 QuantizerConfig = declared("quantizer", QUANTIZERS, group="VQGAN", role="vqgan")

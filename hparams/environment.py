@@ -6,8 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from utils.core.errors import EXIT_USAGE, fail
+from utils.core.job import REPOSITORY
 
-ROOT = Path(__file__).resolve().parents[1]
 OLDEST = (3, 11)
 COMMON = ("torch", "numpy", "PIL", "yaml", "tqdm")  # what every script that uses a model imports
 NAMES = {"torch": "PyTorch", "PIL": "Pillow", "yaml": "PyYAML"}
@@ -30,10 +30,10 @@ def _refuse(reason: str) -> None:
 
 def _remedy() -> str:
     """How to start the Python of the environment .venv in the repository, or how to make one."""
-    inside = Path.cwd() == ROOT
-    venv = Path(".venv") if inside else ROOT / ".venv"
+    inside = Path.cwd() == REPOSITORY
+    venv = Path(".venv") if inside else REPOSITORY / ".venv"
     activate = f"source {venv / ('Scripts' if os.name == 'nt' else 'bin') / 'activate'}"
     if any(venv.glob("[Ll]ib/**/site-packages/torch")):
         return f"run `{activate}`, then the same command with `python`"
-    make = "make .venv/.ready" if inside else f"make -C {ROOT} .venv/.ready"
+    make = "make .venv/.ready" if inside else f"make -C {REPOSITORY} .venv/.ready"
     return f"run `{make}`, which makes an environment, and `{activate}` (without make or with conda: docs/training.md)"

@@ -5,7 +5,7 @@ from typing import Any
 
 from hparams.config import flags_of
 from hparams.parser import build_parser
-from hparams.sources import checked
+from hparams.sources import checked, tell_root
 
 
 def parse_own(
@@ -23,6 +23,7 @@ def parse_own(
     parser = build_parser(flags, description, epilog)
     given = parser.parse(argv)
     try:
+        tell_root()
         config = cls(**{f.name: checked(f, given[f.name]) for f in flags if f.name in given})
         if check:
             check(config)

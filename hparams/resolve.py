@@ -17,11 +17,14 @@ from hparams.config import ARCHITECTURE, Flag, Values, names_of
 from hparams.environment import COMMON, require_packages
 from hparams.parser import build_parser
 from utils.core.errors import UsageError, quit_quietly_at_interrupt
-from utils.core.job import is_main
+from utils.core.job import is_main, recorded
 
 # By kind of script: the roles of flags that it ignores, and those that --help does not show although they are common.
 IGNORED = {"vqgan": (), "sampler": ("vqgan", "discriminator")}
 IGNORED["measures"] = (*IGNORED["sampler"], "training", "sampling")
+# What the training of another model decides, too, if it has the same images: an image that one validates on, the other
+# must not train on.
+OF_THE_SPLIT = set(names_of("images")) & {flag.name for flag in config.RECORDED}
 HIDDEN = {"vqgan": (), "sampler": ("autoencoder",), "measures": (*ARCHITECTURE, "images", "stages")}
 
 
@@ -65,6 +68,7 @@ def get_hparams(
         quit_quietly_at_interrupt()
         require_packages(*COMMON)
     try:
+        sources.tell_root()
         H = resolve(flags, given, family, idle)
         if settle:
             settle(H)
@@ -86,6 +90,7 @@ def resolve(flags: Iterable[Flag], given: Values, family: str, idle: Collection[
     every = by_name | {flag.name: flag for flag in config.RECORDED}
     trains = "load_optim" not in idle
     given = {name: sources.checked(by_name[name], value) for name, value in given.items()}
+    given = {name: recorded(value) if name in names_of("path") else value for name, value in given.items()}
     entry = sources.dataset_entry(given["dataset"], given.get("custom_dataset_path"))
     values = {name: flag.default for name, flag in every.items()} | sources.preset_of(entry, family, by_name)
     if trains:
@@ -199,8 +204,8 @@ def loaded_values(
                     f"--{key} {shown(mine)} contradicts {load}, which was trained with --{key} {shown(theirs)}"
                 )
         takes = set(load.takes)
-        if "train_steps" in idle and sources.same_images(saved, values):
-            takes.update(names_of("images"))  # measured against the images that it was trained on
+        if sources.same_images(saved, values):  # measured against the images that it was trained on; trained on these
+            takes.update(names_of("images") if "train_steps" in idle else OF_THE_SPLIT)
         taken = {k: v for k, v in {**missing, **saved}.items() if k in takes and k in flags}
         for key in names_of(*ARCHITECTURE):
             if key in taken and result.get(key, taken[key]) != taken[key]:

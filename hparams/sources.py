@@ -15,11 +15,11 @@ from typing import Any
 from hparams.config import ALL_FLAGS, RECORDED, Flag, Values, names_of
 from hparams.presets import PRESETS
 from utils.core.errors import UsageError
-from utils.core.job import LOGS, is_main
+from utils.core.job import LOGS, REPOSITORY, ROOT, ROOT_VARIABLE, describe_root, in_root, is_main
 from utils.core.json_files import hash_json, read_json
 
-DATASETS = "datasets.yaml"
-ENTRY_KEYS = ("paths", "category", "preset", "hparams")
+DATASETS, LOCAL_DATASETS = (str(ROOT / name) for name in ("datasets.yaml", "datasets.local.yaml"))
+ENTRY_KEYS = ("paths", "val_paths", "category", "preset", "hparams")
 STAGES = ("vqgan", "sampler")
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -74,54 +74,88 @@ def nearest(word: str, words: Iterable[str], otherwise: str) -> str:
     return f"did you mean {by_case[near[0]]}?" if near else otherwise
 
 
+# ---------------------------------------------------------------------- the root
+
+
+def tell_root() -> None:
+    """If logs/ and datasets.yaml are not those of the current folder, print one line that names their folder.
+    UsageError if the environment names a folder that does not exist."""
+    if not ROOT.is_dir():
+        raise UsageError(f"{ROOT_VARIABLE} names {ROOT}, which is not a folder: create it, or unset the variable")
+    if is_main() and (line := describe_root()):
+        print(f"note: {line}", file=sys.stderr)
+
+
 # ---------------------------------------------------------------------- data sets
 
 
 def dataset_entry(name: str, custom_path: str | None) -> dict[str, Any]:
-    """The data set's entry as a dict with `name` and `paths` (a list), from datasets.yaml or 'custom'."""
+    """The data set's entry as a dict with `name`, `paths` and `val_paths` (lists), from datasets.yaml or 'custom'."""
     if name == "custom":
         if not custom_path:
             raise UsageError("--dataset custom needs --custom_dataset_path DIR")
         return dict(name="custom", paths=[custom_path], preset="custom", origin="--custom_dataset_path")
     if custom_path:
         raise UsageError(f"--custom_dataset_path goes with --dataset custom, not with --dataset {name}")
-    entries = _read_datasets()
+    entries = _all_entries()
     if name not in entries:
         names = [*entries, "custom"]
         hint = nearest(name, names, f"there are: {_listed(names)}")
         if os.path.exists(os.path.expanduser(name)):
             hint = f"a folder is given as --dataset custom --custom_dataset_path {name}"
         raise UsageError(f"--dataset {name} has no entry in {DATASETS}: {hint}")
-    where = f"{DATASETS}, '{name}'"
-    entry = entries[name]
+    entry, file = entries[name]
+    where = f"{file}, '{name}'"
     if not isinstance(entry, dict) or not entry.get("paths"):
         raise UsageError(f"{where}: needs an attribute 'paths' (a folder, or a list of folders)")
     for key in entry:
         if key not in ENTRY_KEYS:
             hint = nearest(str(key), ENTRY_KEYS, f"there are: {_listed(ENTRY_KEYS)}")
             raise UsageError(f"{where}: unknown attribute '{key}': {hint}")
-    paths = entry["paths"] if isinstance(entry["paths"], list) else [entry["paths"]]
-    if not all(isinstance(p, str) and p for p in paths):
-        raise UsageError(f"{where}: 'paths' must be a folder or a list of folders")
+    folders = {key: _folders(entry, key, where) for key in ("paths", "val_paths") if entry.get(key)}
     if not isinstance(entry.get("category", ""), str):
         raise UsageError(f"{where}: 'category' must be text")
-    return dict(entry, name=name, paths=paths, origin=f"the entry '{name}' of {DATASETS}")
+    return {**entry, **folders, "name": name, "file": file, "origin": f"the entry '{name}' of {file}"}
 
 
-def _read_datasets() -> dict[str, Any]:
+def _folders(entry: Values, key: str, where: str) -> list[str]:
+    paths = entry[key] if isinstance(entry[key], list) else [entry[key]]
+    if not all(isinstance(p, str) and p for p in paths):
+        raise UsageError(f"{where}: '{key}' must be a folder or a list of folders")
+    return [in_root(p) for p in paths]
+
+
+def _all_entries() -> dict[str, tuple[Any, str]]:
+    """{name: (entry, its file)} of datasets.yaml and, over it, of datasets.local.yaml: an attribute there replaces that
+    of an entry of the same name; null removes it."""
+    entries = {name: (entry, DATASETS) for name, entry in (_read_datasets(DATASETS) or {}).items()}
+    local = _read_datasets(LOCAL_DATASETS)
+    if local is None and not os.path.isfile(DATASETS):
+        theirs = REPOSITORY / "datasets.yaml"
+        raise UsageError(f"there is no {DATASETS} beside {LOGS}/: copy {theirs} there, or give --dataset custom")
+    for name, entry in (local or {}).items():
+        shared = entries[name][0] if name in entries else {}
+        if isinstance(entry, dict) and isinstance(shared, dict):
+            entry = {k: v for k, v in {**shared, **entry}.items() if v is not None}
+        entries[name] = entry, LOCAL_DATASETS
+    return entries
+
+
+def _read_datasets(file: str) -> dict[str, Any] | None:
+    """The entries of a file; None if there is no such file."""
     import yaml  # here, so that --help does not wait for it
 
     try:
-        with open(DATASETS, encoding="utf-8") as f:
+        with open(file, encoding="utf-8") as f:
             entries = yaml.safe_load(f)
     except FileNotFoundError:
-        raise UsageError(f"{DATASETS} is not in this folder: run from the repository's root") from None
+        return None
     except OSError as error:
-        raise UsageError(f"{DATASETS} cannot be read: {error.strerror}") from None
+        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"{DATASETS} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UsageError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(entries, dict):
-        raise UsageError(f"{DATASETS} must hold one entry a data set ('name:' with 'paths:' under it)")
+        raise UsageError(f"{file} must hold one entry a data set ('name:' with 'paths:' under it)")
     return {str(k): v for k, v in entries.items()}
 
 
@@ -131,7 +165,7 @@ def preset_of(entry: Values, family: str, flags: Mapping[str, Flag]) -> dict[str
     A sampler takes the autoencoder's shape from the stage 1 preset, not how it was trained.
     flags: {name: Flag} of the script.
     """
-    where = f"{DATASETS}, '{entry['name']}': "
+    where = f"{entry.get('file', DATASETS)}, '{entry['name']}': "
     name = entry.get("preset", entry["name"] if entry["name"] in PRESETS else "custom")
     if name not in list(PRESETS):
         hint = nearest(name, PRESETS, _listed(PRESETS)) if isinstance(name, str) else _listed(PRESETS)
@@ -155,7 +189,7 @@ def _own_hparams(own: Any, family: str, flags: Mapping[str, Flag], where: str) -
         if key not in known:
             raise UsageError(f"{where}'hparams' has no such flag: {key}: {nearest(str(key), known, 'see --help')}")
     own = {k: checked(known[k], v, where) for k, v in own.items()}
-    return {k: v for k, v in own.items() if k in flags}
+    return {k: in_root(v) if k in names_of("path") else v for k, v in own.items() if k in flags}
 
 
 # ---------------------------------------------------------------------- saved configurations
@@ -198,7 +232,8 @@ def saved_config(name: str, flags: Mapping[str, Flag], step: int | None = None) 
             saved = config["hparams"]
             if config.get("digest", hash_json(saved)) != hash_json(saved):  # none: written before there were any
                 raise ValueError
-        return {k: checked(flags[k], v) if k in flags else v for k, v in saved.items() if v is not None}
+        saved = {k: checked(flags[k], v) if k in flags else v for k, v in saved.items() if v is not None}
+        return {k: in_root(v) if k in names_of("path") else v for k, v in saved.items()}
     except FileNotFoundError:
         if checkpoint_steps(name) and is_main():
             print(f"note: {path} is gone: what the command line does not give has its default", file=sys.stderr)
@@ -224,7 +259,8 @@ def _of_manifest(folder: Path, steps: Iterable[int]) -> dict[str, Any] | None:
 def same_images(one: Values, other: Values) -> bool:
     """Whether two configurations ({flag: value}) name the same set of images."""
     paths = [c.get("custom_dataset_path") for c in (one, other)]
-    return one.get("dataset") == other.get("dataset") and len({p and os.path.realpath(p) for p in paths}) == 1
+    real = {p and os.path.realpath(os.path.expanduser(in_root(p))) for p in paths}
+    return one.get("dataset") == other.get("dataset") and len(real) == 1
 
 
 def _listed(words: Iterable[Any]) -> str:

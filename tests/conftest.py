@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 GOLDEN = Path(__file__).parent / "golden"
 
 torch.set_num_threads(1)
+os.environ["UNLEASHING_ROOT"] = "."  # the folder that a test works in, also if it holds no logs/ yet
 
 
 def free_port():

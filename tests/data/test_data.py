@@ -1,6 +1,7 @@
 """Images from anywhere, and batches in an order that depends on (seed, step) alone."""
 
 import errno
+import hashlib
 import io
 import os
 import pickle
@@ -32,7 +33,7 @@ from utils.data import sources as files
 from utils.data.batches import batch_positions, one_pass, training_batches
 from utils.data.decoding import decode
 from utils.data.images import ImageSet, fixed_images, split_sizes
-from utils.data.sources import ByteStrings, FolderImages, LmdbImages, find_images
+from utils.data.sources import ByteStrings, FolderImages, LmdbImages, find_images, other_files
 from utils.training.run import Run
 
 SIZE = 8
@@ -90,6 +91,7 @@ def configuration(folder=None, **given):
         num_workers=0,
         horizontal_flip=False,
         unique_images=True,
+        split_rule="hash",
         steps_per_log=1000,
         train_steps=1000,
     )
@@ -151,7 +153,7 @@ def test_name_that_is_not_utf8(tmp_path):
     assert images.load(0) is None
     with pytest.raises(UserError):
         images.check_broken(said.append)
-    assert len(said) == 1 and said[0].encode()
+    assert len(said) == 2 and said[1].encode()
     assert images.identity() == images.identity()
 
 
@@ -261,8 +263,9 @@ def test_lmdb_given_by_itself_is_split(lsun):
     H = configuration(lsun / "church_outdoor_train_lmdb", steps_per_eval=10)
     train, val = load_images(H, "train"), load_images(H, "val")
     assert (len(train), len(val)) == (20, 1)
-    names = [s.source.name(i) for s in (train, val) for i in s.indices]
-    assert names == sorted(names) and len(set(names)) == 21
+    assert len({s.source.name(i) for s in (train, val) for i in s.indices}) == 21
+    (held,) = sorted(train.source.keys, key=lambda key: hashlib.sha256(key).digest())[:1]
+    assert val.source.keys[val.indices[0]] == held
 
 
 def test_lmdb_that_is_no_lmdb(tmp_path):
@@ -302,6 +305,10 @@ def test_named_entries_and_custom(tmp_path, lsun, monkeypatch):
         (entry("nowhere"), "'nowhere' does not exist: edit 'paths' of 'mine'"),
         (entry("empty"), "no images .png jpg jpeg webp bmp. under empty: edit 'paths'"),
         (entry("empty", name="custom"), "--custom_dataset_path"),
+        (entry("others"), r"under others, but 1 file of other types \(1 .tif\): edit 'paths'"),
+        (entry("others", file="datasets.local.yaml"), "edit 'paths' of 'mine' in datasets.local.yaml"),
+        (entry(".", val_paths=["nowhere"]), "'nowhere' does not exist: edit 'val_paths' of 'mine'"),
+        (entry("others", "empty", val_paths=["empty"]), "no images"),
         (entry("nowhere", name="demo"), "make demo"),
         (entry("empty", category="church_outdoor"), "no 'church_outdoor_train_lmdb' with a data.mdb in empty"),
         (entry("empty", "church_outdoor_val_lmdb"), "mixes LMDBs"),
@@ -313,21 +320,90 @@ def test_named_entries_and_custom(tmp_path, lsun, monkeypatch):
 def test_nothing_to_read_is_an_error_with_a_remedy(given, words, lsun, monkeypatch):
     monkeypatch.chdir(lsun)
     (lsun / "empty").mkdir()
+    (lsun / "others").mkdir()
+    (lsun / "others" / "a.tif").write_bytes(b"")
     with pytest.raises(UserError, match=words):
         load_images(configuration(data_entry=given), "train")
 
 
+def split(*paths, **given):
+    """[names of the images that train, of those that validate]."""
+    H = configuration(data_entry=entry(*paths), **{"steps_per_eval": 10, **given})
+    return [[s.name(i) for i in range(len(s))] for s in (load_images(H, name) for name in ("train", "val"))]
+
+
 @pytest.mark.parametrize("n", [2, 19, 20, 40, 100])
-def test_split(tmp_path, n):
+@pytest.mark.parametrize("rule", ["hash", "last"])
+def test_split(tmp_path, n, rule):
     write_folder(tmp_path, n)
-    H = configuration(tmp_path, steps_per_eval=10)
-    train, val = load_images(H, "train"), load_images(H, "val")
-    n_train, n_val = split_sizes(n)
-    assert (len(train), len(val)) == (n_train, n_val) and n_train + n_val == n
-    assert n_val == max(1, round(0.05 * n))
-    names = [s.source.name(i) for s in (train, val) for i in s.indices]
-    assert names == sorted(names) and len(set(names)) == n
+    train, val = split(tmp_path, split_rule=rule)
+    assert (len(train), len(val)) == split_sizes(n) and len(val) == max(1, round(0.05 * n))
+    assert len({*train, *val}) == n
+    assert train == sorted(train) and val == sorted(val), "the order does not depend on the rule"
+    if rule == "last":
+        assert max(train) < min(val)
     assert len(load_images(configuration(tmp_path), "train")) == n
+
+
+def relative(names, *folders):
+    return {os.path.relpath(name, folder) for name in names for folder in folders if name.startswith(str(folder))}
+
+
+def test_the_hash_of_the_relative_path_decides_who_validates(tmp_path):
+    for kind in ("ants", "bees", "cats", "dogs"):
+        write_folder(tmp_path / "a" / kind, 50)
+    _, val = split(tmp_path / "a")
+    names = [f"{kind}/{i:03d}.png" for kind in ("ants", "bees", "cats", "dogs") for i in range(50)]
+    expected = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())[:10]
+    assert relative(val, tmp_path / "a") == set(expected) and len({os.path.dirname(v) for v in val}) > 2
+    shutil.move(tmp_path / "a", tmp_path / "z")
+    assert relative(split(f"{tmp_path}/z/")[1], tmp_path / "z") == set(expected), "a set that is moved"
+
+
+def test_split_of_several_folders_does_not_depend_on_their_names(tmp_path):
+    a, b, c = (write_folder(tmp_path / name, 60) for name in "abc")
+    kept = [[f for f in split(a, b)[1] if f.startswith(str(folder))] for folder in (a, b)]
+    assert all(kept) and relative(kept[0], a) != relative(kept[1], b), "the number of the folder counts"
+    os.rename(a, tmp_path / "d")
+    a = tmp_path / "d"  # now the last by path
+    moved = [[f for f in split(a, b)[1] if f.startswith(str(folder))] for folder in (a, b)]
+    assert [relative(k, f) for k, f in zip(moved, (a, b), strict=True)] == [
+        relative(k, f) for k, f in zip(kept, (tmp_path / "a", b), strict=True)
+    ]
+    more = split(a, b, c)[1]
+    assert len({*more} & {*moved[0], *moved[1]}) >= 4, "most of them stay when a set grows"
+
+
+def test_own_validation_images(tmp_path, lsun):
+    photos = write_folder(tmp_path / "photos", 30)
+    own = write_folder(photos / "held", 7)
+    for steps_per_eval in (0, 10):
+        H = configuration(data_entry=entry(photos, val_paths=[str(own)]), steps_per_eval=steps_per_eval)
+        train, val = load_images(H, "train"), load_images(H, "val")
+        assert (len(train), len(val)) == (30, 7), "they lie in the folder of the others, and do not train"
+        assert all(val.name(i).startswith(str(own)) for i in range(7))
+    link = tmp_path / "link"
+    link.symlink_to(own)
+    assert len(load_images(configuration(data_entry=entry(photos, val_paths=[str(link)])), "train")) == 30
+    lmdbs = [str(lsun / f"church_outdoor_{name}_lmdb") for name in ("train", "val")]
+    H = configuration(data_entry=entry(*lmdbs, val_paths=lmdbs[1:]))
+    assert [len(load_images(H, name)) for name in ("train", "val")] == [21, 5]
+    H = configuration(data_entry=entry(photos, val_paths=lmdbs[1:]))
+    assert [len(load_images(H, name)) for name in ("train", "val")] == [37, 5], "of another kind"
+
+
+def test_files_of_other_types_are_counted(tmp_path):
+    write_folder(tmp_path / "some", 3)
+    for name in "a.tif b.tif c.TIF d.gif readme .hidden ._x.png".split():
+        (tmp_path / "some" / name).write_bytes(b"")
+    source = load_images(configuration(tmp_path / "some"), "train").source
+    assert other_files(source) == "5 files of other types (3 .tif, 1 without extension, 1 .gif)"
+    for i, kind in enumerate("abcdefgh"):
+        for name in range(i + 1):
+            (tmp_path / f"{name}.{kind}").write_bytes(b"")
+    found = other_files(FolderImages([tmp_path]))
+    assert found == "41 files of other types (8 .h, 7 .g, 6 .f, 5 .e, 4 .d, ...)"
+    assert other_files(FolderImages([write_folder(tmp_path / "good", 1)])) == ""
 
 
 def overlapping(tmp_path):
@@ -545,26 +621,42 @@ def test_a_file_that_vanishes_is_a_broken_image(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_more_than_5_percent_broken_stop(tmp_path, workers):
-    images = folder_set(tmp_path, 40, broken=(3, 4, 5))
+    images = folder_set(tmp_path, 40, broken=(3, 4, 5, 39))
     said = []
-    with pytest.raises(UserError, match="^3 of 40 images cannot be decoded, .*003.png' among them; more than 5%"):
+    with pytest.raises(UserError, match="^4 of 40 images cannot be decoded, .*003.png' among them; more than 5%"):
         list(one_pass(images, 8, workers, say=said.append))
-    assert len(said) == 3
+    assert said[0].startswith("too many images cannot be decoded: looking for all")
+    assert said[1:] == [f"skipped: '{tmp_path}/{i:03d}.png' cannot be decoded" for i in (3, 4, 5, 39)], (
+        "all, named once"
+    )
     images = folder_set(tmp_path, 40, broken=(3, 4))
     assert sum(len(i) for _, i in one_pass(images, 8, workers)) == 38
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_but_broken_images(tmp_path, workers):
-    images = folder_set(tmp_path, 100, broken=range(100))
-    with pytest.raises(UserError, match=r"^\d+ of 100 images cannot be decoded") as caught:
-        next(training_batches(images, configuration(tmp_path, num_workers=workers), 1))
-    assert "\n" not in str(caught.value), "no traceback of a worker"
-    assert int(images.broken.sum()) < 20, "it reports this before it has read all images"
-    with pytest.raises(UserError, match="of 100 images cannot be decoded"):
-        next(one_pass(images, 8, workers))
-    with pytest.raises(UserError, match="of 100 images cannot be decoded"):
-        fixed_images(images, 3)
+    folder_set(tmp_path, 100, broken=range(100))
+    for use in (
+        lambda images, say: next(training_batches(images, configuration(tmp_path, num_workers=workers), 1, say)),
+        lambda images, say: next(one_pass(images, 8, workers, say=say)),
+        lambda images, say: fixed_images(images, 3, say),
+    ):
+        images, said = ImageSet(FolderImages([tmp_path]), range(100), SIZE), []
+        with pytest.raises(UserError, match=r"^100 of 100 images cannot be decoded") as caught:
+            use(images, said.append)
+        assert "\n" not in str(caught.value), "no traceback of a worker"
+        assert len(said) == 101, "all are named"
+
+
+def test_the_search_for_broken_images_ends(tmp_path, monkeypatch):
+    """Of a large set, a stop names those that were found in a limited time, and not hundreds of thousands."""
+    monkeypatch.setattr("utils.data.images.SEARCH", 0.0)
+    monkeypatch.setattr("utils.data.images.MAX_LISTED", 4)
+    images, said = folder_set(tmp_path, 100, broken=range(100)), []
+    with pytest.raises(UserError, match=r"^8 of 100 images cannot be decoded"):
+        next(one_pass(images, 8, 0, say=said.append))
+    assert said[-2] == "skipped: 4 more that cannot be decoded" and len(said) == 7
+    assert said[-1].startswith("there may be others")
 
 
 def test_every_process_knows_all_broken_images_after_a_shared_pass(tmp_path):

@@ -146,7 +146,7 @@ def test_mistakes(script, words, named, workplace):
 
 
 def test_outside_the_repository(tmp_path):
-    assert "datasets.yaml is not in this folder" in refused("train_vqgan.py", "--dataset churches", tmp_path)
+    assert "there is no datasets.yaml beside logs/" in refused("train_vqgan.py", "--dataset churches", tmp_path)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from pathlib import Path
 
 import lmdb
 import pytest
@@ -20,6 +21,8 @@ from faults.stages import STAGES, stage_1, stage_2
 from hparams import config
 from utils.core.checkpoint import Checkpoints
 from utils.core.files import load_tensors
+from utils.data.images import held_out
+from utils.data.sources import FolderImages
 from utils.training.amp import Precision
 
 BOTH = pytest.mark.parametrize("stage", STAGES)
@@ -211,8 +214,9 @@ def test_an_lmdb_without_images(place, stage, n_train, n_val, named):
 @BOTH
 def test_validation_images_that_are_all_broken(place, stage):
     images = draw_shapes(place / "images", 40)
-    for number in (38, 39):
-        (images / f"{number:04d}.png").write_bytes(b"no image")
+    source = FolderImages([images])
+    for number in held_out(source, "hash").nonzero()[0]:
+        Path(source.name(number)).write_bytes(b"no image")
     flags = ["--dataset", "custom", "--custom_dataset_path", "images", "--train_steps", "4"]
     assert_one_line(forked(STAGES[stage](*flags), place), 1, " of 2 images cannot be decoded")
 

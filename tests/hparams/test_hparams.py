@@ -560,7 +560,7 @@ def test_empty_names_and_deep_names():
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        (None, ["datasets.yaml is not in this folder"]),
+        (None, ["there is no datasets.yaml beside logs/: copy"]),
         ("mine: [", ["datasets.yaml is not valid YAML"]),
         ("\x00", ["datasets.yaml is not valid YAML"]),
         ("mine: {paths: 2001-99-99}", ["datasets.yaml is not valid YAML"]),
@@ -575,6 +575,7 @@ def test_empty_names_and_deep_names():
         ("mine: {paths: }", ["'mine'", "'paths'"]),
         ("mine: {paths: 3}", ["'mine'", "'paths'"]),
         ("mine: {paths: [x, '']}", ["'mine'", "'paths'"]),
+        ("mine: {paths: x, val_paths: 3}", ["'mine'", "'val_paths'"]),
         ("mine: {paths: x, category: 3}", ["'mine'", "'category'"]),
         ("mine: {paths: x, presett: demo}", ["'mine'", "presett", "did you mean preset?"]),
         ("mine: {paths: x, preset: demmo}", ["'mine'", "demmo", "did you mean demo?"]),
@@ -611,6 +612,26 @@ def test_a_users_entry_needs_only_paths():
     assert H.data_entry["paths"] == ["my/folder"] and "'mine' of datasets.yaml" in H.data_entry["origin"]
     assert (H.img_size, H.batch_size) == (256, 3)
     assert (resolved("", "sampler", "mine").lr, resolved("", dataset="7").data_entry["paths"]) == (2e-4, ["a", "b"])
+
+
+def test_local_entries_are_read_over_the_shared_ones(workplace):
+    datasets("mine: {paths: shared, category: church_outdoor, preset: demo}\nother: {paths: a}")
+    (workplace / "datasets.local.yaml").write_text("mine: {paths: own, val_paths: held, category: }\nnew: {paths: b}")
+    H = resolved("", dataset="mine")
+    found = {k: v for k, v in H.data_entry.items() if k not in ("name", "file")}
+    assert found == dict(
+        paths=["own"], val_paths=["held"], preset="demo", origin="the entry 'mine' of datasets.local.yaml"
+    )
+    assert H.img_size == 32
+    origins = [resolved("", dataset=name).data_entry["origin"] for name in ("other", "new")]
+    assert origins == ["the entry 'other' of datasets.yaml", "the entry 'new' of datasets.local.yaml"]
+    (workplace / "datasets.local.yaml").write_text("mine: {paths: }")
+    assert "datasets.local.yaml, 'mine': needs an attribute 'paths'" in refused("", dataset="mine")
+    (workplace / "datasets.local.yaml").write_text("- mine")
+    assert "datasets.local.yaml must hold one entry a data set" in refused("", dataset="mine")
+    (workplace / "datasets.yaml").unlink()
+    (workplace / "datasets.local.yaml").write_text("new: {paths: b}")
+    assert resolved("", dataset="new").data_entry["paths"] == ["b"], "it may be the only one"
 
 
 def test_own_values_of_an_entry():

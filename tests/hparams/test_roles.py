@@ -37,7 +37,7 @@ def test_every_flag_has_a_role():
         ("place request dashboard", NEVER_RESUMED),
         ("origin", "load_dir load_step load_optim"),
         ("machine", "device num_workers amp amp_dtype"),
-        ("images", "steps_per_eval unique_images"),
+        ("images", "steps_per_eval unique_images split_rule"),
     ],
 )
 def test_flags_of_a_role(roles, names):

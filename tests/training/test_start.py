@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, words
-from scripts import sampler_flags, start, train_stage_1, train_stage_2, vqgan_flags
+from scripts import experiment, sampler_flags, start, train_stage_1, train_stage_2, vqgan_flags
 from test_hparams import refused, resolved, save_run
 from test_resume import assert_same_weights, wait_for_step
 
 import train_vqgan
+from experiments import calc_FID
 from utils.core.errors import UserError
 from utils.core.files import hash_json, read_json, write_json
 from utils.display import commands
@@ -160,7 +161,7 @@ def test_a_checkpoint_knows_its_configuration(place, shapes, capsys):
 def test_settings_that_an_older_run_did_not_record_stay_what_they_were(place, shapes, capsys):
     def forget(path):
         value = read_json(path)
-        for key in ("codes_precision", "unique_images"):
+        for key in ("codes_precision", "unique_images", "split_rule"):
             value["hparams"].pop(key)
         value.pop("digest")
         write_json(path, dict(value, digest=hash_json(value["hparams"] if "facts" in value else value)))
@@ -172,10 +173,32 @@ def test_settings_that_an_older_run_did_not_record_stay_what_they_were(place, sh
     for name in ("prior", "other"):
         train_stage_2(shapes, name, "ae", 4, "--train_steps 6 --resume")
     (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
-    assert note == "note: logs/other was started by an earlier version and continues as it began: unique_images False"
+    assert note == (
+        "note: logs/other was started by an earlier version and continues as it began: unique_images False, "
+        "split_rule last"
+    )
     assert_same_weights(place / "logs/prior", place / "logs/other", 6)
     assert read_json("logs/other/config.json")["hparams"]["codes_precision"] == "float32"
     assert read_json("logs/prior/config.json")["hparams"]["codes_precision"] == "float32"
+
+
+def test_stage_2_and_experiments_divide_the_images_as_stage_1_did(place):
+    def stage_2(words, **more):
+        return resolved(f"--sampler absorbing --ae_load_step 1 --ae_load_dir {words}", "sampler", **more)
+
+    H = resolved("--log_dir new_ae")
+    assert H.split_rule == "hash"
+    save_run("new_ae", H)
+    save_run("old_ae", H, split_rule="ABSENT")
+    assert stage_2("new_ae --log_dir s").split_rule == "hash"
+    assert stage_2("old_ae --log_dir s").split_rule == "last"
+    assert stage_2("old_ae --log_dir s", dataset="ffhq").split_rule == "hash", "other images are not concerned"
+    assert resolved("--log_dir run --load_dir old_ae --load_step 1").split_rule == "last", "weights to start from"
+    save_run("old", stage_2("old_ae --log_dir old"))
+    assert stage_2("new_ae --log_dir old --resume").split_rule == "last"
+    words = "--log_dir f --n_samples 10 --ae_load_dir new_ae --ae_load_step 1 --load_dir old --load_step 1"
+    H = experiment(calc_FID, ["--dataset", "churches", "--sampler", "absorbing", *words.split()])
+    assert H.split_rule == "last", "the training of the sampler counts"
 
 
 @pytest.mark.parametrize(("before", "now"), [("--amp", ""), ("--amp", "--no_amp"), ("", ""), ("", "--amp")])
@@ -194,7 +217,7 @@ def test_settings_without_a_flag_have_none():
     assert "unknown flag --unique_images" in refused("--unique_images")
 
 
-def test_where_the_dashboard_is_comes_from_the_command_line_alone():
+def test_where_the_dashboard_is_comes_from_the_command_line_alone(place):
     theirs = resolved("--visdom_server http://theirs.example --visdom_port 9999 --no_visdom")
     save_run("run", theirs)
     H = resolved("--log_dir run --resume")

@@ -91,7 +91,7 @@ def test_stage_1_and_2_on_an_lsun_lmdb(here, shapes):
     at = tiny.index("--dataset")
     named = [*tiny[:at], "--dataset", "churches", *tiny[at + 4 :]]
     train_vqgan.train(get_hparams("vqgan", "", named))
-    assert "40 images of 'churches'" in Path("logs/ae/log.txt").read_text()
+    assert "47 images of 'churches' (40 train, 7 validate)" in Path("logs/ae/log.txt").read_text()
     flags = sampler_flags("unused", "prior", "ae", 4, "--train_steps 4 --steps_per_eval 2")
     at = flags.index("--dataset")
     train_sampler.train(get_hparams("sampler", "", [*flags[:at], "--dataset", "churches", *flags[at + 4 :]]))

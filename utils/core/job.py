@@ -1,11 +1,62 @@
-"""The rank of this process in its job, from torchrun's environment variables, and the folder of all runs. Standard
-library only."""
+"""The rank of this process in its job, from torchrun's environment variables, and the folder that holds logs/ and the
+caches. Standard library only."""
 
 import contextlib
 import os
 from pathlib import Path
 
-LOGS = Path("logs")
+REPOSITORY = Path(__file__).resolve().parents[2]
+ROOT_VARIABLE = "UNLEASHING_ROOT"
+
+
+def from_here(path: str | Path) -> str:
+    """A path as seen from the current folder if it is below that, else as it is."""
+    try:
+        relative = os.path.relpath(path)
+    except (ValueError, OSError):  # on another drive; the current folder was removed
+        return str(path)
+    return str(path) if relative.split(os.sep)[0] == os.pardir else relative
+
+
+def _find_root() -> Path:
+    """The folder that the environment names, else the current one if it holds logs/ or datasets.yaml, else the
+    repository."""
+    if named := os.environ.get(ROOT_VARIABLE):
+        return Path(from_here(os.path.expanduser(named)))
+    if os.path.isdir("logs") or os.path.isfile("datasets.yaml"):
+        return Path()
+    return Path(from_here(REPOSITORY))
+
+
+ROOT = _find_root()  # Path() if it is the current folder, so that the paths below it stay short
+IS_HERE = Path() == ROOT
+LOGS, LATENTS, FEATURES, PACKED = (ROOT / name for name in ("logs", "latents", "features", "packed"))
+
+
+def in_root(path: str) -> str:
+    """A path of datasets.yaml or of a saved configuration, where relative paths start at the root, as seen from
+    here."""
+    return path if IS_HERE or path.startswith("~") else os.path.join(ROOT, path)
+
+
+def from_root(path: str) -> str:
+    """A path as seen from the root if it is below that, else as it is: the keys of caches do not depend on the current
+    folder."""
+    return path if IS_HERE else path.removeprefix(os.path.join(ROOT, ""))
+
+
+def recorded(path: str) -> str:
+    """A path that a user typed, as a saved configuration holds it: absolute unless the root is the current folder."""
+    return path if IS_HERE else os.path.abspath(os.path.expanduser(path))
+
+
+def describe_root() -> str | None:
+    """Which folder is the root and why, in one line; None if it is the current folder."""
+    if IS_HERE:
+        return None
+    named = os.environ.get(ROOT_VARIABLE)
+    reason = f"{ROOT_VARIABLE} names it" if named else "the current folder has no logs/ and no datasets.yaml"
+    return f"logs/, caches and datasets.yaml are those of {ROOT}: {reason}"
 
 
 def rank() -> int:

@@ -78,7 +78,7 @@ def training_batches(images: ImageSet, H: Any, start_step: int, say: Say = say) 
     Broken images are reported, and every --steps_per_log steps to all processes. Raises UserError if there are too
     many.
     """
-    batches = _load(images, _items(H, len(images), start_step), H.num_workers)
+    batches = _load(images, _items(H, len(images), start_step), H.num_workers, say)
     for step, batch in enumerate(batches, start_step):
         if step % H.steps_per_log == 0 or step == H.train_steps:
             images.check_all_broken(say)
@@ -116,7 +116,7 @@ def one_pass(
         world = distributed.world_size()
         batches += [range(0)] * (-len(batches) % world)
         batches = batches[distributed.rank() :: world]
-    for x, indices in _load(images, batches, num_workers, _collate_good):
+    for x, indices in _load(images, batches, num_workers, say, _collate_good):
         images.check_broken(say)
         if len(indices) or shared:
             yield (x.flip(-1) if flip and len(indices) else x), indices
@@ -134,7 +134,11 @@ def _collate_good(items: list[tuple[torch.Tensor | None, int]]) -> Batch:
 
 
 def _load(
-    images: ImageSet, batches: Iterable[Any], num_workers: int, collate_fn: Callable[..., Batch] | None = None
+    images: ImageSet,
+    batches: Iterable[Any],
+    num_workers: int,
+    say: Say,
+    collate_fn: Callable[..., Batch] | None = None,
 ) -> Iterator[Batch]:
     """Yield the loaded batches of items. An error in a worker is raised as a UserError without the worker's
     traceback."""
@@ -153,6 +157,7 @@ def _load(
             _WITH_WORKERS.add(loading)
         yield from loading
     except UserError as error:
+        images.check_broken(say)  # if they are the reason, it names them
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
     except (RuntimeError, OSError, MemoryError) as error:
         if loading is None and isinstance(error, OSError):

@@ -20,11 +20,11 @@ import torch
 from utils.core import cache, distributed
 from utils.core.errors import DamagedFile
 from utils.core.files import hash_json
+from utils.core.job import LATENTS
 from utils.data.images import ImageSet, Say
 
 Tensors = dict[str, torch.Tensor]
 Encode = Callable[[range], Iterator[torch.Tensor]]
-LATENTS = Path("latents")
 FORMAT = 2  # part of the header
 PART = 1 << 14  # images in a part: minutes of work, a few megabytes
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from utils.data.sources import Source, open_source
 
 MAX_BROKEN_SHARE = 0.05
 VALIDATION_SHARE = 0.05
-MAX_NAMED = 100  # broken images that are reported by name
+MAX_NAMED = 100  # broken images that are reported by name while a run continues
+MAX_LISTED = 1000  # and when it stops because of them
+SEARCH = 60.0  # seconds for finding the rest of them then
 SKETCHED = 1000  # names in the first digest of a sketch: manifests of earlier versions have only this one
 SAMPLED = 64  # images whose contents are compared when a cache is read
 
@@ -73,7 +76,7 @@ class ImageSet(Dataset):
             image = None if self.broken[j] else self.load(j)
             if image is not None:
                 return (image.flip(-1) if flip else image), j
-        raise UserError(self._too_many(i))
+        raise UserError(self._too_many())  # whoever iterates then calls check_broken, which names them
 
     # ------------------------------------------------------------------ broken images
 
@@ -81,9 +84,10 @@ class ImageSet(Dataset):
         """The number of images that may be broken."""
         return int(MAX_BROKEN_SHARE * len(self))
 
-    def _too_many(self, i: int) -> str:
+    def _too_many(self) -> str:
+        first = self.name(int(self.broken.numpy().argmax()))
         return (
-            f"{self._count_broken()} of {len(self)} images cannot be decoded, {self.name(i)!r} among them; "
+            f"{self._count_broken()} of {len(self)} images cannot be decoded, {first!r} among them; "
             "more than 5% is more than an accident: remove or repair them"
         )
 
@@ -91,17 +95,40 @@ class ImageSet(Dataset):
         return int(np.count_nonzero(self.broken.numpy()))  # 0.2 ms for 3 million; torch.sum takes 4 ms
 
     def check_broken(self, say: Say) -> None:
-        """Report newly found broken images through `say`. Raises UserError if more than 5% are broken."""
+        """Report newly found broken images through `say`. Raises UserError if more than 5% are broken, after reporting
+        all that can be found in SEARCH seconds."""
         count = self._count_broken()
         if count == len(self._reported):
             return
-        found = self.broken.nonzero().flatten().tolist()
-        for i in found:
-            if i not in self._reported and len(self._reported) < MAX_NAMED:
+        if count <= self.most_broken():
+            self._report(say, MAX_NAMED)
+            return
+        say(f"too many images cannot be decoded: looking for all of them, {SEARCH:.0f} seconds at most")
+        complete = self._find_all()
+        left = self._report(say, MAX_LISTED)
+        if left:
+            say(f"skipped: {left} more that cannot be decoded")
+        if not complete:
+            say(f"there may be others: the search for them ended after {SEARCH:.0f} seconds")
+        raise UserError(self._too_many())
+
+    def _report(self, say: Say, most: int) -> int:
+        """Name the broken images that were not reported yet, up to `most` in all. Returns how many have no name."""
+        for i in self.broken.nonzero().flatten().tolist():
+            if i not in self._reported and len(self._reported) < most:
                 say(f"skipped: {self.name(i)!r} cannot be decoded")
             self._reported.add(i)
-        if count > self.most_broken():
-            raise UserError(self._too_many(found[0]))
+        return max(0, len(self._reported) - most)
+
+    def _find_all(self) -> bool:
+        """Decode the images to find all broken ones. Returns False if they are too many to do so now."""
+        end = time.monotonic() + SEARCH
+        for i in range(len(self)):
+            if time.monotonic() > end:
+                return False
+            if not self.broken[i]:
+                self.load(i)
+        return True
 
     def check_all_broken(self, say: Say) -> None:
         """check_broken with the broken images that any process has found. All processes call it."""
@@ -177,7 +204,11 @@ def fixed_images(images: ImageSet, count: int, say: Say = say) -> torch.Tensor:
     """Up to `count` evenly spaced images of the set, uint8 (n, C, H, W). They are the same whenever pictures are
     drawn. The next good image replaces a broken one. All processes call it."""
     spread = evenly_spaced(min(count, len(images)), len(images))
-    chosen = torch.stack([images[i, False][0] for i in spread.tolist()])
+    try:
+        chosen = torch.stack([images[i, False][0] for i in spread.tolist()])
+    except UserError:
+        images.check_all_broken(say)  # names them all, if there are too many
+        raise
     images.check_all_broken(say)
     return chosen
 
@@ -186,32 +217,51 @@ def fixed_images(images: ImageSet, count: int, say: Say = say) -> torch.Tensor:
 
 
 def split_sizes(n: int) -> tuple[int, int]:
-    """How many of n images train and how many validate: the last 5% validate, at least one."""
+    """How many of n images train and how many validate: 5%, at least one."""
     n_val = max(round(n * VALIDATION_SHARE), 1)
     return n - n_val, n_val
 
 
+def held_out(source: Source, rule: str) -> np.ndarray:
+    """Which images of a source validate, bool (n,).
+
+    rule: "hash": those whose split_keys have the lowest SHA-256, so that a large subfolder has about its share, and a
+    set that is moved or that grows keeps (almost) all of them; "last": the last ones, the rule of earlier versions.
+    """
+    n_train, n_val = split_sizes(len(source))
+    if rule == "last":
+        return np.arange(len(source)) >= n_train
+    beginnings = (int.from_bytes(hashlib.sha256(key).digest()[:8], "big") for key in source.split_keys())
+    hashes = np.fromiter(beginnings, dtype=np.uint64, count=len(source))  # 8 of 32 bytes: enough to tell them apart
+    held = np.zeros(len(source), dtype=bool)
+    held[hashes.argsort(kind="stable")[:n_val]] = True
+    return held
+
+
 def open_images(
-    entry: dict[str, Any], split: str, img_size: int, n_channels: int = 3, hold_out: bool = True, unique: bool = True
+    entry: dict[str, Any],
+    split: str,
+    img_size: int,
+    n_channels: int = 3,
+    hold_out: bool = True,
+    unique: bool = True,
+    split_rule: str = "hash",
 ) -> ImageSet:
     """The ImageSet of a split, 'train' or 'val', of a datasets.yaml entry (hparams.sources.dataset_entry).
 
-    If a set has validation images of its own, these are used. Otherwise the first 95% (sorted by path) train and the
-    last 5% validate; without hold_out, all images train. unique: see utils.data.sources.open_source.
+    If a set has validation images of its own, these are used. Otherwise 5% validate, by split_rule (see held_out), and
+    the others train; without hold_out, all images train. unique: see utils.data.sources.open_source.
     """
     own_validation = open_source(entry, "val", unique)
     source = own_validation if split == "val" else None
-    chosen = slice(None)
+    divided = source is None and own_validation is None and (hold_out or split == "val")
     if source is None:
         source = open_source(entry, "train", unique)
         assert source is not None, "only validation images may be missing"
-        n_train = split_sizes(len(source))[0]
-        if split == "val":
-            chosen = slice(n_train, None)
-        elif own_validation is None and hold_out:
-            chosen = slice(n_train)
     distributed.must_agree(source.enumeration, f"the list of images ({entry['origin']})")
-    indices = np.arange(len(source))[chosen]
+    indices = np.arange(len(source))
+    if divided:
+        indices = indices[held_out(source, split_rule) == (split == "val")]
     if len(indices) == 0:
         raise UserError(
             f"{entry['origin']}: {len(source)} image(s) leave none for '{split}' when some train and others "

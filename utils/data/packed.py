@@ -19,11 +19,11 @@ from utils.core import distributed
 from utils.core.cache import ABANDONED, is_current
 from utils.core.errors import DamagedFile, UserError
 from utils.core.files import atomic_write, hash_json, read_json, remove_temporaries, write_json
+from utils.core.job import PACKED
 from utils.core.progress import Progress
 from utils.data.batches import Batch, one_pass
 from utils.data.images import ImageSet, Say
 
-PACKED = Path("packed")
 PART_BYTES = 1 << 28
 BATCH = 64  # images decoded at a time
 

@@ -4,20 +4,24 @@ import bisect
 import errno
 import functools
 import hashlib
+import itertools
 import os
 import stat
 import time
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from utils.core.errors import UsageError, UserError
 from utils.core.files import hash_json
+from utils.core.job import from_root
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LARGEST_FILE = 1 << 30  # bytes of an encoded image
 END = 1 << 16  # bytes at each end of an image that belong to a sample of its contents
+MOST_TYPES = 5  # types of files that are not read, in a message
 LMDB_SLACK = 1 << 20  # bytes by which a complete LMDB file may be shorter than its page count
 
 # Temporary errors of a disk, a network or this machine: the file itself may be good.
@@ -100,6 +104,12 @@ class ByteStrings:
     def __getitem__(self, i: int) -> bytes:
         return bytes(self.data[self.ends[i] : self.ends[i + 1]])
 
+    def __iter__(self) -> Iterator[bytes]:
+        start = 0
+        for end in itertools.islice(self.ends, 1, None):
+            yield bytes(self.data[start:end])
+            start = end
+
     def digest(self) -> str:
         """A hex digest of all of them."""
         digest = hashlib.sha256(self.data)
@@ -112,7 +122,8 @@ class ByteStrings:
 
 class FolderImages:
     """The image files under some folders, recursive, sorted by path. unique: if several paths or links lead to one
-    file, only the first counts."""
+    file, only the first counts. without: folders whose files do not count. `others`: the files of other types by
+    extension."""
 
     what = "folders of images"
 
@@ -121,9 +132,12 @@ class FolderImages:
         """Whether a folder is of this kind."""
         return True
 
-    def __init__(self, folders: Iterable[Any], unique: bool = False) -> None:
-        files = sorted({os.fsencode(f) for folder in folders for f in find_images(folder)})
-        self.files = ByteStrings(first_of_each(files, real_file()) if unique else files)
+    def __init__(self, folders: Iterable[Any], unique: bool = False, without: Iterable[Any] = ()) -> None:
+        self.folders, self.others, real = [os.fsencode(folder) for folder in folders], Counter[str](), real_file()
+        files = sorted({os.fsencode(f) for folder in folders for f in find_images(folder, self.others)})
+        if left_out := {real(os.fsencode(f)) for folder in without for f in find_images(folder)}:
+            files = [f for f in files if real(f) not in left_out]
+        self.files = ByteStrings(first_of_each(files, real) if unique else files)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -141,12 +155,22 @@ class FolderImages:
     def name(self, i: int) -> str:
         return os.fsdecode(self.files[i])
 
+    def split_keys(self) -> Iterator[bytes]:
+        """What decides whether an image validates, different for each: its path as seen from its folder, with slashes,
+        and the number of the folder, unless that is the first. If the data set is moved, they stay the same."""
+        starts = [(os.path.join(folder, b""), b"\0%d" % n if n else b"") for n, folder in enumerate(self.folders)]
+        for path in self.files:
+            for start, number in starts:
+                if path.startswith(start):
+                    yield path[len(start) :].replace(os.fsencode(os.sep), b"/") + number
+                    break
+
     def identity(self) -> str:
         """A hash of the names, sizes and times of all files, for the keys of caches."""
         digest = hashlib.sha256()
         for i in range(len(self)):
             status = stat_file(self.files[i])
-            digest.update(f"{self.name(i)!a} {status.st_size} {status.st_mtime_ns}\n".encode())
+            digest.update(f"{from_root(self.name(i))!a} {status.st_size} {status.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
 
     def enumeration(self) -> str:
@@ -173,12 +197,21 @@ def real_file() -> Callable[[bytes], bytes]:
     return real
 
 
-def find_images(folder: Any) -> list[str]:
-    """Paths of the images under a folder. Links to folders are followed, each real folder once."""
-    return patiently(lambda: list(_walk(folder)), folder)
+def find_images(folder: Any, others: Counter[str] | None = None) -> list[str]:
+    """Paths of the images under a folder. Links to folders are followed, each real folder once. others: counts of the
+    other files by extension, which are added to."""
+
+    def walk() -> tuple[list[str], Counter[str]]:
+        counts = Counter[str]()
+        return list(_walk(folder, counts)), counts
+
+    found, counts = patiently(walk, folder)
+    if others is not None:
+        others.update(counts)
+    return found
 
 
-def _walk(folder: Any) -> Iterator[str]:
+def _walk(folder: Any, others: Counter[str]) -> Iterator[str]:
     seen = set()
     for root, dirs, names in os.walk(folder, followlinks=True, onerror=_raise_passing):
         dirs.sort()  # if two paths lead to one folder, every machine takes the same one
@@ -190,8 +223,11 @@ def _walk(folder: Any) -> Iterator[str]:
         for name in names:
             path = os.path.join(root, name)
             # macOS writes "._x.png" next to x.png on some file systems; it is not an image.
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("._") and _is_file(path):
-                yield path
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("._"):
+                if _is_file(path):
+                    yield path
+            elif not name.startswith("."):
+                others[os.path.splitext(name)[1].lower()] += 1
 
 
 def _raise_passing(error: OSError) -> None:
@@ -208,7 +244,7 @@ def _is_file(path: str) -> bool:
 
 
 class LmdbImages:
-    """The encoded images in LSUN's LMDBs, sorted by key. unique: as for FolderImages."""
+    """The encoded images in LSUN's LMDBs, sorted by key. unique, without: as for FolderImages."""
 
     what = "LMDBs"
 
@@ -216,8 +252,12 @@ class LmdbImages:
     def holds(folder: Any) -> bool:
         return os.path.isfile(os.path.join(folder, "data.mdb"))
 
-    def __init__(self, folders: Iterable[Any], unique: bool = False) -> None:
+    others: Counter[str] = Counter()
+
+    def __init__(self, folders: Iterable[Any], unique: bool = False, without: Iterable[Any] = ()) -> None:
+        left_out = set(map(os.path.realpath, without))
         self.paths = [str(p) for p in (first_of_each(folders) if unique else folders)]
+        self.paths = [p for p in self.paths if os.path.realpath(p) not in left_out]
         self.starts: list[int] = []  # number of the first image of each LMDB
         self.keys = ByteStrings(self._list_keys())
 
@@ -259,9 +299,15 @@ class LmdbImages:
         path, key = self._place(i)
         return f"{path}:{key.decode(errors='replace')}"
 
+    def split_keys(self) -> Iterator[bytes]:
+        """As for FolderImages: the key, and the number of the LMDB, unless that is the first."""
+        sizes = [end - start for start, end in itertools.pairwise([*self.starts, len(self)])]
+        numbers = (b"\0%d" % n if n else b"" for n, size in enumerate(sizes) for _ in range(size))
+        return map(bytes.__add__, self.keys, numbers)
+
     def identity(self) -> str:
         stats = [stat_file(os.path.join(p, "data.mdb")) for p in self.paths]
-        return hash_json([[p, s.st_size, s.st_mtime_ns] for p, s in zip(self.paths, stats, strict=True)])
+        return hash_json([[from_root(p), s.st_size, s.st_mtime_ns] for p, s in zip(self.paths, stats, strict=True)])
 
     def enumeration(self) -> list[Any]:
         return [self.paths, self.starts, self.keys.digest()]
@@ -299,41 +345,75 @@ def open_source(entry: dict[str, Any], split: str, unique: bool = False) -> Sour
     LMDB that several paths or links lead to counts once.
 
     Returns None for 'val' if the set has no validation images of its own. Raises a UserError that names the place to
-    edit if there is nothing to read.
+    edit if there is nothing to read. What is in 'val_paths' does not train, although it may lie in 'paths'.
     """
-    paths, origin = [os.path.expanduser(p) for p in entry["paths"]], entry["origin"]
-    for path in paths:
-        if not os.path.isdir(path):
-            raise UserError(f"{origin}: the folder '{path}' does not exist: {_remedy(entry)}")
-    pattern = f"{entry.get('category', '*')}_{split}_lmdb"
-    try:
-        by_split = [q for p in paths for q in sorted(Path(p).glob(pattern)) if LmdbImages.holds(q)]
-    except (ValueError, NotImplementedError, RecursionError):  # an absolute path, "a**", thousands of folders
-        raise UsageError(
-            f"{origin}: 'category' {entry['category'][:100]!r} must be what precedes '_{split}_lmdb' in the "
-            "name of a folder in 'paths'"
-        ) from None
+    paths, val_paths = _existing(entry, "paths"), _existing(entry, "val_paths")
+    if split == "val" and val_paths:
+        return _open_folders(entry, "val_paths", val_paths, unique)
+    by_split = _of_category(entry, paths, split)
     if by_split:
-        return LmdbImages(by_split, unique)
+        return LmdbImages(by_split, unique, val_paths)
     if split == "val":
         return None
+    if "category" in entry and not any(LmdbImages.holds(path) for path in paths):
+        pattern = f"{entry['category']}_{split}_lmdb"
+        raise UserError(f"{entry['origin']}: no '{pattern}' with a data.mdb in {', '.join(paths)}: {_remedy(entry)}")
+    return _open_folders(entry, "paths", paths, unique, val_paths)
+
+
+def _existing(entry: dict[str, Any], key: str) -> list[str]:
+    """The folders that an entry names under this key."""
+    paths = [os.path.expanduser(p) for p in entry.get(key, ())]
+    for path in paths:
+        if not os.path.isdir(path):
+            raise UserError(f"{entry['origin']}: the folder '{path}' does not exist: {_remedy(entry, key)}")
+    return paths
+
+
+def _of_category(entry: dict[str, Any], paths: Iterable[str], split: str) -> list[Path]:
+    """LSUN's LMDBs of a split in these folders."""
+    pattern = f"{entry.get('category', '*')}_{split}_lmdb"
+    try:
+        return [q for p in paths for q in sorted(Path(p).glob(pattern)) if LmdbImages.holds(q)]
+    except (ValueError, NotImplementedError, RecursionError):  # an absolute path, "a**", thousands of folders
+        raise UsageError(
+            f"{entry['origin']}: 'category' {entry['category'][:100]!r} must be what precedes '_{split}_lmdb' in the "
+            "name of a folder in 'paths'"
+        ) from None
+
+
+def _open_folders(
+    entry: dict[str, Any], key: str, paths: list[str], unique: bool, without: Iterable[str] = ()
+) -> Source:
+    """The images in these folders, the value of `key` in an entry, all of one kind."""
     kinds = {next(kind for kind in KINDS if kind.holds(path)): path for path in reversed(paths)}
     if len(kinds) > 1:
         mixed = " and ".join(f"{kind.what} ({kinds[kind]})" for kind in KINDS if kind in kinds)
-        raise UserError(f"{origin}: 'paths' mixes {mixed}: give one kind")
+        raise UserError(f"{entry['origin']}: '{key}' mixes {mixed}: give one kind")
     (kind,) = kinds
-    if kind is FolderImages and "category" in entry:
-        raise UserError(f"{origin}: no '{pattern}' with a data.mdb in {', '.join(paths)}: {_remedy(entry)}")
-    source = kind(paths, unique)
+    source = kind(paths, unique, without)
     if len(source) == 0:
+        there = f", but {note}" if (note := other_files(source)) else ""
         extensions = " ".join(e[1:] for e in EXTENSIONS)
-        raise UserError(f"{origin}: no images ({extensions}) under {', '.join(paths)}: {_remedy(entry)}")
+        raise UserError(
+            f"{entry['origin']}: no images ({extensions}) under {', '.join(paths)}{there}: {_remedy(entry, key)}"
+        )
     return source
 
 
-def _remedy(entry: dict[str, Any]) -> str:
+def other_files(source: Source) -> str:
+    """The files of types that are not read, counted; "" if there are none."""
+    by_count = sorted(source.others.items(), key=lambda item: (-item[1], item[0]))
+    counts = [f"{count} {extension or 'without extension'}" for extension, count in by_count]
+    if len(counts) > MOST_TYPES:
+        counts[MOST_TYPES:] = ["..."]
+    total = source.others.total()
+    return f"{total} file{'s' if total > 1 else ''} of other types ({', '.join(counts)})" if total else ""
+
+
+def _remedy(entry: dict[str, Any], key: str = "paths") -> str:
     if entry["name"] == "custom":
         return "give the folder of your images with --custom_dataset_path"
     if entry["name"] == "demo":
         return "draw the images with `make demo`, or edit 'paths' there"
-    return f"edit 'paths' of '{entry['name']}' in datasets.yaml"
+    return f"edit '{key}' of '{entry['name']}' in {entry.get('file', 'datasets.yaml')}"

@@ -5,12 +5,10 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from utils.core.checkpoint import LOGS
+from utils.core.job import LOGS, REPOSITORY, from_here, in_root
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {name: f"{name}.py" for name in ("train_vqgan", "train_sampler")}
 SCRIPTS["calc_approximate_ELBO"] = "experiments/calc_approximate_ELBO.py"
 
@@ -21,21 +19,12 @@ def python() -> str:
     for name in ("python", "python3"):
         if os.path.abspath(shutil.which(name) or "") == here:
             return name
-    return _from_here(here)
-
-
-def _from_here(path: str | Path) -> str:
-    """A path as seen from the current folder if it is below that, else as it is."""
-    try:
-        relative = os.path.relpath(path)
-    except ValueError:  # on another drive
-        return str(path)
-    return str(path) if relative.startswith(os.pardir) else relative
+    return from_here(here)
 
 
 def command(script: str, **flags: Any) -> str:
     """A command line as text. script: as seen from the repository; flags that are None or False are left out."""
-    words = [python(), _from_here(ROOT / script)]
+    words = [python(), from_here(REPOSITORY / script)]
     for name, value in flags.items():
         if value is True:
             words.append(f"--{name}")
@@ -52,7 +41,8 @@ def new_name(name: str) -> str:
 
 
 def _data(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: values.get(k) for k in ("dataset", "custom_dataset_path")}
+    path = values.get("custom_dataset_path")
+    return dict(dataset=values.get("dataset"), custom_dataset_path=path and in_root(path))
 
 
 def resume(script: str, values: Mapping[str, Any], **more: Any) -> str | None:
@@ -60,12 +50,12 @@ def resume(script: str, values: Mapping[str, Any], **more: Any) -> str | None:
     its config.json. None if the script cannot resume."""
     if script not in SCRIPTS:
         return None
-    names = ["dataset", "custom_dataset_path", "log_dir"]
+    names = ["log_dir"]
     if script != "train_vqgan":
         names += ["sampler", "ae_load_dir", "ae_load_step"]
     if script == "calc_approximate_ELBO":
         names += ["load_dir", "load_step"]
-    return command(SCRIPTS[script], **{name: values.get(name) for name in names}, resume=True, **more)
+    return command(SCRIPTS[script], **_data(values), **{k: values.get(k) for k in names}, resume=True, **more)
 
 
 def show_run(H: Any) -> str:

@@ -16,9 +16,9 @@ import torch
 from utils.core import cache, distributed
 from utils.core.errors import DamagedFile, UserError
 from utils.core.files import hash_json, load_npy, load_tensors, sha256_file
+from utils.core.job import FEATURES
 from utils.evaluation.weight_files import WEIGHT_FILES, missing
 
-FEATURES = Path("features")
 FORMAT = 1  # part of the header
 EXTRACTOR = "inception-v3-compat"
 

@@ -32,6 +32,7 @@ from utils.core.progress import Forecast, Progress, say
 from utils.core.seed import seed_everything
 from utils.core.signals import StopRequest
 from utils.data.images import ImageSet
+from utils.data.sources import other_files
 from utils.display import commands
 from utils.training.meters import Meters
 from utils.training.run_display import RunDisplay
@@ -101,6 +102,8 @@ class Run:
         """Record in the manifests what the weights learn from, and warn if a resumed run has other images."""
         if not distributed.is_main():
             return
+        if others := other_files(images.source):
+            self.say(f"note: {others} in the data set are not read")
         known, now = (self.manifest or {}).get("images"), images.sketch()
         if known and known != {k: now.get(k) for k in known}:  # earlier versions recorded less
             self.say(
@@ -148,11 +151,13 @@ class Run:
         except (KeyError, TypeError, RuntimeError, AttributeError) as error:
             raise DamagedFile(f"{self.store.stats_path(self.step)} does not fit this run: {error!r}") from None
 
-    def introduce(self, items: int, parameters: int, precision: str, of: str = "images") -> None:
-        """Print the first lines: the model, its data and device, and where the run writes. of: what the items are."""
+    def introduce(self, items: int, parameters: int, precision: str, of: str = "images", validate: int = 0) -> None:
+        """Print the first lines: the model, its data and device, and where the run writes. of: what the items are;
+        validate: how many more of them validate."""
         H, device = self.H, self.display.device_name
+        split = f" ({items} train, {validate} validate)" if validate else ""
         self.say(
-            f"{self.name}: {parameters / 1e6:.1f}M parameters, {items} {of} of '{H.dataset}', "
+            f"{self.name}: {parameters / 1e6:.1f}M parameters, {items + validate} {of} of '{H.dataset}'{split}, "
             f"batch {H.batch_size}, {precision} on {device}"
         )
         self.say(f"writing to {self.folder}; dashboard: {self.display.dashboard.url or 'off'}")
