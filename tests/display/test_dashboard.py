@@ -495,6 +495,56 @@ def test_another_run_stands_in_the_same_plots(fake, make):
     until(lambda: fake.curves().get("theirs", {}).get("train, before") == [(s, 2.0) for s in range(3)])
 
 
+def test_colour_means_run_and_dash_means_validation(fake, make):
+    """In all plots, whichever curve comes first, and although a run lacks some curves."""
+    dashboard = make(fake)
+    dashboard.compare("first", [{"step": 1, "l1/train": 1.0}])
+    dashboard.compare("second", [{"step": 1, "l1/validation": 2.0, "lr/train": 3.0, "l1/train": 2.0}])
+    dashboard.scalars(1, {"l1/validation": 4.0, "lr/train": 5.0})
+    dashboard.scalars(2, {"l1/train": 6.0})
+    blue, orange, green = panes.COLOURS[:3]
+    expected = {
+        "l1": {
+            "train, logs/run_1": (blue, "solid"),
+            "validation, logs/run_1": (blue, "dash"),
+            "train, first": (orange, "solid"),
+            "train, second": (green, "solid"),
+            "validation, second": (green, "dash"),
+        },
+        "lr": {"train, logs/run_1": (blue, "solid"), "train, second": (green, "solid")},
+    }
+
+    def styles(window):
+        data = fake.sent("/events", f"curves-{window}")[-1]["data"]
+        return [(trace["name"], (trace["line"]["color"], trace["line"]["dash"])) for trace in data]
+
+    until(lambda: len(fake.curves().get("l1", {})) == 5)
+    assert {window: styles(window) for window in expected} == {k: list(v.items()) for k, v in expected.items()}
+
+
+def test_a_schedule_of_another_run_is_not_smoothed(fake, make):
+    dashboard = make(fake)
+    dashboard.compare("before", [{"step": s, "lr/train": s % 7 + 1} for s in range(50)])
+    put(dashboard, curve(range(1, 5)), "lr/train")
+    until(lambda: fake.curves().get("lr", {}).get("train, before") == [(s, s % 7 + 1) for s in range(50)])
+
+
+def test_what_is_always_0_has_no_pane_unless_it_is_planned(fake, make):
+    dashboard = make(fake, plan=["curves-planned", "curves-later"], notes={"curves-later": "from step 9 on"})
+    for step in (1, 2):
+        dashboard.scalars(step, {"zero/train": 0.0, "zero/validation": 0.0, "planned/train": 0.0, "other": 1.0})
+    until(lambda: fake.curves().get("other") == {"other": [(1, 1.0), (2, 1.0)]})
+    assert fake.windows() == {"curves-planned", "curves-later", "curves-other"}
+    (note,) = fake.sent("/events", "curves-later")[-1]["layout"]["annotations"]
+    assert note["text"] == "from step 9 on"
+    dashboard.scalars(3, {"zero/train": 0.5})
+    until(
+        lambda: (
+            fake.curves().get("zero") == {"train": [(1, 0.0), (2, 0.0), (3, 0.5)], "validation": [(1, 0.0), (2, 0.0)]}
+        )
+    )
+
+
 def test_progress(fake, make):
     dashboard = make(fake)
     dashboard.progress(250, 1000, {"time left": "<b>"})

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from utils.core.address import server_address
-from utils.display.curves import Curve
-from utils.display.dashboard_panes import Plot, bar_pane, progress_pane, text_pane
+from utils.display.curves import NEVER_SMOOTHED, Curve
+from utils.display.dashboard_panes import NOTHING_YET, Plot, bar_pane, progress_pane, text_pane
 from utils.display.run_files import is_number
 from utils.display.visdom_client import Refused, WindowGone, client_class
 
@@ -51,6 +51,7 @@ class Dashboard:
     server: None (localhost), a host name or a URL; raises UsageError for anything else. port: int.
     env: any text, e.g. the log folder; made a valid name by env_name(), see the attribute `env`.
     plan: names of panes (utils/display/dashboard_panes.py) that are to be on the page from the start, in this order.
+    notes: {pane of curves: what it says until it has a point}, where that is more than "nothing yet".
     images_per_step: if given, the curves also show the number of images seen.
     enabled: False makes every method do nothing. warn: called from a thread with one line of text.
     interval: seconds between sends. backoff: shortest and longest wait after a failure in seconds.
@@ -68,6 +69,7 @@ class Dashboard:
         warn: Callable[[str], object] = print,
         *,
         plan: Sequence[str] = (),
+        notes: Mapping[str, str] | None = None,
         images_per_step: int | None = None,
         interval: float = 2.0,
         backoff: tuple[float, float] = (2.0, 30.0),
@@ -79,7 +81,7 @@ class Dashboard:
         self._plots: dict[str, Plot] = {}
         self._panes: dict[str, dict[str, Any]] = {}  # the latest message of each pane without curves
         self._changed: set[str] = set()  # those that are not sent yet
-        self._others: dict[str, dict[tuple[str, str], Curve]] = {}
+        self._others: dict[str, dict[str, dict[str, Curve]]] = {}  # {run: {window: {trace: Curve}}}
         self._lock, self._closing = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
         if not enabled:
@@ -96,6 +98,7 @@ class Dashboard:
         self._warn, self._interval, self._backoff = warn, interval, backoff
         self._max_points, self._images_per_step = max_points, images_per_step
         self._plan = {win: rank for rank, win in enumerate(plan)}
+        self._notes = {win: (notes or {}).get(win, NOTHING_YET) for win in plan}
         self._client: Any = None
         self._delay, self._down, self._complained = backoff[0], False, False
         for win in plan:
@@ -134,14 +137,19 @@ class Dashboard:
         """
         if not self.enabled:
             return
+        windows = self._others.setdefault(run, {})
         for step, numbers in _numbers(rows):
             for name, value in numbers.items():
                 window, _, trace = name.partition("/")
-                curves = self._others.setdefault(window, {})
-                curves.setdefault((trace or window, run), Curve(COMPARED_POINTS)).add(step, float(value))
+                curve = Curve(COMPARED_POINTS, window not in NEVER_SMOOTHED)
+                windows.setdefault(window, {}).setdefault(trace or window, curve).add(step, float(value))
         with self._lock:
-            for window, plot in self._plots.items():
-                plot.compare(self._others.get(window, {}))
+            for plot in self._plots.values():
+                plot.compare(self._others_in(plot.name))
+
+    def _others_in(self, window: str) -> dict[str, dict[str, Curve]]:
+        """The curves of all other runs in a window: {run: {trace: Curve}}."""
+        return {run: windows.get(window, {}) for run, windows in self._others.items()}
 
     def bars(self, name: str, values: Any, x: Any = None, xlabel: str = "", ylabel: str = "") -> None:
         """Show bars of height `values` (n,) over `x` (n,), numbers or strings; by default 0 ... n-1.
@@ -198,8 +206,9 @@ class Dashboard:
     def _plot(self, window: str) -> Plot:
         """The plot of this name, created if it does not exist."""
         if window not in self._plots:
-            self._plots[window] = plot = Plot(window, self._max_points, self._images_per_step, self.name)
-            plot.compare(self._others.get(window, {}))
+            note = self._notes.get(f"curves-{window}", "")
+            self._plots[window] = plot = Plot(window, self._max_points, self._images_per_step, self.name, note)
+            plot.compare(self._others_in(window))
         return self._plots[window]
 
     def _put_placeholder(self, win: str) -> None:

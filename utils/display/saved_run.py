@@ -89,11 +89,14 @@ class SavedRun:
         return dict(itertools.islice(named.items(), most))
 
     def _curves(self) -> list[dict[str, float]]:
-        """Rows of the losses and of the speed by rising step: dicts with 'step' and names as in the dashboard."""
+        """Rows of the losses and of the speed by rising step: dicts with 'step' and names as in the dashboard. What is
+        always 0, such as a loss whose weight is 0, is left out."""
         speed = [{printable(name): v for name, v in row.items() if is_number(v)} for row in self.speed]
         rows = [dict(step=row["step"], **run_files.curves_of(row)) for row in self.rows] + speed
         rows.sort(key=lambda row: row["step"])
+        windows = {name.partition("/")[0] for row in rows for name, value in row.items() if value}
         names = dict.fromkeys(name for row in rows for name in row if name != "step")
+        names = {name: None for name in names if name.partition("/")[0] in windows}
         shown = {"step", *self._first(names, MOST_CURVES, "curves")}
         return [{name: value for name, value in row.items() if name in shown} for row in rows]
 
