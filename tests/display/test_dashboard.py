@@ -140,10 +140,14 @@ def make():
     made = []
 
     def make(server, **options):
-        lines = []
+        lines, announced = [], []
+
+        def say(line):
+            (announced if line.startswith("dashboard: ") and "(" not in line else lines).append(line)
+
         port = server if isinstance(server, int) else server.port
-        made.append(Dashboard("127.0.0.1", port, "logs/run_1", warn=lines.append, **{**FAST, **options}))
-        made[-1].lines = lines
+        made.append(Dashboard("127.0.0.1", port, "logs/run_1", say=say, **{**FAST, **options}))
+        made[-1].lines, made[-1].announced = lines, announced
         return made[-1]
 
     yield make
@@ -229,6 +233,14 @@ def test_points_arrive_once_and_together(fake, make):
     assert dashboard.lines == []
 
 
+def test_the_address_is_printed_once_when_a_server_answers(fake, make):
+    dashboard = make(fake)
+    until(lambda: dashboard.announced)
+    time.sleep(0.1)
+    assert dashboard.announced == [f"dashboard: http://127.0.0.1:{fake.port}/env/logs---run-1"]
+    assert dashboard.lines == []
+
+
 def test_traces_share_a_window(fake, make):
     dashboard = make(fake)
     dashboard.scalars(1, {"loss/train": 5.0, "loss/validation": 6, "rate": 0.25})
@@ -309,7 +321,7 @@ def test_absent_server_one_warning_then_everything(fake, make, capfd, caplog):
     fake.start()
     until(lambda: fake.curves() == {"loss": {"loss": curve(range(100))}} and len(dashboard.lines) == 2)
     assert fake.windows() == {"curves-loss", "bars-use", "image-samples", "properties"}
-    assert "answers" in dashboard.lines[1]
+    assert dashboard.lines[1] == f"dashboard: {dashboard.url} (a server answers now)" and not dashboard.announced
     time.sleep(0.1)
     assert len(dashboard.lines) == 2
     assert capfd.readouterr() == ("", "") and not caplog.records  # visdom itself says nothing
@@ -405,12 +417,12 @@ def test_missing_visdom_is_one_line(fake, make, monkeypatch):
     assert fake.requests == []
 
 
-def test_a_warn_that_raises_does_no_harm(fake):
-    def warn(text):
+def test_a_say_that_raises_does_no_harm(fake):
+    def say(text):
         raise BrokenPipeError(text)
 
     fake.mode = "500"
-    dashboard = Dashboard("127.0.0.1", fake.port, "run", warn=warn, **FAST)
+    dashboard = Dashboard("127.0.0.1", fake.port, "run", say=say, **FAST)
     put(dashboard, curve(range(10)))
     time.sleep(0.2)
     fake.mode = "ok"
@@ -689,7 +701,7 @@ def test_close_without_a_server_is_quick(make):
 
 def test_disabled_does_nothing():
     before = threading.active_count()
-    dashboard = Dashboard("ftp://nonsense", "no port", "run", enabled=False, warn=pytest.fail)
+    dashboard = Dashboard("ftp://nonsense", "no port", "run", enabled=False, say=pytest.fail)
     assert threading.active_count() == before
     dashboard.scalars("no step", {"loss": "x"})
     dashboard.history([{"step": 1, "loss": 2.0}])

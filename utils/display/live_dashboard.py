@@ -53,7 +53,8 @@ class Dashboard:
     plan: names of panes (utils/display/dashboard_panes.py) that are to be on the page from the start, in this order.
     notes: {pane of curves: what it says until it has a point}, where that is more than "nothing yet".
     images_per_step: if given, the curves also show the number of images seen.
-    enabled: False makes every method do nothing. warn: called from a thread with one line of text.
+    enabled: False makes every method do nothing. say: called from a thread with one line of text: the page's address
+    as soon as a server answers, and what goes wrong.
     interval: seconds between sends. backoff: shortest and longest wait after a failure in seconds.
     timeouts: seconds for (connecting, an answer). max_points: bound on the points of a curve, at least 2.
     VISDOM_USERNAME and VISDOM_PASSWORD in the environment are used as a login where both are set. The attribute
@@ -66,7 +67,7 @@ class Dashboard:
         port: int,
         env: str | Path,
         enabled: bool = True,
-        warn: Callable[[str], object] = print,
+        say: Callable[[str], object] = print,
         *,
         plan: Sequence[str] = (),
         notes: Mapping[str, str] | None = None,
@@ -92,15 +93,16 @@ class Dashboard:
         self._options: dict[str, Any] = dict(
             server=origin, port=port, base_url=path or "/", env=self.env, timeouts=timeouts
         )
+        self._up: bool | None = None  # whether the server answered last time; None: nothing is known yet
         login = {k: os.environ.get(f"VISDOM_{k.upper()}") for k in ("username", "password")}
         if all(login.values()):
             self._options.update(login)
-        self._warn, self._interval, self._backoff = warn, interval, backoff
+        self._print_line, self._interval, self._backoff = say, interval, backoff
         self._max_points, self._images_per_step = max_points, images_per_step
         self._plan = {win: rank for rank, win in enumerate(plan)}
         self._notes = {win: (notes or {}).get(win, NOTHING_YET) for win in plan}
         self._client: Any = None
-        self._delay, self._down, self._complained = backoff[0], False, False
+        self._delay, self._complained = backoff[0], False
         for win in plan:
             self._put_placeholder(win)
         self._thread = threading.Thread(target=self._run, name="dashboard", daemon=True)
@@ -201,7 +203,7 @@ class Dashboard:
         self._closing.set()
         thread.join(timeout)
         if thread.is_alive():
-            self._warn = lambda text: None  # printing while the interpreter shuts down can crash it
+            self._print_line = lambda text: None  # printing while the interpreter shuts down can crash it
 
     def _plot(self, window: str) -> Plot:
         """The plot of this name, created if it does not exist."""
@@ -297,14 +299,14 @@ class Dashboard:
         what = f"no visdom server answers at {self.address}"
         if isinstance(error, Refused):
             what = f"the server at {self.address} does not accept the dashboard ({error})"
-        if not self._down:
+        if self._up is not False:
             self._say(f"{what}; start one with `make dashboard`, or pass --no_visdom")
-        self._down = True
+        self._up = False
 
     def _report_up(self) -> None:
-        if self._down:
-            self._say(f"the visdom server at {self.address} answers: the dashboard is complete")
-        self._down, self._delay = False, self._backoff[0]
+        if not self._up:
+            self._say(f"dashboard: {self.url}" + (" (a server answers now)" if self._up is False else ""))
+        self._up, self._delay = True, self._backoff[0]
 
     def _complain(self, error: Exception) -> None:
         if not self._complained:
@@ -313,7 +315,7 @@ class Dashboard:
 
     def _say(self, text: str) -> None:
         with contextlib.suppress(Exception):  # the caller's function, in our thread
-            self._warn(text)
+            self._print_line(text)
 
 
 def _numbers(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, dict[str, float]]]:

@@ -51,6 +51,8 @@ class SavedRun:
         config = _dict(self._read("config.json", read_json, {}))
         self.script = str(config.get("script", ""))
         self.hparams, self.facts = _dict(config.get("hparams")), _dict(config.get("facts"))
+        given = config.get("given")
+        self.given = [str(name) for name in given] if isinstance(given, list) else []
         self.rows = self._read_lines("stats.jsonl", run_files.read_steps)
         self.speed = self._read_lines("speed.jsonl", run_files.read_steps)
         metrics = self._read_lines("metrics.jsonl", run_files.read_rows)
@@ -166,9 +168,11 @@ class SavedRun:
             return None
 
     def arguments(self) -> dict[str, Any]:
-        """The hyperparameters, or the arguments of the last experiment that was recorded here."""
+        """The hyperparameters, or the arguments of the last experiment that was recorded here; first what the command
+        lines gave."""
         experiments = [row["args"] for row in self.metrics if isinstance(row.get("args"), dict)]
-        return self.hparams or (experiments[-1] if experiments else {})
+        own = dict(sorted(self.hparams.items(), key=lambda item: item[0] not in self.given))
+        return own or (experiments[-1] if experiments else {})
 
     def seconds(self) -> float:
         """Seconds of training according to speed.jsonl, without the time between runs."""

@@ -155,7 +155,7 @@ class Run:
             f"{self.name}: {parameters / 1e6:.1f}M parameters, {items} {of} of '{H.dataset}', "
             f"batch {H.batch_size}, {precision} on {device}"
         )
-        self.say(f"writing to {self.folder}; dashboard: {self.display.dashboard.url or 'off'}")
+        self.say(f"writing to {self.folder}")
         self.facts = dict(model=self.name, parameters=parameters, items=items, of=of, precision=precision)
         self.facts.update(device=device, torch=torch.__version__)
         if not self.resumed:
@@ -287,9 +287,9 @@ class Run:
         """Write config.json (configuration and facts). A fresh run writes it before its first step, a resumed run
         with its next checkpoint, so that a failed resume changes nothing. more: further JSON values."""
         if distributed.is_main():
-            hparams = self.H.to_dict()
+            hparams, given = self.H.to_dict(), sorted({*self.H.explicit, *self.H.given_before})
             config = dict(format=1, script=self.H.script, hparams=hparams, digest=hash_json(hparams), facts=self.facts)
-            write_json(os.path.join(self.folder, "config.json"), dict(config, **more))
+            write_json(os.path.join(self.folder, "config.json"), dict(config, given=given, **more))
 
     def save_checkpoint(self) -> None:
         """Write the checkpoint of the current step, unless a complete one exists."""

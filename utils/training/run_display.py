@@ -38,12 +38,12 @@ class RunDisplay:
             H.visdom_port,
             H.log_dir,
             enabled=not H.no_visdom and distributed.is_main(),
-            warn=say,
+            say=say,
             plan=plan_of(H, name, device.type),
             notes=notes_of(H, name),
             images_per_step=H.batch_size,
         )
-        self.dashboard.properties(dict(sorted(H.to_dict().items(), key=lambda item: item[0] not in H.explicit)))
+        self.dashboard.properties(H.given_first())
         self.progress(step, "starting")
         for other in (H.visdom_compare or ()) if self.dashboard.enabled else ():
             self.dashboard.compare(other, curve_rows(os.path.join(LOGS, other, "stats.jsonl")))
