@@ -23,6 +23,7 @@ VQGAN_STEPS = 1500
 SAMPLER_STEPS = 1600
 ACTIVATE = "source .venv/bin/activate"
 STAGE_1, STAGE_2, SAMPLES = "demo_vqgan", "demo_absorbing", "demo_samples"
+SHEET = "samples_0-24.png"  # the first sheet that get_samples.py writes
 
 
 def call(*words):
@@ -62,14 +63,10 @@ def final(log_dir, name):
 
 
 def summary(seconds):
-    images = {
-        name: sorted((ROOT / "logs" / name / "images").glob(pattern), key=os.path.getmtime)
-        for name, pattern in ((STAGE_1, "reconstructions_[0-9]*.png"), (SAMPLES, "samples_*.png"))
-    }
     print(f"""
 The demo is complete{f" ({seconds / 60:.1f} minutes)" if seconds > 60 else ""}. Look at:
-  originals, reconstructions, errors {images[STAGE_1][-1].relative_to(ROOT)}
-  samples                            {images[SAMPLES][-1].relative_to(ROOT)}
+  originals, reconstructions, errors logs/{STAGE_1}/images/reconstructions_{VQGAN_STEPS}.png
+  samples                            logs/{SAMPLES}/images/{SHEET}
   samples while they are drawn       logs/{SAMPLES}/images/denoising_0.gif
   curves and all else, as a page     logs/{STAGE_1}/report.html and logs/{STAGE_2}/report.html
 Stage 1: mean absolute error {final(STAGE_1, "l1"):.4f}, {final(STAGE_1, "codes_used")} codes in use, \
@@ -140,7 +137,7 @@ def main():
         )
     if not finished(STAGE_2, SAMPLER_STEPS):
         call("train_sampler.py", *stage_2_flags(), "--train_steps", SAMPLER_STEPS, "--resume", *dashboard_flags())
-    if not list((ROOT / "logs" / SAMPLES / "images").glob("samples_*.png")):
+    if not (ROOT / "logs" / SAMPLES / "images" / SHEET).is_file():
         call(
             "experiments/get_samples.py",
             *model_flags(),

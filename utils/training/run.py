@@ -23,9 +23,9 @@ from typing import Any, Self
 
 import torch
 
-from utils.core import distributed
+from utils.core import distributed, progress
 from utils.core.checkpoint import LOGS, Checkpoints, checkpoints_of, load_into
-from utils.core.errors import DamagedFile, UserError
+from utils.core.errors import SIGPIPE, DamagedFile, UserError, warn
 from utils.core.files import hash_json, write_json
 from utils.core.lock import FolderLock
 from utils.core.progress import Forecast, Progress, say
@@ -188,11 +188,18 @@ class Run:
                 self._after_step()
                 if expected := forecast.text(self.step):
                     self.say(f"expected: {expected}")
-                if signalled := distributed.any_rank(stop.number):
+                if signalled := distributed.any_rank(stop.number or SIGPIPE * progress.output_is_closed):
                     self.save_checkpoint()
-                    self.say(f"stopped by a signal after step {self.step}; continue with --resume:\n  {self._again()}")
+                    self._say_why_it_stops(signalled)
                     raise SystemExit(128 + signalled)
             self.save_checkpoint()
+
+    def _say_why_it_stops(self, signalled: int) -> None:
+        reason = "a signal" if signalled != SIGPIPE else "closed output (no program reads stdout any more)"
+        text = f"stopped by {reason} after step {self.step}; continue with --resume:"
+        self.say(f"{text}\n  {self._again()}")
+        if progress.output_is_closed:
+            warn(f"{text} {self._again()}")
 
     def due(self, every: int) -> bool:
         """True if the current step is a multiple of `every` or the last step; always False if `every` is 0."""
