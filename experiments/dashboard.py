@@ -14,6 +14,7 @@ import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -46,6 +47,7 @@ EPILOG = """examples:
 With VISDOM_USERNAME and VISDOM_PASSWORD in the environment the page asks for them; training finds them there, too.
 """
 
+WELCOME_INTERVAL = 1000  # milliseconds between looks for new runs
 # plotly's "Edit" below each plot would send its data to a company's server.
 STYLE = ".js-link-to-tool, .js-plotly-plot .plotlyjsicon { display: none; }"
 
@@ -159,9 +161,7 @@ def make_app(config, login):
     """visdom's application, as its own start_server makes it, for its own page alone."""
     from visdom.server import app as visdom_app
     from visdom.server.handlers import web_handlers
-    from visdom.utils.server_utils import hash_password, window
-
-    from utils.display.html import render
+    from visdom.utils.server_utils import hash_password
 
     folder = Path(config.env_path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,10 +185,33 @@ def make_app(config, login):
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder / 'main.json'} is damaged: remove it") from None
     if empty:
-        text = dict(type="text", content=render("welcome.html"))
-        pane = window(dict(win="welcome", data=[text], opts=dict(title="welcome", width=500, height=180)))
-        app.state["main"] = dict(jsons=dict(welcome=dict(pane, i=0)), reload={})
+        app.state["main"] = dict(jsons=dict(welcome=dict(welcome_pane([]), i=0)), reload={})
     return app
+
+
+def welcome_pane(runs):
+    """The first page's pane, which links the environments of these names."""
+    from visdom.utils.server_utils import window
+
+    from utils.display.html import render
+
+    links = [(name, f"/env/{quote(name, safe='')}") for name in runs]
+    text = dict(type="text", content=render("welcome.html", runs=links))
+    return window(dict(win="welcome", data=[text], opts=dict(title="welcome", width=500, height=400)))
+
+
+def update_welcome(app):
+    """Link the environments that exist now, also on a page that is open. If its user has closed the pane, it stays
+    closed."""
+    from visdom.utils.server_utils import broadcast
+
+    panes = app.state.get("main", {}).get("jsons", {})
+    if "welcome" not in panes:
+        return
+    pane = dict(welcome_pane(sorted(name for name in app.state if name != "main")), i=panes["welcome"]["i"])
+    if pane["content"] != panes["welcome"]["content"]:
+        panes["welcome"] = pane
+        broadcast(app, pane, "main")
 
 
 def write_secret(path):
@@ -205,7 +228,7 @@ def main(config, login):
 
     sys.modules["torch"] = None  # visdom would import it, which takes seconds, and its server has no use for it
     from tornado.httpserver import HTTPServer
-    from tornado.ioloop import IOLoop
+    from tornado.ioloop import IOLoop, PeriodicCallback
     from visdom.utils.shared_utils import get_visdom_path
 
     from utils.display import visdom_assets
@@ -214,8 +237,10 @@ def main(config, login):
     visdom_assets.install(Path(get_visdom_path("static")), lambda text: print(text, flush=True))
     logging.getLogger().setLevel(logging.ERROR)
     logging.getLogger("tornado.general").setLevel(logging.CRITICAL)  # a style sheet of the user's own is looked for
-    server = HTTPServer(make_app(config, login), max_buffer_size=1024**3)
+    app = make_app(config, login)
+    server = HTTPServer(app, max_buffer_size=1024**3)
     server.add_sockets(sockets)
+    PeriodicCallback(lambda: update_welcome(app), WELCOME_INTERVAL).start()
     if not (is_local(config) or login):
         print(
             f"warning: whoever reaches {config.address} can see and change the dashboard; "

@@ -27,6 +27,7 @@ STAGE_1, STAGE_2, SAMPLES = "demo_vqgan", "demo_absorbing", "demo_samples"
 PRIOR = f"--sampler absorbing --dataset demo --ae_load_dir {STAGE_1} --ae_load_step {VQGAN_STEPS}"
 TRAIN_PRIOR = f"train_sampler.py {PRIOR} --log_dir {STAGE_2}"
 DRAW = f"experiments/get_samples.py {PRIOR} --load_dir {STAGE_2} --load_step {SAMPLER_STEPS}"
+SHEET = "samples_0-24.png"  # the first sheet that get_samples.py writes
 
 
 def call(command):
@@ -66,16 +67,11 @@ def final(log_dir, name):
     return next((row[name] for row in reversed(rows) if name in row), float("nan"))
 
 
-def newest(log_dir, pattern):
-    """The newest picture of a run, relative to the repository."""
-    return max((LOGS / log_dir / "images").glob(pattern), key=os.path.getmtime).relative_to(ROOT)
-
-
 def summary(seconds):
     print(f"""
 The demo is complete{f" ({seconds / 60:.1f} minutes)" if seconds > 60 else ""}. Look at:
-  originals, reconstructions, errors {newest(STAGE_1, "reconstructions_[0-9]*.png")}
-  samples                            {newest(SAMPLES, "samples_*.png")}
+  originals, reconstructions, errors logs/{STAGE_1}/images/reconstructions_{VQGAN_STEPS}.png
+  samples                            logs/{SAMPLES}/images/{SHEET}
   samples while they are drawn       logs/{SAMPLES}/images/denoising_0.gif
   curves and all else, as a page     logs/{STAGE_1}/report.html and logs/{STAGE_2}/report.html
 Stage 1: mean absolute error {final(STAGE_1, "l1"):.4f}, {final(STAGE_1, "codes_used")} codes in use, \
@@ -102,7 +98,7 @@ def main():
         call(f"train_vqgan.py --dataset demo --log_dir {STAGE_1} --train_steps {VQGAN_STEPS} --resume{no_dashboard()}")
     if not finished(STAGE_2, SAMPLER_STEPS):
         call(f"{TRAIN_PRIOR} --train_steps {SAMPLER_STEPS} --resume{no_dashboard()}")
-    if not list((LOGS / SAMPLES / "images").glob("samples_*.png")):
+    if not (LOGS / SAMPLES / "images" / SHEET).is_file():
         call(f"{DRAW} --log_dir {SAMPLES} --n_sheets 1 --show_steps{no_dashboard()}")
     for log_dir in (STAGE_1, STAGE_2):
         call(f"experiments/show_run.py --log_dir {log_dir} --no_visdom")

@@ -18,7 +18,9 @@ from utils.core.errors import UsageError, run_main
 class BigConfig:
     """larger images"""
 
-    shape: list[int] = opt(None, "height and width of the canvas in latents", required=True, min=1)
+    shape: list[int] = opt(
+        None, "rows and columns of the canvas of codes: height first, then width", required=True, min=1
+    )
     order: str = opt(
         "raster", "in what order cells are filled (random: each sample in its own)", choices=["raster", "random"]
     )
@@ -44,9 +46,11 @@ def settle(H):
         H.temp = 0.8
     shape, (h, w) = " ".join(map(str, H.shape)), H.latent_shape[1:]
     if len(H.shape) != 2:
-        raise UsageError(f"--shape {shape} must be two numbers, height and width")
+        raise UsageError(f"--shape {shape} must be two numbers, rows (height) and then columns (width)")
     if not H.crop and (H.shape[0] < h or H.shape[1] < w):
-        raise UsageError(f"--shape {shape} is smaller than the training canvas, {h} {w}: --crop cuts it out of that")
+        raise UsageError(
+            f"--shape {shape} is smaller than the training canvas, {h} rows and {w} columns: --crop cuts it out of that"
+        )
 
 
 COMMAND_LINE = dict(

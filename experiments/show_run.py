@@ -62,15 +62,14 @@ PATIENCE = 60.0  # seconds for all of a long run to reach the server
 
 
 def show_on_dashboard(run, config):
-    """Send everything to the run's environment; one line says how that went."""
-    complaints = []
+    """Send everything to the run's environment; the dashboard prints one line about how that went."""
     plots = [f"curves-{name}" for name in run.traces() if name != "loss"]
     batch, total, step = run.hparams.get("batch_size"), run.hparams.get("train_steps"), run.last_step()
     board = Dashboard(
         config.visdom_server,
         config.visdom_port,
         config.log_dir,
-        warn=complaints.append,
+        say=say,
         plan=["progress", "curves-loss", "properties", *plots] if plots else ["results", "properties"],
         images_per_step=batch if type(batch) is int and batch > 0 else None,
     )
@@ -90,10 +89,6 @@ def show_on_dashboard(run, config):
     if run.metrics:
         board.properties(run.metrics[-1]["values"], "results")
     board.close(PATIENCE)
-    for line in complaints:
-        say(f"{line}; the report needs none")
-    if not complaints:
-        say(f"dashboard: {board.url}")
 
 
 def main(config):

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from hparams.config import Flag
-from utils.core.errors import printable
+from utils.core.errors import discard_output, printable
 from utils.core.job import first_to_tell
 
 LINE = 65  # characters of help beside a flag, where a line has 100
@@ -114,7 +114,11 @@ class _Help(argparse.Action):
     """Print the help of a parser (`const`) and exit."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        self.const.print_help()
+        try:
+            self.const.print_help()
+            sys.stdout.flush()
+        except BrokenPipeError:  # `--help | head`
+            discard_output()
         parser.exit()
 
 

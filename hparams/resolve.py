@@ -28,13 +28,22 @@ OF_THE_SPLIT = set(names_of("images")) & {flag.name for flag in config.RECORDED}
 HIDDEN = {"vqgan": (), "sampler": ("autoencoder",), "measures": (*ARCHITECTURE, "images", "stages")}
 
 
+NOT_FLAGS = ("explicit", "given_before", "data_entry", "script", "older")  # attributes of Hparams
+
+
 class Hparams(SimpleNamespace):
-    """The resolved configuration: one attribute a flag. `explicit` lists what the command line gave; `older` holds the
-    settings that a resumed run keeps from an earlier version, by name."""
+    """The resolved configuration: one attribute a flag. `explicit` lists what the command line gave; `given_before`
+    what earlier command lines of a resumed run gave; `older` holds the settings that a resumed run keeps from an
+    earlier version, by name."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for config.json."""
-        return {k: v for k, v in vars(self).items() if k not in ("explicit", "data_entry", "script", "older")}
+        return {k: v for k, v in vars(self).items() if k not in NOT_FLAGS}
+
+    def given_first(self) -> dict[str, Any]:
+        """As to_dict(); first what the command lines of this run gave."""
+        given = {*self.explicit, *self.given_before}
+        return dict(sorted(self.to_dict().items(), key=lambda item: item[0] not in given))
 
     def given(self, *roles: str) -> dict[str, Any]:
         """{flag: value} of what the command line gave, of the flags that have one of these roles."""
@@ -99,6 +108,7 @@ def resolve(flags: Iterable[Flag], given: Values, family: str, idle: Collection[
     loaded, older = loaded_values(values | given, given, family, every, idle)
     H = Hparams(**copy.deepcopy(values | loaded | given))  # the presets keep their lists
     H.explicit = sorted(given)
+    H.given_before = sources.flags_given(H.log_dir) if H.resume and "resume" not in idle else []
     H.older = {k: v for k, v in older.items() if k not in given}
     H.data_entry = entry
     derive(H, by_name.values())

@@ -245,6 +245,14 @@ def saved_config(name: str, flags: Mapping[str, Flag], step: int | None = None) 
         raise UsageError(f"{path} is damaged{reason}: restore it, or remove it and give the model's flags") from None
 
 
+def flags_given(name: str) -> list[str]:
+    """The names of the flags that the command lines of the run in logs/<name> gave, from its config.json; [] if that
+    does not list them."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return [str(flag) for flag in read_json(run_folder(name) / "config.json")["given"]]
+    return []
+
+
 def _of_manifest(folder: Path, steps: Iterable[int]) -> dict[str, Any] | None:
     """The hparams in the first of these steps' manifests that is what was written; None if it holds none."""
     for step in steps:

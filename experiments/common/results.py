@@ -43,10 +43,10 @@ class Report:
             H.visdom_port,
             H.log_dir,
             enabled=self.is_main and not H.no_visdom,
-            warn=say,
+            say=say,
             plan=("results", "properties"),
         )
-        self.dashboard.properties(dict(sorted(H.to_dict().items(), key=lambda item: item[0] not in H.explicit)))
+        self.dashboard.properties(H.given_first())
 
     def __enter__(self) -> "Report":
         return self
@@ -80,7 +80,7 @@ class Report:
             values={k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()},
             **about,
             checkpoints=self.checkpoints,
-            args=self.H.to_dict(),
+            args=self.H.given_first(),
             device=device_name(self.device),
             torch=torch.__version__,
             versions=versions("Pillow", "torch-fidelity"),

@@ -287,6 +287,59 @@ def test_sheets():
     assert triples(x[:1] + 100, x[:1])[2].unique().tolist() == [255]  # four times 100, as much as there is room for
 
 
+# ---------------------------------------------------------------------- output that nobody reads
+
+
+@pytest.mark.parametrize(
+    ("main", "code"),
+    [
+        ("lambda: print(1, flush=True)", 141),  # a script that only prints ends, as other programs do
+        ("lambda: print(1)", 141),
+        ("lambda: (say(1), say(2), print(3), print('done', file=sys.stderr))", 0),  # the work goes on
+    ],
+)
+def test_a_script_whose_output_nobody_reads_is_quiet(main, code):
+    program = f"""
+import sys
+from utils.core.errors import run_main
+from utils.core.progress import say
+sys.stdin.read()
+run_main({main})
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdin=-1, stdout=-1, stderr=-1)
+    process.stdout.close()
+    process.stdin.close()
+    assert process.stderr.read().decode() == ("" if code else "done\n")
+    assert process.wait(timeout=60) == code
+
+
+def test_another_broken_pipe_is_an_error():
+    program = """
+import os
+from utils.core.errors import run_main
+def main():
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.write(writing, b"x")
+run_main(main)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "error: Broken pipe\n")
+
+
+def test_a_script_without_stdout_says_nothing():
+    program = """
+import os, sys
+from utils.core.errors import run_main
+from utils.core.progress import say
+run_main(lambda: say("a line"))
+os._exit(7)
+"""
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *words], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (7, "")
+
+
 # ---------------------------------------------------------------------- signals
 
 

@@ -197,10 +197,9 @@ def runs(board, shapes, tmp_path_factory):
 
 
 STAGE_1 = (
-    "loss l1 perceptual nll_loss codebook_loss g_loss d_loss d_weight perplexity codes_used mean_distance lr "
-    "images_per_second"
+    "loss l1 nll_loss codebook_loss g_loss d_loss d_weight perplexity codes_used mean_distance lr images_per_second"
 ).split()
-VALIDATED = ("l1", "perceptual", "nll_loss", "codebook_loss")
+VALIDATED = ("l1", "nll_loss", "codebook_loss")
 
 
 def test_the_page_of_a_vqgan(visit, runs):
@@ -287,7 +286,7 @@ def live(board, request):
         "127.0.0.1",
         board.port,
         request.node.name,
-        warn=pytest.fail,
+        say=lambda line: line.startswith("dashboard: ") or pytest.fail(line),
         interval=0.1,
         images_per_step=8,
         plan=["progress", "curves-loss"],
@@ -335,9 +334,14 @@ def test_an_open_page_follows_and_keeps_what_its_user_did(visit, live):
     page.wait_for_selector(".widget input[type=range]")
 
 
-def test_the_first_page_says_where_to_look(visit):
+def test_the_first_page_links_the_runs(visit, board):
     page = visit("main", 1)
-    assert "choose one in the list above" in panes_of(page)["welcome"].text
+    board.put("a run", "first")
+    page.wait_for_selector("text=a run")  # on the open page
+    assert "named after its --log_dir" in panes_of(page)["welcome"].text
+    page.click("text=a run")
+    page.wait_for_selector("text=first")
+    assert page.url.endswith("/env/a%20run")
 
 
 def test_login(browser, tmp_path, monkeypatch):
@@ -345,7 +349,7 @@ def test_login(browser, tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     server = Server(tmp_path)
     said = []
-    dashboard = Dashboard("127.0.0.1", server.port, "run", warn=said.append, interval=0.1)
+    dashboard = Dashboard("127.0.0.1", server.port, "run", say=said.append, interval=0.1)
     dashboard.properties(dict(lr="known to few"))
     page = browser.new_page()
     page.goto(f"http://127.0.0.1:{server.port}/")
@@ -361,7 +365,7 @@ def test_login(browser, tmp_path, monkeypatch):
     assert stranger.request.get(f"http://127.0.0.1:{server.port}/env/run").status == 400
     stranger.close()
     dashboard.close()
-    assert said == [] and server.stop()[0] == 0
+    assert said == [f"dashboard: {dashboard.url}"] and server.stop()[0] == 0
     assert (tmp_path / "logs/.dashboard/COOKIE_SECRET").stat().st_mode & 0o077 == 0
 
 

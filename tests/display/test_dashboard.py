@@ -140,10 +140,14 @@ def make():
     made = []
 
     def make(server, **options):
-        lines = []
+        lines, announced = [], []
+
+        def say(line):
+            (announced if line.startswith("dashboard: ") and "(" not in line else lines).append(line)
+
         port = server if isinstance(server, int) else server.port
-        made.append(Dashboard("127.0.0.1", port, "logs/run_1", warn=lines.append, **{**FAST, **options}))
-        made[-1].lines = lines
+        made.append(Dashboard("127.0.0.1", port, "logs/run_1", say=say, **{**FAST, **options}))
+        made[-1].lines, made[-1].announced = lines, announced
         return made[-1]
 
     yield make
@@ -229,6 +233,14 @@ def test_points_arrive_once_and_together(fake, make):
     assert dashboard.lines == []
 
 
+def test_the_address_is_printed_once_when_a_server_answers(fake, make):
+    dashboard = make(fake)
+    until(lambda: dashboard.announced)
+    time.sleep(0.1)
+    assert dashboard.announced == [f"dashboard: http://127.0.0.1:{fake.port}/env/logs---run-1"]
+    assert dashboard.lines == []
+
+
 def test_traces_share_a_window(fake, make):
     dashboard = make(fake)
     dashboard.scalars(1, {"loss/train": 5.0, "loss/validation": 6, "rate": 0.25})
@@ -309,7 +321,7 @@ def test_absent_server_one_warning_then_everything(fake, make, capfd, caplog):
     fake.start()
     until(lambda: fake.curves() == {"loss": {"loss": curve(range(100))}} and len(dashboard.lines) == 2)
     assert fake.windows() == {"curves-loss", "bars-use", "image-samples", "properties"}
-    assert "answers" in dashboard.lines[1]
+    assert dashboard.lines[1] == f"dashboard: {dashboard.url} (a server answers now)" and not dashboard.announced
     time.sleep(0.1)
     assert len(dashboard.lines) == 2
     assert capfd.readouterr() == ("", "") and not caplog.records  # visdom itself says nothing
@@ -405,12 +417,12 @@ def test_missing_visdom_is_one_line(fake, make, monkeypatch):
     assert fake.requests == []
 
 
-def test_a_warn_that_raises_does_no_harm(fake):
-    def warn(text):
+def test_a_say_that_raises_does_no_harm(fake):
+    def say(text):
         raise BrokenPipeError(text)
 
     fake.mode = "500"
-    dashboard = Dashboard("127.0.0.1", fake.port, "run", warn=warn, **FAST)
+    dashboard = Dashboard("127.0.0.1", fake.port, "run", say=say, **FAST)
     put(dashboard, curve(range(10)))
     time.sleep(0.2)
     fake.mode = "ok"
@@ -493,6 +505,56 @@ def test_another_run_stands_in_the_same_plots(fake, make):
     assert fake.curves()["loss"]["train, before"] == curve(range(3))
     put(dashboard, [(1, 2.0)], "theirs/train")
     until(lambda: fake.curves().get("theirs", {}).get("train, before") == [(s, 2.0) for s in range(3)])
+
+
+def test_colour_means_run_and_dash_means_validation(fake, make):
+    """In all plots, whichever curve comes first, and although a run lacks some curves."""
+    dashboard = make(fake)
+    dashboard.compare("first", [{"step": 1, "l1/train": 1.0}])
+    dashboard.compare("second", [{"step": 1, "l1/validation": 2.0, "lr/train": 3.0, "l1/train": 2.0}])
+    dashboard.scalars(1, {"l1/validation": 4.0, "lr/train": 5.0})
+    dashboard.scalars(2, {"l1/train": 6.0})
+    blue, orange, green = panes.COLOURS[:3]
+    expected = {
+        "l1": {
+            "train, logs/run_1": (blue, "solid"),
+            "validation, logs/run_1": (blue, "dash"),
+            "train, first": (orange, "solid"),
+            "train, second": (green, "solid"),
+            "validation, second": (green, "dash"),
+        },
+        "lr": {"train, logs/run_1": (blue, "solid"), "train, second": (green, "solid")},
+    }
+
+    def styles(window):
+        data = fake.sent("/events", f"curves-{window}")[-1]["data"]
+        return [(trace["name"], (trace["line"]["color"], trace["line"]["dash"])) for trace in data]
+
+    until(lambda: len(fake.curves().get("l1", {})) == 5)
+    assert {window: styles(window) for window in expected} == {k: list(v.items()) for k, v in expected.items()}
+
+
+def test_a_schedule_of_another_run_is_not_smoothed(fake, make):
+    dashboard = make(fake)
+    dashboard.compare("before", [{"step": s, "lr/train": s % 7 + 1} for s in range(50)])
+    put(dashboard, curve(range(1, 5)), "lr/train")
+    until(lambda: fake.curves().get("lr", {}).get("train, before") == [(s, s % 7 + 1) for s in range(50)])
+
+
+def test_what_is_always_0_has_no_pane_unless_it_is_planned(fake, make):
+    dashboard = make(fake, plan=["curves-planned", "curves-later"], notes={"curves-later": "from step 9 on"})
+    for step in (1, 2):
+        dashboard.scalars(step, {"zero/train": 0.0, "zero/validation": 0.0, "planned/train": 0.0, "other": 1.0})
+    until(lambda: fake.curves().get("other") == {"other": [(1, 1.0), (2, 1.0)]})
+    assert fake.windows() == {"curves-planned", "curves-later", "curves-other"}
+    (note,) = fake.sent("/events", "curves-later")[-1]["layout"]["annotations"]
+    assert note["text"] == "from step 9 on"
+    dashboard.scalars(3, {"zero/train": 0.5})
+    until(
+        lambda: (
+            fake.curves().get("zero") == {"train": [(1, 0.0), (2, 0.0), (3, 0.5)], "validation": [(1, 0.0), (2, 0.0)]}
+        )
+    )
 
 
 def test_progress(fake, make):
@@ -639,7 +701,7 @@ def test_close_without_a_server_is_quick(make):
 
 def test_disabled_does_nothing():
     before = threading.active_count()
-    dashboard = Dashboard("ftp://nonsense", "no port", "run", enabled=False, warn=pytest.fail)
+    dashboard = Dashboard("ftp://nonsense", "no port", "run", enabled=False, say=pytest.fail)
     assert threading.active_count() == before
     dashboard.scalars("no step", {"loss": "x"})
     dashboard.history([{"step": 1, "loss": 2.0}])

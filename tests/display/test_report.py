@@ -125,7 +125,8 @@ def test_the_report_of_a_finished_run(here):
         assert words in page.text, words
     n_pictures = sum(place.startswith("data:image/png") for place in page.places)
     n_plots = sum(place.startswith("data:image/svg+xml") for place in page.places)
-    assert n_pictures == 3 and n_plots == len(SavedRun("logs/ae").traces()) - 1 + 1  # perceptual is zero; the bars
+    assert n_pictures == 3 and n_plots == len(SavedRun("logs/ae").traces()) + 1  # the bars
+    assert "perceptual" not in SavedRun("logs/ae").traces()  # its weight is 0
     assert not SavedRun("logs/ae").notes and "viewport" in Path("logs/ae/report.html").read_text()
     for path in Path("logs/ae/images").glob("*.png"):
         if path.stem in ("reconstructions_12", "codebook_12", "reconstructions_progress"):
@@ -342,7 +343,7 @@ def test_the_whole_dashboard_is_sent_again(here, capsys):
 def test_without_a_server_one_line_says_so(here, capsys):
     show_run.main(show_run.parse(["--log_dir", "ae", "--visdom_port", "1"]))
     first, second = capsys.readouterr().out.splitlines()
-    assert "no visdom server answers" in first and first.endswith("the report needs none")
+    assert "no visdom server answers" in first
     assert second == "report: logs/ae/report.html"
 
 
@@ -353,6 +354,14 @@ def test_long_curves_are_thinned_and_smoothed():
         paths = re.findall('<path d="([^"]*)" clip-path', svg)
         sizes = [path.count("L") for path in paths if path.count("L") > 1]  # the others are the grid
         assert len(sizes) == n_lines and all(500 < size < report_plots.MOST_POINTS for size in sizes)
+
+
+def test_validation_is_dashed_in_the_colour_of_the_run():
+    svg = report_plots.curves("l1", {"validation": ([1, 2], [1.0, 2.0]), "train": ([1, 2], [3.0, 4.0])})
+    train, validation = re.findall('<path d="[^"]*" clip-path[^>]*style="([^"]*)"', svg)[-2:]
+    colours = [re.search("stroke: (#[0-9a-f]*)", style)[1] for style in (train, validation)]
+    assert colours[0] == colours[1]
+    assert "stroke-dasharray" in validation and "stroke-dasharray" not in train
 
 
 def test_large_pictures_are_reduced(here):

@@ -208,6 +208,24 @@ def test_what_the_page_saved_is_there_again(tmp_path, monkeypatch):
         server.make_app(config, None)
 
 
+def test_the_first_page_links_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    app = server.make_app(server.parse([])[0], None)
+
+    def links():
+        server.update_welcome(app)
+        return re.findall('href="([^"]*)">([^<]*)<', app.state["main"]["jsons"]["welcome"]["content"])
+
+    assert links() == [] and "There is no run yet" in app.state["main"]["jsons"]["welcome"]["content"]
+    app.state.update({name: dict(jsons={}, reload={}) for name in ("b", "a", '<a "&?/#')})
+    assert links() == [("/env/%3Ca%20%22%26%3F%2F%23", "&lt;a &#34;&amp;?/#"), ("/env/a", "a"), ("/env/b", "b")]
+    del app.state["a"]
+    assert ("/env/a", "a") not in links()
+    app.state["main"]["jsons"].clear()  # its user closed the pane
+    server.update_welcome(app)
+    assert app.state["main"]["jsons"] == {}
+
+
 @pytest.fixture
 def serve(tmp_path, monkeypatch):
     """serve(flags) -> the port of a server in a thread of this process."""
@@ -306,7 +324,7 @@ def test_clients_connect_or_say_why_not(serve, monkeypatch):
     client = visdom.Visdom("http://localhost", port=port, raise_exceptions=True)  # with a web socket of its own
     assert client.check_connection(10) and client.text("a text", env="mine")
     monkeypatch.setattr(server, "own_names", lambda config: {"elsewhere"})
-    dashboard = Dashboard("localhost", serve(), "run", warn=said.append, interval=0.02)
+    dashboard = Dashboard("localhost", serve(), "run", say=said.append, interval=0.02)
     dashboard.properties(dict(lr=1))
     until(lambda: said)
     dashboard.close()

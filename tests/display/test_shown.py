@@ -405,7 +405,7 @@ def test_what_a_run_offers_next_can_be_pasted(tmp_path, shapes, monkeypatch, cap
     out = capsys.readouterr().out
     lines = out.splitlines()
     assert "40 images of 'custom', batch 4, float32 on cpu" in lines[0]
-    assert lines[1] == "writing to logs/my run; dashboard: off"
+    assert lines[1] == "writing to logs/my run"
     assert "written: checkpoint of step 3 in logs/my run/saved_models; codebook, reconstructions in" in out
     stage_2 = [*following(out, "a prior over these codes"), *TINY_SAMPLER, "--train_steps", "2"]
     out = called(stage_2, tmp_path)

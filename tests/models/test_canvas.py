@@ -321,10 +321,13 @@ def test_script_crops_the_middle(trained, shapes, monkeypatch):
 def test_script_refuses(trained, shapes, monkeypatch, capsys):
     script = "experiments/generate_big_samples.py"
     text = run(script, flags(shapes, "no", "--shape 6"), trained, code=2)
-    assert text.splitlines()[-1] == "generate_big_samples.py: error: --shape 6 must be two numbers, height and width"
+    assert (
+        text.splitlines()[-1]
+        == "generate_big_samples.py: error: --shape 6 must be two numbers, rows (height) and then columns (width)"
+    )
     monkeypatch.chdir(trained)
     with pytest.raises(SystemExit):
         draw(shapes, "no", "--shape 3 6")
-    assert "--shape 3 6 is smaller than the training canvas, 4 4: --crop" in capsys.readouterr().err
+    assert "--shape 3 6 is smaller than the training canvas, 4 rows and 4 columns: --crop" in capsys.readouterr().err
     with pytest.raises(UsageError, match="--order raster"):
         draw(shapes, "no", "--shape 5 5 --order random", "autoregressive")

@@ -3,14 +3,18 @@
 import json
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from scripts import run, sampler_flags, start, train_stage_1, vqgan_flags
 
 from models.quantizers import QUANTIZERS
+from utils.core.checkpoint import Checkpoints
 from utils.core.files import load_tensors
 
 EVENTS = (
@@ -58,6 +62,27 @@ def assert_same_runs(one, other, step):
     assert pictures == sorted(p.name for p in (other / "images").iterdir())
     for name in pictures:
         assert (one / "images" / name).read_bytes() == (other / "images" / name).read_bytes()
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["stdout", "stdout and stderr"])
+def test_a_run_whose_output_nobody_reads_stops_with_a_checkpoint(tmp_path, shapes, both):
+    """`train_vqgan.py ... | head -1`"""
+    flags = vqgan_flags(shapes, "run", "--train_steps 100000 --steps_per_checkpoint 0 --steps_per_save_output 0")
+    words = [sys.executable, str(ROOT / "train_vqgan.py"), *flags]
+    errors = subprocess.STDOUT if both else subprocess.PIPE
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=errors, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    said = "" if both else process.stderr.read()
+    assert process.wait(timeout=120) == 128 + 13
+    store = Checkpoints(tmp_path / "logs/run")
+    (step,) = store.steps()
+    assert 1 <= step < 100000
+    if not both:
+        (line,) = said.splitlines()
+        assert line.startswith(f"stopped by closed output (no program reads stdout any more) after step {step};")
+        assert "--log_dir run --resume" in line
+    assert "stopped by closed output" in (tmp_path / "logs/run/log.txt").read_text()
 
 
 def wait_for_step(folder, step, process):

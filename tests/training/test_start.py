@@ -1,6 +1,7 @@
 """What a run starts from, and what it must never overwrite."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -15,9 +16,12 @@ from test_resume import assert_same_weights, wait_for_step
 
 import train_vqgan
 from experiments import calc_FID
+from hparams import get_hparams
+from hparams.sources import flags_given
 from utils.core.errors import UserError
 from utils.core.files import hash_json, read_json, write_json
 from utils.display import commands
+from utils.display.saved_run import SavedRun
 
 LOAD = "--load_dir prior --load_step 3 --ema"
 
@@ -147,6 +151,30 @@ def test_averages_of_a_run_without_them_begin_at_its_weights(place, shapes):
     assert all(torch.equal(averaged[k], v) for k, v in begun.items() if v.is_floating_point() and "running" not in k)
     train_stage_1(shapes, "run", "--train_steps 7 --resume")
     assert Path("logs/run/saved_models/vqgan_ema_7.th").exists()
+
+
+def test_what_was_given_comes_first_also_after_resumes(place, shapes):
+    train_stage_1(shapes, "run", "--train_steps 2 --seed 5")
+    train_stage_1(shapes, "run", "--train_steps 3 --resume --steps_per_log 1")
+    H = get_hparams(
+        "vqgan", "", words("--dataset custom --custom_dataset_path x --log_dir run --resume --steps_per_eval 2")
+    )
+    given = {
+        "seed",
+        "ndf",
+        "steps_per_log",
+        "steps_per_eval",
+        "resume",
+        "train_steps",
+    }  # of all three, TINY_VQGAN's too
+    values = H.given_first()
+    first = set(list(values)[: len({*H.explicit, *H.given_before})])
+    assert values == H.to_dict() and given <= first and not {"ema", "beta", "diff_aug"} & first
+    assert list(H.to_dict())[: len(first)] != list(values)[: len(first)]
+    shown = SavedRun("logs/run").arguments()
+    assert {"seed", "steps_per_log"} <= set(list(shown)[: len(H.given_before)]) and shown["seed"] == 5
+    Path("logs/run/config.json").write_text(json.dumps(dict(read_json("logs/run/config.json"), given=7)))
+    assert flags_given("run") == [] and SavedRun("logs/run").given == []
 
 
 def test_a_checkpoint_knows_its_configuration(place, shapes, capsys):

@@ -1,7 +1,9 @@
 """Errors that the user can fix: one clear line, never a traceback. Standard library only."""
 
+import contextlib
 import errno
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from utils.core import job
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
+SIGPIPE = 13  # its number where there is one; Windows has no name for it
 
 
 def printable(text: object) -> str:
@@ -42,11 +45,31 @@ def fail(message: object, exit_code: int = EXIT_FAILURE) -> NoReturn:
     """Print one line to stderr and exit. If several processes of a job fail at the same time, only one prints."""
     try:
         sys.stdout.flush()
-    except OSError:  # a closed pipe or a full disk: Python would write again when it exits
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:  # a closed pipe or a full disk
+        discard_output()
     if job.first_to_tell():
-        print(f"error: {printable(' '.join(str(message).splitlines()))}", file=sys.stderr, flush=True)
+        warn(f"error: {printable(' '.join(str(message).splitlines()))}")
     sys.exit(exit_code)
+
+
+def warn(line: str) -> None:
+    """Print a line to stderr, if anyone reads it."""
+    with contextlib.suppress(BrokenPipeError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def discard_output() -> None:
+    """From now on, discard what is written to stdout: Python would fail again when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _reader_is_gone() -> bool:
+    """Whether stdout is a pipe that no program reads any more, as with `| head`."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def quit_quietly_at_interrupt() -> None:
@@ -64,8 +87,12 @@ def run_main(main: Callable, *args: Any) -> None:
     """Call main(*args) and turn the errors that a user can fix into one line and an exit code."""
     if signal.getsignal(signal.SIGINT) is _quit:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before the start, as with `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (until the process ends)
     try:
         main(*args)
+        sys.stdout.flush()
     except UserError as error:
         fail(error, error.exit_code)
     except KeyboardInterrupt:
@@ -73,6 +100,9 @@ def run_main(main: Callable, *args: Any) -> None:
     except OSError as error:
         if error.errno is None:
             raise
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            discard_output()
+            sys.exit(128 + SIGPIPE)  # as a shell reports it for other programs
         place = f": {error.filename}" if error.filename else ""
         fail(f"{error.strerror}{place}{_disk_hint(error)}")
     except (RuntimeError, MemoryError) as error:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from tqdm import tqdm
 
-from utils.core.errors import printable
+from utils.core.errors import discard_output, printable
 from utils.core.job import is_main
 
 PLAIN_INTERVAL = 15.0  # seconds between lines without a terminal, at first
@@ -15,14 +15,24 @@ RAREST = 20
 BAR = "{desc} {n_fmt}/{total_fmt} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
 
 
+output_is_closed = False  # whether a line could not be printed because no program reads stdout any more
+
+
 def say(message: object) -> None:
     """Print a line without breaking a progress bar. Characters that the terminal's encoding lacks and control
-    characters are escaped: file names may hold them. Only the main process prints."""
+    characters are escaped: file names may hold them. Only the main process prints. When no program reads stdout any
+    more (`| head`), this line and the later ones are lost, but no work is: a training run stops with a checkpoint, and
+    a script that writes files finishes them."""
+    global output_is_closed
     if not is_main():
         return
     encoding = sys.stdout.encoding or "utf-8"
-    tqdm.write(printable(message).encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
-    sys.stdout.flush()
+    try:
+        tqdm.write(printable(message).encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard_output()
+        output_is_closed = True
 
 
 class Progress:

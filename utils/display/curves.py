@@ -7,6 +7,7 @@ Point = tuple[float, float, float]  # x, y, the running mean of y
 MARKED_POINTS = 100  # shorter curves are drawn with markers, because a single point draws no line
 SMOOTHED_FROM = 20  # points: longer curves are also drawn smoothed
 SPAN = 0.025  # the share of all points so far (at least 3 points) that the running mean covers
+VALIDATION = "validation"  # the name of these curves, which are dashed
 NEVER_SMOOTHED = ("lr", "gpu_memory_gib", "codes_used", "skipped_updates")  # steps are steps
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from utils.core.progress import duration
-from utils.display.curves import MARKED_POINTS, NEVER_SMOOTHED, Curve
+from utils.display.curves import MARKED_POINTS, NEVER_SMOOTHED, VALIDATION, Curve
 from utils.display.html import render
 
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
@@ -40,6 +40,8 @@ UNITS = dict(
     loss_history="loss (latest weigh most)",
     bound_history="bound (root mean square)",
 )
+DISCRIMINATOR = ("g_loss", "d_loss", "d_weight")  # curves that begin when the discriminator joins
+NOTHING_YET = "nothing yet"
 FROM_ZERO = ("lr", "images_per_second", "gpu_memory_gib", "codes_used", "d_weight")
 
 
@@ -48,9 +50,9 @@ def plan_of(H: Any, name: str, device_type: str) -> list[str]:
     curves: list[str] = []
     bars: list[str] = []
     if name == "vqgan":
-        curves = ["l1", "perceptual", "nll_loss", "codebook_loss"]
+        curves = ["l1", *(["perceptual"] if H.perceptual_weight else []), "nll_loss", "codebook_loss"]
         if H.disc_start_step <= H.train_steps:
-            curves += ["g_loss", "d_loss", "d_weight"]
+            curves += DISCRIMINATOR
         curves += ["perplexity", "codes_used", "mean_distance", "lr"]
         bars = ["codebook_usage"]
     elif name == H.sampler:
@@ -62,6 +64,13 @@ def plan_of(H: Any, name: str, device_type: str) -> list[str]:
         curves.append("gpu_memory_gib")
     texts = ["properties", "results"] if name == "logsigma" else ["properties"]
     return ["progress", "curves-loss", *texts, *(f"curves-{c}" for c in curves), *(f"bars-{b}" for b in bars)]
+
+
+def notes_of(H: Any, name: str) -> dict[str, str]:
+    """{pane: what it says until it has a point}, where that is more than NOTHING_YET."""
+    if name != "vqgan":
+        return {}
+    return {f"curves-{curve}": f"from step {H.disc_start_step:,} on" for curve in DISCRIMINATOR}
 
 
 def pane(win: str, data: list[dict], layout: dict | None = None) -> dict[str, Any]:
@@ -101,32 +110,42 @@ def time_left(seconds: float) -> str:
 
 
 class Plot:
-    """Curves that share one pane. `whole`: send all points as a replacement, not only the new ones.
+    """Curves that share one pane: a colour for each run, validation dashed. `whole`: send all points as a replacement,
+    not only the new ones.
 
     images_per_step: None, or the number of images per step, for the hover text. run: the name of the run, which is
-    shown if there are curves of other runs.
+    shown if there are curves of other runs. note: what the pane says until it has a point; '': there is no pane before
+    the first value that is not 0, because a loss whose weight is 0 needs none.
     """
 
-    def __init__(self, name: str, limit: int, images_per_step: int | None = None, run: str = "") -> None:
+    LEGEND_WIDTH = 300  # pixels, in the size that visdom gives to a pane
+
+    def __init__(
+        self, name: str, limit: int, images_per_step: int | None = None, run: str = "", note: str = ""
+    ) -> None:
         self.name, self.limit, self.images_per_step, self.run = name, limit, images_per_step, run
+        self.note, self.shown = note, bool(note)
         self.curves: dict[str, Curve] = {}
-        self.others: dict[tuple[str, str], Curve] = {}
+        self.others: dict[str, dict[str, Curve]] = {}
         self.whole = True
 
     def add(self, trace: str, x: int, y: float) -> None:
+        self.shown = self.shown or y != 0
         if trace not in self.curves:
             self.curves[trace] = Curve(self.limit, self.name not in NEVER_SMOOTHED)
             self.whole = True
         if self.curves[trace].add(x, y):
             self.whole = True
 
-    def compare(self, curves: dict[tuple[str, str], Curve]) -> None:
-        """Show these curves of other runs, too: {(trace, run): Curve}."""
-        self.others.update(curves)
+    def compare(self, others: dict[str, dict[str, Curve]]) -> None:
+        """Show the curves of other runs, too: {run: {trace: Curve}}, with all runs in the order of their colours."""
+        self.others = others
         self.whole = True
 
     def take(self, final: bool) -> dict[str, Any] | None:
         """The message that sends the new points, or None if there are none."""
+        if not self.shown:
+            return None
         whole, self.whole = self.whole, False
         # Appending needs an entry for every trace, in the server's order; those without news are empty.
         traces = self._traces(whole, final)
@@ -140,13 +159,16 @@ class Plot:
         return dict(win=win, data=points, append=True)
 
     def _traces(self, whole: bool, final: bool) -> list[dict[str, Any]]:
-        own = [((trace, self.run if self.others else ""), curve) for trace, curve in self.curves.items()]
+        compared = any(self.others.values())
+        runs = [(self.run if compared else "", self.curves), *self.others.items()]
         traces: list[dict[str, Any]] = []
-        for number, ((trace, run), curve) in enumerate([*own, *self.others.items()]):
-            lines = self._lines(trace, run, COLOURS[number % len(COLOURS)], curve, whole, final)
-            # Of other runs one line each: the plot is to stay readable.
-            traces += lines if number < len(own) else lines[-1:]
-        if self.images_per_step and own:
+        for number, (run, curves) in enumerate(runs):
+            colour = COLOURS[number % len(COLOURS)]
+            for trace in sorted(curves, key=VALIDATION.__eq__):  # validation last
+                lines = self._lines(trace, run, colour, curves[trace], whole, final)
+                # Of other runs one line each: the plot is to stay readable.
+                traces += lines[-1:] if number else lines
+        if self.images_per_step and self.curves:
             traces.append(_images_seen(traces[0]["x"], self.images_per_step))
         return traces
 
@@ -154,11 +176,12 @@ class Plot:
         """A curve, and its smoothed form last. run: '' or what else to call it by."""
         xs, ys, means = curve.take(whole, final)
         mode = "lines+markers" if len(curve.points) < MARKED_POINTS else "lines"
+        dash = "dash" if trace == VALIDATION else "solid"
         name = f"{trace}, {run}" if run else trace
         if not curve.smoothed:
-            return [_line(name, xs, ys, colour, mode)]
-        raw = _line(name, xs, ys, colour + FAINT, mode, width=1.2)
-        smoothed = _line(name, xs, means, colour)
+            return [_line(name, xs, ys, colour, mode, dash)]
+        raw = _line(name, xs, ys, colour + FAINT, mode, dash, width=1.2)
+        smoothed = _line(name, xs, means, colour, dash=dash)
         if run:  # the legend has other things to tell: one entry shows and hides both
             raw.update(name=f"{name} (raw)", legendgroup=name, showlegend=False)
             smoothed.update(legendgroup=name)
@@ -167,22 +190,29 @@ class Plot:
         return [raw, smoothed]
 
     def _pane(self, win: str, traces: list[dict[str, Any]]) -> dict[str, Any]:
-        entries = sum(trace.get("showlegend", True) for trace in traces)
-        if entries == 1 and list(self.curves) == [self.name]:
-            entries = 0  # the title says it
-        rows = entries if self.others else math.ceil(entries / 2)  # names of runs are long
-        layout = _curves_layout(self.name, self.images_per_step, rows)
+        entries = [trace["name"] for trace in traces if trace.get("showlegend", True)]
+        if entries == [self.name]:
+            entries = []  # the title says it
+        longest = max(map(len, entries), default=0)
+        columns = max(1, self.LEGEND_WIDTH // (40 + 6 * longest))  # pixels of the line, and of a character
+        layout = _curves_layout(self.name, self.images_per_step, math.ceil(len(entries) / columns))
         if not traces:
-            _mark_empty(layout)
+            _mark_empty(layout, self.note)
             traces = [_line("", [], [], COLOURS[0])]
         return pane(win, traces, layout)
 
 
 def _line(
-    name: str, xs: Sequence[float], ys: Sequence[float], colour: str, mode: str = "lines", width: float = 2
+    name: str,
+    xs: Sequence[float],
+    ys: Sequence[float],
+    colour: str,
+    mode: str = "lines",
+    dash: str = "solid",
+    width: float = 2,
 ) -> dict[str, Any]:
     """One curve. (visdom's own smoothing, the page's '~', wants marker.line.)"""
-    line, marker = dict(color=colour, width=width), dict(size=4, color=colour, line={})
+    line, marker = dict(color=colour, width=width, dash=dash), dict(size=4, color=colour, line={})
     return dict(x=xs, y=ys, name=name, type="scatter", mode=mode, line=line, marker=marker)
 
 
@@ -220,8 +250,8 @@ def _curves_layout(name: str, images_per_step: int | None, legend_rows: int) -> 
     return layout
 
 
-def _mark_empty(layout: dict[str, Any]) -> None:
-    """Show in a plot without points that there is nothing yet."""
+def _mark_empty(layout: dict[str, Any], text: str = NOTHING_YET) -> None:
+    """Show this text in a plot without points."""
     layout["xaxis"]["showticklabels"] = layout["yaxis"]["showticklabels"] = False
-    note = dict(text="nothing yet", xref="paper", yref="paper", x=0.5, y=0.5, showarrow=False)
+    note = dict(text=text, xref="paper", yref="paper", x=0.5, y=0.5, showarrow=False)
     layout["annotations"] = [dict(note, font=dict(color="#999", size=14))]

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from utils.core.address import server_address
-from utils.display.curves import Curve
-from utils.display.dashboard_panes import Plot, bar_pane, progress_pane, text_pane
+from utils.display.curves import NEVER_SMOOTHED, Curve
+from utils.display.dashboard_panes import NOTHING_YET, Plot, bar_pane, progress_pane, text_pane
 from utils.display.run_files import is_number
 from utils.display.visdom_client import Refused, WindowGone, client_class
 
@@ -51,8 +51,10 @@ class Dashboard:
     server: None (localhost), a host name or a URL; raises UsageError for anything else. port: int.
     env: any text, e.g. the log folder; made a valid name by env_name(), see the attribute `env`.
     plan: names of panes (utils/display/dashboard_panes.py) that are to be on the page from the start, in this order.
+    notes: {pane of curves: what it says until it has a point}, where that is more than "nothing yet".
     images_per_step: if given, the curves also show the number of images seen.
-    enabled: False makes every method do nothing. warn: called from a thread with one line of text.
+    enabled: False makes every method do nothing. say: called from a thread with one line of text: the page's address
+    as soon as a server answers, and what goes wrong.
     interval: seconds between sends. backoff: shortest and longest wait after a failure in seconds.
     timeouts: seconds for (connecting, an answer). max_points: bound on the points of a curve, at least 2.
     VISDOM_USERNAME and VISDOM_PASSWORD in the environment are used as a login where both are set. The attribute
@@ -65,9 +67,10 @@ class Dashboard:
         port: int,
         env: str | Path,
         enabled: bool = True,
-        warn: Callable[[str], object] = print,
+        say: Callable[[str], object] = print,
         *,
         plan: Sequence[str] = (),
+        notes: Mapping[str, str] | None = None,
         images_per_step: int | None = None,
         interval: float = 2.0,
         backoff: tuple[float, float] = (2.0, 30.0),
@@ -79,7 +82,7 @@ class Dashboard:
         self._plots: dict[str, Plot] = {}
         self._panes: dict[str, dict[str, Any]] = {}  # the latest message of each pane without curves
         self._changed: set[str] = set()  # those that are not sent yet
-        self._others: dict[str, dict[tuple[str, str], Curve]] = {}
+        self._others: dict[str, dict[str, dict[str, Curve]]] = {}  # {run: {window: {trace: Curve}}}
         self._lock, self._closing = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
         if not enabled:
@@ -90,14 +93,16 @@ class Dashboard:
         self._options: dict[str, Any] = dict(
             server=origin, port=port, base_url=path or "/", env=self.env, timeouts=timeouts
         )
+        self._up: bool | None = None  # whether the server answered last time; None: nothing is known yet
         login = {k: os.environ.get(f"VISDOM_{k.upper()}") for k in ("username", "password")}
         if all(login.values()):
             self._options.update(login)
-        self._warn, self._interval, self._backoff = warn, interval, backoff
+        self._print_line, self._interval, self._backoff = say, interval, backoff
         self._max_points, self._images_per_step = max_points, images_per_step
         self._plan = {win: rank for rank, win in enumerate(plan)}
+        self._notes = {win: (notes or {}).get(win, NOTHING_YET) for win in plan}
         self._client: Any = None
-        self._delay, self._down, self._complained = backoff[0], False, False
+        self._delay, self._complained = backoff[0], False
         for win in plan:
             self._put_placeholder(win)
         self._thread = threading.Thread(target=self._run, name="dashboard", daemon=True)
@@ -134,14 +139,19 @@ class Dashboard:
         """
         if not self.enabled:
             return
+        windows = self._others.setdefault(run, {})
         for step, numbers in _numbers(rows):
             for name, value in numbers.items():
                 window, _, trace = name.partition("/")
-                curves = self._others.setdefault(window, {})
-                curves.setdefault((trace or window, run), Curve(COMPARED_POINTS)).add(step, float(value))
+                curve = Curve(COMPARED_POINTS, window not in NEVER_SMOOTHED)
+                windows.setdefault(window, {}).setdefault(trace or window, curve).add(step, float(value))
         with self._lock:
-            for window, plot in self._plots.items():
-                plot.compare(self._others.get(window, {}))
+            for plot in self._plots.values():
+                plot.compare(self._others_in(plot.name))
+
+    def _others_in(self, window: str) -> dict[str, dict[str, Curve]]:
+        """The curves of all other runs in a window: {run: {trace: Curve}}."""
+        return {run: windows.get(window, {}) for run, windows in self._others.items()}
 
     def bars(self, name: str, values: Any, x: Any = None, xlabel: str = "", ylabel: str = "") -> None:
         """Show bars of height `values` (n,) over `x` (n,), numbers or strings; by default 0 ... n-1.
@@ -193,13 +203,14 @@ class Dashboard:
         self._closing.set()
         thread.join(timeout)
         if thread.is_alive():
-            self._warn = lambda text: None  # printing while the interpreter shuts down can crash it
+            self._print_line = lambda text: None  # printing while the interpreter shuts down can crash it
 
     def _plot(self, window: str) -> Plot:
         """The plot of this name, created if it does not exist."""
         if window not in self._plots:
-            self._plots[window] = plot = Plot(window, self._max_points, self._images_per_step, self.name)
-            plot.compare(self._others.get(window, {}))
+            note = self._notes.get(f"curves-{window}", "")
+            self._plots[window] = plot = Plot(window, self._max_points, self._images_per_step, self.name, note)
+            plot.compare(self._others_in(window))
         return self._plots[window]
 
     def _put_placeholder(self, win: str) -> None:
@@ -288,14 +299,14 @@ class Dashboard:
         what = f"no visdom server answers at {self.address}"
         if isinstance(error, Refused):
             what = f"the server at {self.address} does not accept the dashboard ({error})"
-        if not self._down:
+        if self._up is not False:
             self._say(f"{what}; start one with `make dashboard`, or pass --no_visdom")
-        self._down = True
+        self._up = False
 
     def _report_up(self) -> None:
-        if self._down:
-            self._say(f"the visdom server at {self.address} answers: the dashboard is complete")
-        self._down, self._delay = False, self._backoff[0]
+        if not self._up:
+            self._say(f"dashboard: {self.url}" + (" (a server answers now)" if self._up is False else ""))
+        self._up, self._delay = True, self._backoff[0]
 
     def _complain(self, error: Exception) -> None:
         if not self._complained:
@@ -304,7 +315,7 @@ class Dashboard:
 
     def _say(self, text: str) -> None:
         with contextlib.suppress(Exception):  # the caller's function, in our thread
-            self._warn(text)
+            self._print_line(text)
 
 
 def _numbers(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, dict[str, float]]]:

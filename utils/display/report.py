@@ -126,8 +126,8 @@ def _pictures(run: SavedRun) -> Iterator[tuple[str, str, int]]:
 
 
 def _curves(run: SavedRun) -> Iterator[tuple[str, str]]:
-    """(name, data URI) of the plots of the curves. Curves that are always 0 are left out."""
-    traces = {name: t for name, t in run.traces().items() if any(any(values) for _, values in t.values())}
+    """(name, data URI) of the plots of the curves."""
+    traces = run.traces()
     for name in sorted(traces, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name)):
         if source := _plot(run, name, report_plots.curves, traces[name]):
             yield name, source

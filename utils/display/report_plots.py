@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from utils.display.curves import NEVER_SMOOTHED, Curve
+from utils.display.curves import NEVER_SMOOTHED, VALIDATION, Curve
 
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -33,18 +33,20 @@ LONGEST = 120  # characters of a title or a label: matplotlib is slow with long 
 
 
 def curves(name: str, traces: dict[str, tuple[list[float], list[float]]]) -> str:
-    """One plot of {trace: (steps, values)} as SVG text. A long trace is drawn faint, with its smoothed form."""
+    """One plot of {trace: (steps, values)} as SVG text, in one colour, validation dashed. A long trace is drawn faint,
+    with its smoothed form."""
     with rc_context(STYLE):
         figure, axes = _new_plot(name)
-        for trace, (xs, ys) in traces.items():
+        for trace, (xs, ys) in sorted(traces.items(), key=lambda item: item[0] == VALIDATION):
             curve = Curve(MOST_POINTS, name not in NEVER_SMOOTHED)
             for x, y in zip(xs, ys):
                 curve.add(float(x), y)
             xs, ys, means = curve.take(whole=True, final=True)
-            (line,) = axes.plot(xs, ys, linewidth=1.4, label=_short(trace))
+            style: dict[str, Any] = dict(color="C0", linestyle="--" if trace == VALIDATION else "-")
+            (line,) = axes.plot(xs, ys, linewidth=1.4, label=_short(trace), **style)
             if curve.smoothed:
                 line.set(alpha=0.3, linewidth=0.8, label=None)
-                axes.plot(xs, means, linewidth=1.6, label=_short(trace), color=line.get_color())
+                axes.plot(xs, means, linewidth=1.6, label=_short(trace), **style)
             elif len(xs) < 25:
                 line.set(marker="o", markersize=3)
         axes.set_xlabel("step")
@@ -68,7 +70,7 @@ def bars(name: str, values: list[Any], x: Sequence[Any] = (), xlabel: str = "", 
         if words:
             axes.set_xticks(places[:MOST_LABELS], [_short(v) for v in x[:MOST_LABELS]])
         if name == "codebook_usage":
-            axes.plot(places, np.sort(np.nan_to_num(heights))[::-1], color="tab:orange", label="sorted")
+            axes.plot(places, np.sort(np.nan_to_num(heights))[::-1], color="#444444", label="sorted")
             axes.legend()
         axes.set_xlabel(_short(xlabel))
         axes.set_ylabel(_short(ylabel) if ylabel != name else "")

@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 
 from utils.core.errors import DamagedFile, printable
 from utils.core.files import parse_json, read_json
+from utils.display.curves import VALIDATION
 
 LONGEST = 1 << 20  # characters of a line
 PICTURE = re.compile(r"(?P<name>[^/]+)_(?P<step>\d{1,18})\.png")
@@ -54,7 +55,7 @@ def curves_of(row: dict[str, Any]) -> dict[str, float]:
     curves = {}
     for name, value in row.items():
         if is_number(value) and name not in ("step", "images") and not name.endswith("_se"):
-            trace = "validation" if name.startswith("val_") else "train"
+            trace = VALIDATION if name.startswith("val_") else "train"
             # visdom's server fails at names that are not Unicode.
             curves[f"{printable(name.removeprefix('val_'))}/{trace}"] = value
     return curves

@@ -51,6 +51,8 @@ class SavedRun:
         config = _dict(self._read("config.json", read_json, {}))
         self.script = str(config.get("script", ""))
         self.hparams, self.facts = _dict(config.get("hparams")), _dict(config.get("facts"))
+        given = config.get("given")
+        self.given = [str(name) for name in given] if isinstance(given, list) else []
         self.rows = self._read_lines("stats.jsonl", run_files.read_steps)
         self.speed = self._read_lines("speed.jsonl", run_files.read_steps)
         metrics = self._read_lines("metrics.jsonl", run_files.read_rows)
@@ -89,11 +91,14 @@ class SavedRun:
         return dict(itertools.islice(named.items(), most))
 
     def _curves(self) -> list[dict[str, float]]:
-        """Rows of the losses and of the speed by rising step: dicts with 'step' and names as in the dashboard."""
+        """Rows of the losses and of the speed by rising step: dicts with 'step' and names as in the dashboard. What is
+        always 0, such as a loss whose weight is 0, is left out."""
         speed = [{printable(name): v for name, v in row.items() if is_number(v)} for row in self.speed]
         rows = [dict(step=row["step"], **run_files.curves_of(row)) for row in self.rows] + speed
         rows.sort(key=lambda row: row["step"])
+        windows = {name.partition("/")[0] for row in rows for name, value in row.items() if value}
         names = dict.fromkeys(name for row in rows for name in row if name != "step")
+        names = {name: None for name in names if name.partition("/")[0] in windows}
         shown = {"step", *self._first(names, MOST_CURVES, "curves")}
         return [{name: value for name, value in row.items() if name in shown} for row in rows]
 
@@ -163,9 +168,11 @@ class SavedRun:
             return None
 
     def arguments(self) -> dict[str, Any]:
-        """The hyperparameters, or the arguments of the last experiment that was recorded here."""
+        """The hyperparameters, or the arguments of the last experiment that was recorded here; first what the command
+        lines gave."""
         experiments = [row["args"] for row in self.metrics if isinstance(row.get("args"), dict)]
-        return self.hparams or (experiments[-1] if experiments else {})
+        own = dict(sorted(self.hparams.items(), key=lambda item: item[0] not in self.given))
+        return own or (experiments[-1] if experiments else {})
 
     def seconds(self) -> float:
         """Seconds of training according to speed.jsonl, without the time between runs."""

@@ -23,9 +23,9 @@ from typing import Any, Self
 
 import torch
 
-from utils.core import distributed
+from utils.core import distributed, progress
 from utils.core.checkpoint import LOGS, Checkpoints, checkpoints_of, load_into
-from utils.core.errors import DamagedFile, UserError
+from utils.core.errors import SIGPIPE, DamagedFile, UserError, warn
 from utils.core.files import hash_json, write_json
 from utils.core.lock import FolderLock
 from utils.core.progress import Forecast, Progress, say
@@ -160,7 +160,7 @@ class Run:
             f"{self.name}: {parameters / 1e6:.1f}M parameters, {items + validate} {of} of '{H.dataset}'{split}, "
             f"batch {H.batch_size}, {precision} on {device}"
         )
-        self.say(f"writing to {self.folder}; dashboard: {self.display.dashboard.url or 'off'}")
+        self.say(f"writing to {self.folder}")
         self.facts = dict(model=self.name, parameters=parameters, items=items, of=of, precision=precision)
         self.facts.update(device=device, torch=torch.__version__)
         if not self.resumed:
@@ -193,11 +193,18 @@ class Run:
                 self._after_step()
                 if expected := forecast.text(self.step):
                     self.say(f"expected: {expected}")
-                if signalled := distributed.all_reduce_max(stop.number):
+                if signalled := distributed.all_reduce_max(stop.number or SIGPIPE * progress.output_is_closed):
                     self.save_checkpoint()
-                    self.say(f"stopped by a signal after step {self.step}; continue with --resume:\n  {self._again()}")
+                    self._say_why_it_stops(signalled)
                     raise SystemExit(128 + signalled)
             self.save_checkpoint()
+
+    def _say_why_it_stops(self, signalled: int) -> None:
+        reason = "a signal" if signalled != SIGPIPE else "closed output (no program reads stdout any more)"
+        text = f"stopped by {reason} after step {self.step}; continue with --resume:"
+        self.say(f"{text}\n  {self._again()}")
+        if progress.output_is_closed:
+            warn(f"{text} {self._again()}")
 
     def due(self, every: int) -> bool:
         """True if the current step is a multiple of `every` or the last step; always False if `every` is 0."""
@@ -292,9 +299,9 @@ class Run:
         """Write config.json (configuration and facts). A fresh run writes it before its first step, a resumed run
         with its next checkpoint, so that a failed resume changes nothing. more: further JSON values."""
         if distributed.is_main():
-            hparams = self.H.to_dict()
+            hparams, given = self.H.to_dict(), sorted({*self.H.explicit, *self.H.given_before})
             config = dict(format=1, script=self.H.script, hparams=hparams, digest=hash_json(hparams), facts=self.facts)
-            write_json(os.path.join(self.folder, "config.json"), dict(config, **more))
+            write_json(os.path.join(self.folder, "config.json"), dict(config, given=given, **more))
 
     def save_checkpoint(self) -> None:
         """Write the checkpoint of the current step, unless a complete one exists."""

@@ -14,7 +14,7 @@ from utils.core.device import device_name
 from utils.core.errors import DamagedFile
 from utils.core.files import write_json
 from utils.core.progress import Progress, duration
-from utils.display.dashboard_panes import plan_of, time_left
+from utils.display.dashboard_panes import notes_of, plan_of, time_left
 from utils.display.grids import SAYS_TRIPLES, write_strips
 from utils.display.images import TRIPLES, enlarge, save_png, sheet, sheet_grid, triples
 from utils.display.live_dashboard import Dashboard
@@ -38,11 +38,12 @@ class RunDisplay:
             H.visdom_port,
             H.log_dir,
             enabled=not H.no_visdom and distributed.is_main(),
-            warn=say,
+            say=say,
             plan=plan_of(H, name, device.type),
+            notes=notes_of(H, name),
             images_per_step=H.batch_size,
         )
-        self.dashboard.properties(dict(sorted(H.to_dict().items(), key=lambda item: item[0] not in H.explicit)))
+        self.dashboard.properties(H.given_first())
         self.progress(step, "starting")
         for other in (H.visdom_compare or ()) if self.dashboard.enabled else ():
             self.dashboard.compare(other, curve_rows(os.path.join(LOGS, other, "stats.jsonl")))
