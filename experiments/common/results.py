@@ -15,10 +15,10 @@ from utils.core.checkpoint import LOGS
 from utils.core.device import device_name
 from utils.core.files import Lines, check_appendable
 from utils.core.progress import say
-from utils.display import commands
 from utils.display.html import as_text
 from utils.display.images import enlarge, save_png
 from utils.display.live_dashboard import Dashboard
+from utils.display.report import report_at_end
 
 
 class Report:
@@ -43,7 +43,7 @@ class Report:
             warn=say,
             plan=("results", "properties"),
         )
-        self.dashboard.properties(dict(sorted(H.to_dict().items(), key=lambda item: item[0] not in H.explicit)))
+        self.dashboard.properties(dict(sorted(H.known().items(), key=lambda item: item[0] not in H.explicit)))
 
     def __enter__(self):
         return self
@@ -54,11 +54,13 @@ class Report:
             if self.is_main:
                 self.conclude()
             distributed.cleanup()
+            if self.is_main:  # last of all: an interrupt here loses nothing
+                report_at_end(self.folder, say)
 
     def conclude(self):
-        """Print the last lines: what was written, and how to view it."""
+        """Print what was written."""
         images = f" and {self.folder / 'images'}" if self.pictures else ""
-        say(f"written: {self.folder / 'metrics.jsonl'}{images}; as a page:\n  {commands.show_run(self.H)}")
+        say(f"written: {self.folder / 'metrics.jsonl'}{images}")
 
     def values(self, title, values, **about):
         """Print {name: number or text} as a table, and append it to logs/<log_dir>/metrics.jsonl with every
@@ -77,7 +79,7 @@ class Report:
             values={k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()},
             **about,
             checkpoints=self.checkpoints,
-            args=self.H.to_dict(),
+            args=self.H.known(),
             device=device_name(self.device),
             torch=torch.__version__,
             versions=versions("Pillow", "torch-fidelity"),

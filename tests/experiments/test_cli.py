@@ -133,7 +133,7 @@ def test_the_benchmarks_own_flags(workplace):
         ("experiments/show_run.py", "--log_dir aes", ["--log_dir aes", "did you mean ae?"]),
         ("train_vqgan.py", "--dataset churchs", ["--dataset churchs", "did you mean churches?"]),
         ("train_vqgan.py", "", ["required: --dataset"]),
-        ("train_sampler.py", "--dataset churches", ["--ae_load_dir", "--ae_load_step", "--sampler"]),
+        ("train_sampler.py", "--dataset churches", ["--ae_load_dir", "--sampler"]),
         ("train_vqgan.py", "--dataset churches --quantizer magic", ["--quantizer", "magic", "gumbel", "nearest"]),
     ],
 )
