@@ -72,9 +72,10 @@ The demo is complete{f" ({seconds / 60:.1f} minutes)" if seconds > 60 else ""}. 
   samples                            {images[SAMPLES][-1].relative_to(ROOT)}
   samples while they are drawn       logs/{SAMPLES}/images/denoising_0.gif
   curves and all else, as a page     logs/{STAGE_1}/report.html and logs/{STAGE_2}/report.html
-                                    training images  validation images
-Stage 1: mean absolute error (l1)   {final(STAGE_1, "l1"):<15.4f}  {final(STAGE_1, "val_l1"):.4f}
-Stage 2: bits per code (bits)       {final(STAGE_2, "bits"):<15.3f}  {final(STAGE_2, "val_bits"):.3f}
+
+                                              training  validation
+Stage 1: mean absolute error (l1, val_l1)     {final(STAGE_1, "l1"):<8.4f}  {final(STAGE_1, "val_l1"):.4f}
+Stage 2: bits per code (bits, val_bits)       {final(STAGE_2, "bits"):<8.3f}  {final(STAGE_2, "val_bits"):.3f}
 Codes in use: {final(STAGE_1, "codes_used")}, perplexity {final(STAGE_1, "perplexity"):.1f}
 
 Next:

@@ -118,7 +118,7 @@ def resolve(flags: Iterable[Flag], given: Values, family: str, idle: Collection[
     H.explicit = sorted(given)
     H.chosen = {name: why for name, (_, why) in chosen.items()}
     H.usual = dict(usual, num_workers=usual_workers() if usual["num_workers"] is None else usual["num_workers"])
-    H.unknown = sorted(set(idle) - loaded.keys())
+    H.unknown = sorted((set(idle) if trains else {*idle, "ema"} - given.keys()) - loaded.keys())
     H.older = {k: v for k, v in older.items() if k not in given}
     H.data_entry = entry
     derive(H, by_name.values())
