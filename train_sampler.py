@@ -148,7 +148,7 @@ def train(H):
                 ema.update()
             run.report(loss=out.loss, bits=out.bits.mean(), lr=lr)
             if val_ids is not None and run.due(H.steps_per_eval):
-                run.record(**validate(best, val_ids, H, run, precision))
+                run.validated(**validate(best, val_ids, H, run, precision))
             show_samples(sampler, best, autoencoder, fixed_draws, H, run, precision)
         if run.step >= H.train_steps:
             samples, fid = commands.after_sampler(H, run.step, len(ids))

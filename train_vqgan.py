@@ -219,7 +219,7 @@ def train(H):
                 run.record(**usage_figures(counts))
                 run.display.bars("codebook_usage", counts.tolist(), "code", "uses in an epoch")
             if validation and run.due(H.steps_per_eval):
-                run.record(**validate(training.best, validation, H, run, training.precision, step))
+                run.validated(**validate(training.best, validation, H, run, training.precision, step))
             show_pictures(training.best, fixed, validation or images, H, run, training.precision)
         if run.step >= H.train_steps:
             run.conclude(("a prior over these codes", commands.after_vqgan(H, run.step)))

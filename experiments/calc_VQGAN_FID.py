@@ -17,7 +17,7 @@ class ReconstructionConfig:
     """reconstructions"""
 
     ae_load_dir: str = opt(None, "folder under logs/ that holds the VQGAN (or --load_dir)", metavar="NAME")
-    ae_load_step: int = opt(None, "step of the VQGAN to load (or --load_step)", min=0)
+    ae_load_step: int = opt(None, "step of the VQGAN to load (default: the newest complete one)", min=0)
     n_samples: int = opt(None, "images, spread evenly over the split (default: all)", min=2)
     split: str = opt("train", "images to reconstruct", choices=["train", "val"])
     save_images: bool = opt(False, "write the reconstructions that were measured to logs/<log_dir>/reconstructions")
@@ -36,8 +36,8 @@ def choose_vqgan(H):
     """--load_dir, --load_step are other names of --ae_load_dir, --ae_load_step."""
     if H.ae_load_dir is None and H.load_step:
         H.ae_load_dir, H.ae_load_step = H.load_dir, H.load_step
-    if H.ae_load_dir is None or H.ae_load_step is None:
-        raise UsageError("give the VQGAN with --ae_load_dir and --ae_load_step")
+    if H.ae_load_dir is None:
+        raise UsageError("give the VQGAN with --ae_load_dir")
 
 
 COMMAND_LINE = dict(

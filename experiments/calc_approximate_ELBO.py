@@ -174,7 +174,7 @@ def warn_if_seen(H, run):
 
 def main(H):
     if not H.load_step:
-        raise UserError("--load_dir and --load_step must name a trained sampler")
+        raise UserError("--load_dir must name a trained sampler")
     with Run(H, "logsigma", pick_device(H.device), loads=False) as run:  # --load_step names the sampler
         models = load_models(H)
         images, val_images = (load_images(H, split, hold_out=True) for split in ("train", "val"))

@@ -74,9 +74,11 @@ The demo is complete{f" ({seconds / 60:.1f} minutes)" if seconds > 60 else ""}. 
   samples                            logs/{SAMPLES}/images/{SHEET}
   samples while they are drawn       logs/{SAMPLES}/images/denoising_0.gif
   curves and all else, as a page     logs/{STAGE_1}/report.html and logs/{STAGE_2}/report.html
-Stage 1: mean absolute error {final(STAGE_1, "l1"):.4f}, {final(STAGE_1, "codes_used")} codes in use, \
-perplexity {final(STAGE_1, "perplexity"):.1f}
-Stage 2: loss {final(STAGE_2, "loss"):.4f}, validation bound {final(STAGE_2, "val_bits"):.3f} bits per code
+
+                                              training  validation
+Stage 1: mean absolute error (l1, val_l1)     {final(STAGE_1, "l1"):<8.4f}  {final(STAGE_1, "val_l1"):.4f}
+Stage 2: bits per code (bits, val_bits)       {final(STAGE_2, "bits"):<8.3f}  {final(STAGE_2, "val_bits"):.3f}
+Codes in use: {final(STAGE_1, "codes_used")}, perplexity {final(STAGE_1, "perplexity"):.1f}
 
 Next:
   in each terminal  {ACTIVATE}
@@ -100,8 +102,6 @@ def main():
         call(f"{TRAIN_PRIOR} --train_steps {SAMPLER_STEPS} --resume{no_dashboard()}")
     if not (LOGS / SAMPLES / "images" / SHEET).is_file():
         call(f"{DRAW} --log_dir {SAMPLES} --n_sheets 1 --show_steps{no_dashboard()}")
-    for log_dir in (STAGE_1, STAGE_2):
-        call(f"experiments/show_run.py --log_dir {log_dir} --no_visdom")
     summary(time.monotonic() - start)
 
 

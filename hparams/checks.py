@@ -32,8 +32,7 @@ def derive(H: Any, flags: Iterable[Flag]) -> None:
     if H.attn_resolutions is None:
         H.attn_resolutions = [side]
     if H.num_workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        H.num_workers = min(8, max(1, cores // local_size()))
+        H.num_workers = usual_workers()
     if H.lr is None:
         H.lr = H.base_lr * H.batch_size
         if H.lr == math.inf:
@@ -43,6 +42,12 @@ def derive(H: Any, flags: Iterable[Flag]) -> None:
     for flag in refused(H, flags):  # a preset may have been made for another quantizer
         if flag.name not in H.explicit:
             setattr(H, flag.name, copy.copy(flag.default))
+
+
+def usual_workers() -> int:
+    """--num_workers where nothing gives it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(1, cores // local_size()))
 
 
 def refused(H: Any, flags: Iterable[Flag]) -> list[Flag]:
@@ -138,6 +143,8 @@ def notes(H: Any, flags: Iterable[Flag], idle: Collection[str] = ()) -> Iterator
     if H.older:
         kept = ", ".join(f"{name} {shown(value)}" for name, value in H.older.items())
         yield f"logs/{H.log_dir} was started by an earlier version and continues as it began: {kept}"
+    for name, origin in H.chosen.items():
+        yield f"--{name} {getattr(H, name)}: {origin}"
     given = [flag for flag in flags if flag.name in H.explicit and getattr(H, flag.name) is not False]
     for flag in given:
         if flag.name in idle:

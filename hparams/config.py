@@ -110,7 +110,10 @@ class RunConfig:
         needs="load_step",
     )
     load_step: int = opt(
-        0, "start from the weights of this step of --load_dir; 0: start afresh", "origin common", min=0
+        0,
+        "step of --load_dir to load; 0: training starts afresh, other scripts take the newest complete step",
+        "origin common",
+        min=0,
     )
     load_optim: bool = opt(
         False, "with --load_step, load the optimisers' state too", "training origin", needs="load_step"
@@ -265,7 +268,7 @@ class AutoencoderLoadConfig:
     """autoencoder to load"""
 
     ae_load_dir: str = opt(None, "folder under logs/ that holds the VQGAN", "place", required=True, metavar="NAME")
-    ae_load_step: int = opt(None, "step of the VQGAN to load", "place", required=True, min=0)
+    ae_load_step: int = opt(None, "step of the VQGAN to load (default: the newest complete one)", "place common", min=0)
 
 
 @dataclass

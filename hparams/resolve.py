@@ -4,6 +4,7 @@ Precedence: default < preset of the data set < saved configuration of a loaded m
 """
 
 import copy
+import itertools
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from hparams import config, sources
-from hparams.checks import check, derive, notes, shown
+from hparams.checks import check, derive, notes, shown, usual_workers
 from hparams.config import ARCHITECTURE, Flag, Values, names_of
 from hparams.environment import COMMON, require_packages
 from hparams.parser import build_parser
@@ -28,26 +29,51 @@ OF_THE_SPLIT = set(names_of("images")) & {flag.name for flag in config.RECORDED}
 HIDDEN = {"vqgan": (), "sampler": ("autoencoder",), "measures": (*ARCHITECTURE, "images", "stages")}
 
 
-NOT_FLAGS = ("explicit", "given_before", "data_entry", "script", "older")  # attributes of Hparams
+NOT_FLAGS = (
+    "explicit",
+    "given_before",
+    "data_entry",
+    "script",
+    "older",
+    "chosen",
+    "usual",
+    "unknown",
+)  # attributes of Hparams
 
 
 class Hparams(SimpleNamespace):
     """The resolved configuration: one attribute a flag. `explicit` lists what the command line gave; `given_before`
     what earlier command lines of a resumed run gave; `older` holds the settings that a resumed run keeps from an
-    earlier version, by name."""
+    earlier version, by name; `chosen` says of each step that the command line left open where it comes from; `usual`
+    holds what the flags are without a command line and without a model; `unknown` lists flags that the script ignores
+    and that no loaded model has recorded."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for config.json."""
         return {k: v for k, v in vars(self).items() if k not in NOT_FLAGS}
 
-    def given_first(self) -> dict[str, Any]:
-        """As to_dict(); first what the command lines of this run gave."""
+    def known(self) -> dict[str, Any]:
+        """The plain values that this command or a model that it loads has used; first what the command lines of this
+        run gave."""
         given = {*self.explicit, *self.given_before}
-        return dict(sorted(self.to_dict().items(), key=lambda item: item[0] not in given))
+        known = {k: v for k, v in self.to_dict().items() if k not in self.unknown}
+        return dict(sorted(known.items(), key=lambda item: item[0] not in given))
 
     def given(self, *roles: str) -> dict[str, Any]:
         """{flag: value} of what the command line gave, of the flags that have one of these roles."""
         return {name: getattr(self, name) for name in names_of(*roles) if name in self.explicit}
+
+    def repeated(self, *roles: str) -> dict[str, Any]:
+        """{flag: value} for the command line of another script, of the flags that have one of these roles: what the
+        command line gave, or gave when the run that is resumed began."""
+        result = {}
+        for name in (name for name in names_of(*roles) if name in self.usual):
+            value = getattr(self, name)
+            if value is False and self.usual[name] is True:  # as its other name
+                result[name.removeprefix("no_") if name.startswith("no_") else f"no_{name}"] = True
+            elif name in self.explicit or value != self.usual[name]:
+                result[name] = value
+        return result
 
 
 def get_hparams(
@@ -101,14 +127,19 @@ def resolve(flags: Iterable[Flag], given: Values, family: str, idle: Collection[
     given = {name: sources.checked(by_name[name], value) for name, value in given.items()}
     given = {name: recorded(value) if name in names_of("path") else value for name, value in given.items()}
     entry = sources.dataset_entry(given["dataset"], given.get("custom_dataset_path"))
-    values = {name: flag.default for name, flag in every.items()} | sources.preset_of(entry, family, by_name)
-    if trains:
-        values |= origin(values | given, given, every)
+    usual = {name: flag.default for name, flag in every.items()} | sources.preset_of(entry, family, by_name)
+    values = usual | origin(usual | given, given, every) if trains else usual
+    chosen = chosen_steps(values | given, given, every, idle)
+    values = values | {name: step for name, (step, _) in chosen.items()}
     require_loaded(values | given, trains)
     loaded, older = loaded_values(values | given, given, family, every, idle)
-    H = Hparams(**copy.deepcopy(values | loaded | given))  # the presets keep their lists
+    effective = {k: v for k, v in given.items() if k not in loaded or k not in idle}
+    H = Hparams(**copy.deepcopy(values | loaded | effective))  # the presets keep their lists
     H.explicit = sorted(given)
     H.given_before = sources.flags_given(H.log_dir) if H.resume and "resume" not in idle else []
+    H.chosen = {name: why for name, (_, why) in chosen.items()}
+    H.usual = dict(usual, num_workers=usual_workers() if usual["num_workers"] is None else usual["num_workers"])
+    H.unknown = sorted((set(idle) if trains else {*idle, "ema"} - given.keys()) - loaded.keys())
     H.older = {k: v for k, v in older.items() if k not in given}
     H.data_entry = entry
     derive(H, by_name.values())
@@ -133,11 +164,45 @@ def origin(values: Values, given: Values, flags: Mapping[str, Flag]) -> dict[str
         return {}
     began = f"at step {found['load_step']} of {found['load_dir']}" if found.get("load_step") else "afresh"
     other = any(given[name] != found.get(name) for name in ("load_dir", "load_step") if name in given)
-    if other and values["load_step"]:
+    if other and (values["load_step"] or found.get("load_step")):
+        words = " ".join(f"--{name} {given[name]}" for name in ("load_dir", "load_step") if name in given)
         raise UsageError(
-            f"--load_dir {values['load_dir']} --load_step {values['load_step']} contradicts --resume: logs/"
-            f"{values['log_dir']} began {began}: leave them out, or give another --log_dir"
+            f"{words} contradicts --resume: logs/{values['log_dir']} began {began}: leave them out, or give another "
+            "--log_dir"
         )
+    return found
+
+
+def chosen_steps(
+    values: Values, given: Values, flags: Mapping[str, Flag], idle: Collection[str]
+) -> dict[str, tuple[int, str]]:
+    """{flag: (step, where it comes from)} of the models whose folder is given without a step: that of the run that is
+    resumed, else the newest complete step. What training begins with must be given."""
+    trains = "load_optim" not in idle
+    saved = (values["resume"] and "resume" not in idle and sources.saved_config(values["log_dir"], flags)) or {}
+    wanted = [("ae_load_dir", "ae_load_step", "vqgan")] if values.get("ae_load_dir") else []
+    if "load_dir" in given and not (trains and continues(values)):
+        wanted.append(("load_dir", "load_step", values.get("sampler", "vqgan")))
+    found = {}
+    for option, name, model in wanted:
+        folder = values[option]
+        if values[name] or name in given:
+            continue
+        if saved.get(option) == folder and saved.get(name):
+            found[name] = (saved[name], f"recorded by logs/{values['log_dir']}")
+            continue
+        steps = list(itertools.islice(sources.complete_steps(folder, model), None if trains else 1))
+        if name == "load_step" and trains:
+            sources.require_folder(option, folder)
+            raise UsageError(
+                f"--{option} {folder} needs --{name}, the step to start from; steps of '{model}' in logs/{folder}: "
+                f"{shown(steps[:20]) if steps else 'none'}"
+            )
+        if steps:
+            found[name] = (steps[0], f"the newest complete step of '{model}' in logs/{folder}")
+        elif not values["dry_run"] and (trains or "load_dir" in given):
+            sources.require_folder(option, folder)
+            raise UsageError(f"--{option} {folder}: logs/{folder} holds no complete checkpoint of '{model}'")
     return found
 
 
@@ -167,17 +232,29 @@ class Load:
         return f"--{self.option}" if self.option == "resume" else f"--{self.option} {self.folder}"
 
 
+def describing(option: str, family: str, idle: Collection[str]) -> set[str]:
+    """The flags that the script does not read itself, and that describe how the model of --<option> was trained."""
+    ignored = {*idle, "ema"} if "load_optim" in idle else set(idle)
+    ignored -= set(names_of("place", "request", "origin", "dashboard"))
+    if family == "vqgan":
+        return ignored
+    of_vqgan = ignored & set(names_of("vqgan", "discriminator"))
+    return of_vqgan if option == "ae_load_dir" else ignored - of_vqgan
+
+
 def loads(values: Values, family: str, flags: Iterable[str], idle: Collection[str]) -> Iterator[Load]:
     """The runs that this command reads, in order: a later one takes precedence."""
+    trains = "load_optim" not in idle  # then --load_dir is where the run begins; otherwise it is what is measured
     if values.get("ae_load_dir"):  # required by scripts of samplers, one of two ways to name a VQGAN in the others
         names = names_of("autoencoder")
-        yield Load("ae_load_dir", values["ae_load_dir"], values["ae_load_step"], names, names)
-    trains = "load_optim" not in idle  # then --load_dir is where the run begins; otherwise it is what is measured
+        takes = {*names, *describing("ae_load_dir", family, idle)}
+        yield Load("ae_load_dir", values["ae_load_dir"], values["ae_load_step"], takes, names)
     model: set[str] = set()
     if values["load_step"] and not (trains and continues(values)):
         names = names_of("sampler") if family == "sampler" else names_of("autoencoder", "discriminator")
         # What both training and sampling depend on is as it was trained, unless the command line says otherwise.
         model = {*names, *(set(names_of("training")) & set(names_of("sampling")))}
+        model |= describing("load_dir", family, idle)
         # Another quantizer may have the same tensors; otherwise, loading them fails.
         binding = [name for name in names if name != "quantizer"]
         yield Load("load_dir", values["load_dir"], values["load_step"], model, binding)
@@ -218,7 +295,7 @@ def loaded_values(
             takes.update(names_of("images") if "train_steps" in idle else OF_THE_SPLIT)
         taken = {k: v for k, v in {**missing, **saved}.items() if k in takes and k in flags}
         for key in names_of(*ARCHITECTURE):
-            if key in taken and result.get(key, taken[key]) != taken[key]:
+            if key in taken and key not in idle and result.get(key, taken[key]) != taken[key]:
                 raise UsageError(
                     f"{load} and {loaded_from[key]} do not belong together: --{key} {shown(taken[key])} and "
                     f"{shown(result[key])}"

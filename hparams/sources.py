@@ -8,7 +8,7 @@ import os
 import re
 import reprlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +218,35 @@ def checkpoint_steps(name: str) -> list[int]:
     folder = run_folder(name) / "saved_models"
     names = os.listdir(folder) if folder.is_dir() else []
     return sorted((int(m[1]) for m in map(re.compile(r"manifest_(\d+)\.json").fullmatch, names) if m), reverse=True)
+
+
+def complete_steps(name: str, model: str) -> Iterator[int]:
+    """The steps of a model ('vqgan', or a sampler) that logs/<name> holds, the newest first: those whose manifest lists
+    weights that are there; if there are none, those of the weights without a manifest, as published folders hold."""
+    models = run_folder(name) / "saved_models"
+    known = checkpoint_steps(name)
+    complete = (step for step in known if _is_complete(models, model, step))
+    if (newest := next(complete, None)) is not None:
+        yield newest
+        yield from complete
+        return
+    weights = re.compile(rf"{re.escape(model)}(?:_ema)?_(\d+)\.th")
+    names = os.listdir(models) if models.is_dir() else []
+    steps = {int(m[1]) for m in map(weights.fullmatch, names) if m} - set(known)
+    unfinished = {step for step in steps if (models / f".unfinished_{step}.json").exists()}
+    yield from sorted(steps - unfinished, reverse=True)
+
+
+def _is_complete(models: Path, model: str, step: int) -> bool:
+    """Whether a manifest is what was written, and the weights of this model that it lists have the listed sizes."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        manifest = read_json(models / f"manifest_{step}.json")
+        digest, files = manifest.pop("digest", None), manifest["files"]
+        names = [name for name in (f"{model}_{step}.th", f"{model}_ema_{step}.th") if f"saved_models/{name}" in files]
+        right = digest == hash_json(manifest) or (digest is None and "hparams" not in manifest)  # the first versions
+        sizes = [(models / name).stat().st_size == files[f"saved_models/{name}"]["bytes"] for name in names]
+        return right and bool(names) and all(sizes)
+    return False
 
 
 def saved_config(name: str, flags: Mapping[str, Flag], step: int | None = None) -> dict[str, Any] | None:

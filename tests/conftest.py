@@ -22,6 +22,20 @@ GOLDEN = Path(__file__).parent / "golden"
 torch.set_num_threads(1)
 os.environ["UNLEASHING_ROOT"] = "."  # the folder that a test works in, also if it holds no logs/ yet
 
+from experiments.common import results  # noqa: E402 (after the repository is on the path)
+from utils.display import report  # noqa: E402
+from utils.training import run  # noqa: E402
+
+# The report at the end of a run takes longer than the runs of most tests.
+run.report_at_end = results.report_at_end = lambda folder, say: None
+
+
+@pytest.fixture
+def reports(monkeypatch):
+    """Runs in this process write their reports."""
+    for module in (run, results):
+        monkeypatch.setattr(module, "report_at_end", report.report_at_end)
+
 
 def free_port():
     with socket.socket() as s:

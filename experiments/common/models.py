@@ -16,6 +16,7 @@ from utils.core.errors import UserError
 from utils.evaluation.weight_files import WEIGHT_FILES
 from utils.training.amp import Precision
 from utils.training.run import Run
+from utils.training.start import agree_on_steps
 
 
 @dataclass
@@ -32,7 +33,8 @@ def load_models(H: SimpleNamespace, with_sampler: bool = True) -> Models:
     """The models of a command line that names --ae_load_dir and (with_sampler) --load_dir."""
     device = pick_device(H.device)
     if with_sampler and not H.load_step:
-        raise UserError("--load_dir and --load_step must name a trained sampler")
+        raise UserError("--load_dir must name a trained sampler")
+    agree_on_steps(H)
     autoencoder = load_autoencoder(H, device)
     sampler = load_sampler(H, device) if with_sampler else None
     if with_sampler and not H.allow_other_ae:

@@ -18,10 +18,10 @@ from utils.core.checkpoint import LOGS
 from utils.core.device import device_name
 from utils.core.files import Lines, check_appendable
 from utils.core.progress import say
-from utils.display import commands
 from utils.display.html import as_text
 from utils.display.images import enlarge, save_png
 from utils.display.live_dashboard import Dashboard
+from utils.display.report import report_at_end
 
 
 class Report:
@@ -46,7 +46,7 @@ class Report:
             say=say,
             plan=("results", "properties"),
         )
-        self.dashboard.properties(H.given_first())
+        self.dashboard.properties(H.known())
 
     def __enter__(self) -> "Report":
         return self
@@ -57,11 +57,13 @@ class Report:
             if self.is_main:
                 self.conclude()
             distributed.cleanup()
+            if self.is_main:  # last of all: an interrupt here loses nothing
+                report_at_end(self.folder, say)
 
     def conclude(self) -> None:
-        """Print the last lines: what was written, and how to view it."""
+        """Print what was written."""
         images = f" and {self.folder / 'images'}" if self.pictures else ""
-        say(f"written: {self.folder / 'metrics.jsonl'}{images}; as a page:\n  {commands.show_run(self.H)}")
+        say(f"written: {self.folder / 'metrics.jsonl'}{images}")
 
     def values(self, title: str, values: dict, **about: Any) -> None:
         """Print {name: number or text} as a table, and append it to logs/<log_dir>/metrics.jsonl with every
@@ -80,7 +82,7 @@ class Report:
             values={k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()},
             **about,
             checkpoints=self.checkpoints,
-            args=self.H.given_first(),
+            args=self.H.known(),
             device=device_name(self.device),
             torch=torch.__version__,
             versions=versions("Pillow", "torch-fidelity"),

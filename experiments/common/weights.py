@@ -31,6 +31,8 @@ class Loaded:
 def find_weights(name: str, folder: str, step: int) -> tuple[dict[str, Tensor], str]:
     """(state dict, path) of the averaged weights <name>_ema_<step>.th if they exist, else of <name>_<step>.th."""
     store = checkpoints_of(folder)
+    if step is None:
+        raise UserError(f"{store.models} holds no complete checkpoint of '{name}'")
     chosen = f"{name}_ema" if store.has(f"{name}_ema", step) else name
     path = str(store.path(chosen, step))
     return named(store.load(chosen, step), path), path

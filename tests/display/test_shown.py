@@ -198,7 +198,7 @@ def test_show_steps(trained, shapes, monkeypatch, sampler, capsys):
         drawn = np.asarray(samples).astype(int)
     assert last.shape == drawn.shape and np.abs(last - drawn).mean() < 8  # a GIF has 256 colours
     out = capsys.readouterr().out.splitlines()
-    assert out[-2].startswith("written: logs/steps_") and f"--log_dir steps_{sampler}" in out[-1]
+    assert out[-1] == f"written: logs/steps_{sampler}/metrics.jsonl and logs/steps_{sampler}/images"
 
 
 def test_a_canvas_is_grey_where_it_is_masked_and_as_decoded_elsewhere(trained, shapes, monkeypatch):
@@ -363,6 +363,25 @@ def test_commands_are_quoted(tmp_path, monkeypatch):
     assert shlex.split(commands.command("train_vqgan.py"))[1] == "train_vqgan.py"
     assert commands.resume("rm", {}) is None
     assert commands.resume("train_vqgan", dict(dataset="x", log_dir="y")).endswith("--dataset x --log_dir y --resume")
+
+
+def test_commands_of_several_processes_begin_with_torchrun(tmp_path, monkeypatch):
+    for name in ("python", "torchrun"):
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.chdir(ROOT)
+    start = "torchrun --standalone --nproc_per_node 4 train_vqgan.py "
+    assert commands.resume("train_vqgan", dict(dataset="x", log_dir="y")) == f"{start}--dataset x --log_dir y --resume"
+    assert commands.show_run("y") == "python experiments/show_run.py --log_dir y --no_visdom"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "first")
+    several = "torchrun --nnodes 2 --nproc_per_node 2 --rdzv_backend c10d --rdzv_endpoint first:29500 train_vqgan.py"
+    assert commands.command("train_vqgan.py") == several
+    (tmp_path / "torchrun").unlink()
+    assert commands.command("train_vqgan.py").startswith("python -m torch.distributed.run --nnodes 2 ")
 
 
 def test_commands_name_paths_on_another_drive(monkeypatch):

@@ -273,7 +273,7 @@ def test_mistakes_are_one_line_before_anything_is_done(here, shapes, alexnet, tm
         assert "--query_images" in line and str(tmp_path / path) in line and named in line
     line = refused(capsys, shapes, tmp_path / "alex.pth", f"--query_images {shapes}")
     assert line == f"error: {tmp_path}/alex.pth does not exist"
-    assert "--load_step" in refused(capsys, shapes, alexnet)
+    assert "--load_dir must name a trained sampler" in refused(capsys, shapes, alexnet)
 
 
 def test_training_images_that_are_all_broken(here, alexnet, shapes, tmp_path):

@@ -134,7 +134,7 @@ def test_the_benchmarks_own_flags(workplace):
         ("experiments/show_run.py", "--log_dir aes", ["--log_dir aes", "did you mean ae?"]),
         ("train_vqgan.py", "--dataset churchs", ["--dataset churchs", "did you mean churches?"]),
         ("train_vqgan.py", "", ["required: --dataset"]),
-        ("train_sampler.py", "--dataset churches", ["--ae_load_dir", "--ae_load_step", "--sampler"]),
+        ("train_sampler.py", "--dataset churches", ["--ae_load_dir", "--sampler"]),
         ("train_vqgan.py", "--dataset churches --quantizer magic", ["--quantizer", "magic", "gumbel", "nearest"]),
     ],
 )
@@ -301,7 +301,7 @@ def test_what_only_we_can_mend_keeps_its_traceback(error):
         run_main(main)
 
 
-def test_a_reader_that_has_gone_leaves_one_line(workplace):
+def test_a_script_whose_reader_has_gone_ends_quietly(workplace):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from utils.core.errors import run_main\n"
@@ -318,8 +318,8 @@ def test_a_reader_that_has_gone_leaves_one_line(workplace):
     )
     process.stdout.readline()
     process.stdout.close()
-    assert process.stderr.read().splitlines() == ["error: Broken pipe"]
-    assert process.wait(60) == 1
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 141  # 128 + SIGPIPE
 
 
 def test_the_benchmark_writes_a_row_for_each_job(workplace):

@@ -502,12 +502,12 @@ def test_prdc_of_files_alone_needs_no_model(place, shapes, capsys):
     assert row["feature_files"]["fake_feats"] == dict(path="f.npy", sha256=digest, made_by=None)
     text = capsys.readouterr().out
     assert "features read from f.npy: the file does not state their origin" in text
-    assert "note: no effect next to files of features: --load_dir --sample_steps\n" in text
+    assert "note: no effect next to files of features: --sample_steps\n" in text
 
 
 def without_sampler(flags):
-    at = flags.index("--load_step")
-    return [*flags[:at], *flags[at + 2 :]]
+    at = flags.index("--load_dir")  # and its step follows
+    return [*flags[:at], *flags[at + 4 :]]
 
 
 def test_prdc_refuses_features_of_other_samples(place, shapes, capsys):
@@ -538,7 +538,7 @@ def test_prdc_refuses_features_of_other_samples(place, shapes, capsys):
     found = call(calc_PRDC, without_sampler(prdc("--seed 1")))  # which names no samples, so that the file decides
     assert found["values"] == row["values"] and found["feature_files"]["fake_feats"] == made
     text = capsys.readouterr().out
-    assert f"features read from f.pt: {made['made_by']['what']}" in text and "--load_dir --seed" in text
+    assert f"features read from f.pt: {made['made_by']['what']}" in text and "features: --seed" in text
     few = call(calc_PRDC, prdc(n=12))["values"]  # the first samples are the same, however many follow
     Path("f.pt").unlink()
     assert call(calc_PRDC, prdc(n=12))["values"] == few
@@ -598,8 +598,7 @@ def test_the_autoencoder_says_how_large_images_are(place, shapes, capsys):
     with pytest.raises(SystemExit):
         call(calc_PRDC, flags)
     assert "--ae_load_dir mistyped: there is no folder logs/mistyped: logs/ holds" in capsys.readouterr().err
-    at = flags.index("--load_step")
-    del flags[at : at + 2]
+    flags = without_sampler(flags)
     with pytest.raises(UsageError, match="--ae_load_dir mistyped: there is no folder"):
         call(calc_PRDC, [*flags, "--ch_mult", "1", "1", "1", "1", "1"])
     assert call(calc_PRDC, [*flags, "--img_size", "16", "--ch_mult", "1", "1", "1"])["values"]["precision"] == 1
@@ -695,7 +694,7 @@ def test_the_smallest_images(place, tmp_path, monkeypatch):
 def test_a_vqgan_must_be_named(place, shapes, capsys):
     with pytest.raises(SystemExit):
         call(calc_VQGAN_FID, vqgan_flags(shapes, "rfid"))
-    assert "give the VQGAN with --ae_load_dir and --ae_load_step" in capsys.readouterr().err
+    assert "give the VQGAN with --ae_load_dir" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------- likelihood

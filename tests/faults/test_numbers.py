@@ -119,7 +119,7 @@ def test_a_number_that_is_none_stops_the_run(stage, poison, whole, new_place, fe
 
         outcome = forked(poisoned, place)
         assert_one_line(outcome, 1, "not finite")
-        told = int(re.search(r" step (\d+)", outcome.text)[1])
+        told = int(re.search(r"not finite \w+ step (\d+)", outcome.text)[1])
         assert told in (step, step + 1) or (poison == "weights" and told == step - 1)  # at that step's checkpoint
         assert_all_checkpoints_good(place)
         saved = Checkpoints(place / "logs" / "run").steps()

@@ -166,7 +166,7 @@ def test_every_flag_is_frozen(family):
     assert actual == FROZEN[family]
     assert len(flags) == len(actual)
     assert {f.name for f in flags if f.meta.get("required")} == {"dataset"} | (
-        {"ae_load_dir", "ae_load_step", "sampler"} if family == "sampler" else set()
+        {"ae_load_dir", "sampler"} if family == "sampler" else set()
     )
 
 
@@ -390,7 +390,7 @@ def test_loaded_vqgan_gives_its_architecture_only():
     H = resolved("--load_dir old --load_step 10")
     assert (H.img_size, H.nf, H.ch_mult, H.ndf, H.latent_shape) == (64, 32, [1, 2], 16, [1, 32, 32])
     assert (H.lr, H.batch_size, H.ema, H.log_dir) == (3 * 4.5e-6, 3, False, "test")
-    assert resolved("--load_dir old").img_size == 256  # without --load_step nothing is loaded
+    assert resolved("--load_dir old --load_step 0").img_size == 256  # nothing is loaded
 
 
 def test_resume_takes_everything_that_holds():

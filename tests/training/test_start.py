@@ -6,10 +6,12 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT, words
+from ranks import together
 from scripts import experiment, sampler_flags, start, train_stage_1, train_stage_2, vqgan_flags
 from test_hparams import refused, resolved, save_run
 from test_resume import assert_same_weights, wait_for_step
@@ -18,10 +20,12 @@ import train_vqgan
 from experiments import calc_FID
 from hparams import get_hparams
 from hparams.sources import flags_given
+from utils.core import distributed
 from utils.core.errors import UserError
 from utils.core.files import hash_json, read_json, write_json
 from utils.display import commands
 from utils.display.saved_run import SavedRun
+from utils.training.start import agree_on_steps
 
 LOAD = "--load_dir prior --load_step 3 --ema"
 
@@ -167,7 +171,7 @@ def test_what_was_given_comes_first_also_after_resumes(place, shapes):
         "resume",
         "train_steps",
     }  # of all three, TINY_VQGAN's too
-    values = H.given_first()
+    values = H.known()
     first = set(list(values)[: len({*H.explicit, *H.given_before})])
     assert values == H.to_dict() and given <= first and not {"ema", "beta", "diff_aug"} & first
     assert list(H.to_dict())[: len(first)] != list(values)[: len(first)]
@@ -263,3 +267,16 @@ def test_the_command_that_continues_repeats_where_the_dashboard_is(place, shapes
     assert words("--visdom_server http://here.example --no_visdom") == [
         w for w in line.split() if "visdom" in w or "here" in w
     ]
+
+
+# ---------------------------------------------------------------------- several processes
+
+
+def test_the_main_process_decides_which_steps_are_loaded(tmp_path):
+    def work():
+        newest = 6 + 2 * distributed.rank()  # a run that is under way has written a checkpoint in between
+        H = SimpleNamespace(explicit=["load_step"], load_step=newest, ae_load_step=newest)
+        agree_on_steps(H)
+        print(H.load_step, H.ae_load_step)
+
+    assert together(2, work, tmp_path) == ["6 6\n", "8 6\n"]  # what is given must agree; it is not changed

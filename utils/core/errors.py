@@ -19,7 +19,10 @@ SIGPIPE = 13  # its number where there is one; Windows has no name for it
 def printable(text: object) -> str:
     """Text that is safe to print on a terminal. Control characters, characters that change the writing direction, and
     bytes that are not text are escaped; file names may hold all of these. Line breaks are kept."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(text))
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 class UserError(ValueError):

@@ -22,6 +22,8 @@ def parse_json(text: str) -> Any:
     except RecursionError:
         value = None
     else:
+        if text.count("[") + text.count("{") <= MOST_NESTED:  # a quick answer for the lines of a long run
+            return value
         level = [value]
         for _ in range(MOST_NESTED + 1):
             level = [child for item in level for child in _children(item)]

@@ -7,24 +7,46 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from utils.core import job
 from utils.core.job import LOGS, REPOSITORY, from_here, in_root
 
 SCRIPTS = {name: f"{name}.py" for name in ("train_vqgan", "train_sampler")}
 SCRIPTS["calc_approximate_ELBO"] = "experiments/calc_approximate_ELBO.py"
+ALONE = ("experiments/show_run.py", "experiments/get_weights.py")  # scripts of one process
+PORT = 29500  # of torchrun's rendezvous, if there are several machines
 
 
 def python() -> str:
     """How this Python is called here: by a name that the shell finds, else by its path."""
     here = os.path.abspath(sys.executable)
     for name in ("python", "python3"):
-        if os.path.abspath(shutil.which(name) or "") == here:
+        if _is_beside_python(name) and os.path.samefile(str(shutil.which(name)), here):
             return name
     return from_here(here)
 
 
+def _is_beside_python(name: str) -> bool:
+    """Whether the shell finds this program in the folder of this Python."""
+    found = shutil.which(name)
+    return bool(found) and os.path.samefile(os.path.dirname(str(found)), os.path.dirname(sys.executable))
+
+
+def launcher() -> list[str]:
+    """The words that start a script as this one was started: by python, or by torchrun in as many processes."""
+    if job.world_size() == 1:
+        return [python()]
+    torchrun = ["torchrun"] if _is_beside_python("torchrun") else [python(), "-m", "torch.distributed.run"]
+    machines = job.world_size() // job.local_size()
+    if machines == 1:
+        return [*torchrun, "--standalone", "--nproc_per_node", str(job.local_size())]
+    first = f"{os.environ.get('MASTER_ADDR', 'node0')}:{PORT}"
+    processes = ["--nnodes", str(machines), "--nproc_per_node", str(job.local_size())]
+    return [*torchrun, *processes, "--rdzv_backend", "c10d", "--rdzv_endpoint", first]
+
+
 def command(script: str, **flags: Any) -> str:
     """A command line as text. script: as seen from the repository; flags that are None or False are left out."""
-    words = [python(), from_here(REPOSITORY / script)]
+    words = [*([python()] if script in ALONE else launcher()), from_here(REPOSITORY / script)]
     for name, value in flags.items():
         if value is True:
             words.append(f"--{name}")
@@ -58,9 +80,9 @@ def resume(script: str, values: Mapping[str, Any], **more: Any) -> str | None:
     return command(SCRIPTS[script], **_data(values), **{k: values.get(k) for k in names}, resume=True, **more)
 
 
-def show_run(H: Any) -> str:
-    """The command that makes a run's page."""
-    return command("experiments/show_run.py", log_dir=H.log_dir, no_visdom=H.no_visdom)
+def show_run(name: str) -> str:
+    """The command that makes the page of logs/<name>."""
+    return command("experiments/show_run.py", log_dir=name, no_visdom=True)
 
 
 def after_vqgan(H: Any, step: int) -> str:
@@ -72,7 +94,7 @@ def after_vqgan(H: Any, step: int) -> str:
         log_dir=new_name(f"{H.log_dir}_absorbing"),
         ae_load_dir=H.log_dir,
         ae_load_step=step,
-        **H.given("machine", "dashboard", "stages"),
+        **H.repeated("machine", "dashboard", "stages"),
     )
 
 
@@ -85,7 +107,7 @@ def after_sampler(H: Any, step: int, n_images: int) -> tuple[str, str]:
         ae_load_step=H.ae_load_step,
         load_dir=H.log_dir,
         load_step=step,
-        **H.given("machine", "dashboard", "sampling"),
+        **H.repeated("machine", "dashboard", "sampling"),
     )
     shows = getattr(H, "sample_type", None) != "mlm"
     samples = command(

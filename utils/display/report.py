@@ -6,12 +6,14 @@ import os
 import statistics
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+from utils.core.checkpoint import LOGS
 from utils.core.errors import printable
 from utils.core.files import atomic_write
 from utils.core.progress import duration
-from utils.display import commands, report_plots
+from utils.display import commands
 from utils.display.html import as_text, render
 from utils.display.run_files import is_number
 from utils.display.saved_run import LARGEST, SavedRun, reduced
@@ -36,6 +38,16 @@ LARGE = dict(
 MOST_LARGE = 5
 MOST_CHECKPOINTS = 12
 HEAVIEST = 3 << 20  # bytes of a picture that is shown as it is
+
+
+def report_at_end(folder: str | Path, say: Callable[[str], None]) -> None:
+    """Write the report of a run's folder at the end of a command. It is an extra: an error is a warning."""
+    try:
+        say(f"report: {write_report(SavedRun(folder))}")
+    except Exception as error:  # of the disk, of Pillow, of matplotlib
+        again = commands.show_run(os.path.relpath(folder, LOGS))
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        say(f"warning: {os.path.join(folder, 'report.html')} could not be written ({reason}); to try again:\n  {again}")
 
 
 def write_report(run: SavedRun) -> str:
@@ -129,7 +141,7 @@ def _curves(run: SavedRun) -> Iterator[tuple[str, str]]:
     """(name, data URI) of the plots of the curves."""
     traces = run.traces()
     for name in sorted(traces, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name)):
-        if source := _plot(run, name, report_plots.curves, traces[name]):
+        if source := _plot(run, name, "curves", traces[name]):
             yield name, source
 
 
@@ -137,16 +149,19 @@ def _bars(run: SavedRun) -> Iterator[tuple[str, str]]:
     """(name, data URI) of the plots of the bars."""
     for name, bar in run.bars.items():
         labels = [printable(bar.get(label, "")) for label in ("xlabel", "ylabel")]
-        if source := _plot(run, name, report_plots.bars, bar["values"], bar.get("x") or (), *labels):
+        if source := _plot(run, name, "bars", bar["values"], bar.get("x") or (), *labels):
             yield name, source
 
 
-def _plot(run: SavedRun, name: str, draw: Callable[..., str], *args: Any) -> str | None:
-    """The plot as a data URI, or None and a note: a file may hold numbers that no axis has room for."""
+def _plot(run: SavedRun, name: str, kind: str, *args: Any) -> str | None:
+    """The plot as a data URI, or None and a note: a file may hold numbers that no axis has room for. kind: the function
+    of report_plots."""
+    from utils.display import report_plots  # here, so that a run does not load matplotlib before its end
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of glyphs that a font lacks
-            return _data_uri("svg+xml", draw(name, *args).encode())
+            return _data_uri("svg+xml", getattr(report_plots, kind)(name, *args).encode())
     except Exception as error:  # whatever matplotlib makes of them
         run.note(f"'{name}' cannot be drawn ({type(error).__name__})")
         return None

@@ -21,6 +21,7 @@ LARGEST = 1600  # pixels of the longer side of a picture
 MOST_PICTURES = 24  # with a step, and as many without, as experiments draw them
 MOST_CURVES = 100  # drawing one takes 50 ms, and 17 KB of the page
 MOST_BARS = 24
+MOST_ROWS = 10_000  # of one kind: more points of a curve are not visible
 SAYS = dict(
     reconstructions=SAYS_TRIPLES,
     codebook="the mean of the pixels where a code is used, most used first",
@@ -93,8 +94,8 @@ class SavedRun:
     def _curves(self) -> list[dict[str, float]]:
         """Rows of the losses and of the speed by rising step: dicts with 'step' and names as in the dashboard. What is
         always 0, such as a loss whose weight is 0, is left out."""
-        speed = [{printable(name): v for name, v in row.items() if is_number(v)} for row in self.speed]
-        rows = [dict(step=row["step"], **run_files.curves_of(row)) for row in self.rows] + speed
+        speed = [{printable(name): v for name, v in row.items() if is_number(v)} for row in _thinned(self.speed)]
+        rows = [dict(step=row["step"], **run_files.curves_of(row)) for row in _thinned(self.rows)] + speed
         rows.sort(key=lambda row: row["step"])
         windows = {name.partition("/")[0] for row in rows for name, value in row.items() if value}
         names = dict.fromkeys(name for row in rows for name in row if name != "step")
@@ -129,7 +130,7 @@ class SavedRun:
     def latest(self) -> dict[str, float]:
         """{name: its last value} of stats.jsonl."""
         values: dict[str, float] = {}
-        for row in self.rows:
+        for row in _thinned(self.rows):
             values.update({k: v for k, v in row.items() if is_number(v)})
         return values
 
@@ -192,6 +193,18 @@ def reduced(image: Image.Image) -> Image.Image:
     image = image.convert("RGB")
     image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
     return image
+
+
+def _thinned(rows: list[Row]) -> list[Row]:
+    """At most about MOST_ROWS of the rows that have the same names, evenly spaced, with the last one: the report of
+    a long run shall not take longer than a short one's."""
+    kinds: dict[tuple[str, ...], list[int]] = {}
+    for i, row in enumerate(rows):
+        kinds.setdefault(tuple(row), []).append(i)
+    kept: set[int] = set()
+    for places in kinds.values():
+        kept.update(places[:: -(-len(places) // MOST_ROWS)], places[-1:])
+    return [rows[i] for i in sorted(kept)]
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -34,10 +34,11 @@ from utils.core.signals import StopRequest
 from utils.data.images import ImageSet
 from utils.data.sources import other_files
 from utils.display import commands
+from utils.display.report import report_at_end
 from utils.training.meters import Meters
 from utils.training.run_display import RunDisplay
 from utils.training.run_logs import RunLogs
-from utils.training.start import choose_start
+from utils.training.start import agree_on_steps, choose_start
 
 
 def is_optimiser(name: str) -> bool:
@@ -60,6 +61,7 @@ class Run:
     ) -> None:
         """name: the name of the model and of its files. name_batch: step -> text that names the images of its batch.
         loads: True if --load_step names weights to start from; False if it names a model that the script measures."""
+        agree_on_steps(H)
         self.H, self.name, self.device, self.name_batch = H, name, device, name_batch
         self.load_step = H.load_step if loads else 0
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
@@ -225,6 +227,12 @@ class Run:
         if precision is not None and precision.scaling and self.due(self.H.steps_per_log):
             self.record(skipped_updates=float(precision.skipped))
 
+    def validated(self, **values: Any) -> None:
+        """Write and print the results of a validation at the current step, named val_..."""
+        self.record(**values)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self.say(f"validation at step {self.current}: {shown}")
+
     def record(self, **values: Any) -> None:
         """Write one line of stats.jsonl for the current step, and its curves."""
         if self._files is not None:
@@ -331,12 +339,12 @@ class Run:
         return again or "the same command with --resume"
 
     def conclude(self, *following: tuple[str, str]) -> None:
-        """Print the last lines: what was written, and what to run next. following: (what it is, its command line)."""
+        """Print what was written, and what to run next. following: (what it is, its command line)."""
         steps = self.store.steps()
         if not (distributed.is_main() and steps):
             return
         self.say(f"written: checkpoint of step {steps[-1]} in {self.store.models}{self.display.saved()}")
-        for what, line in (*following, ("this run as a page", commands.show_run(self.H))):
+        for what, line in following:
             self.say(f"next, {what}:\n  {line}")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _traceback: Any) -> None:
@@ -353,4 +361,6 @@ class Run:
             self._lock.release()
         if kind in (None, SystemExit):  # finished, or all processes agreed to stop after a signal
             distributed.cleanup()
+            if distributed.is_main():  # last of all: an interrupt here loses nothing
+                report_at_end(self.folder, say)
         sys.stdout.flush()

@@ -43,7 +43,7 @@ class RunDisplay:
             notes=notes_of(H, name),
             images_per_step=H.batch_size,
         )
-        self.dashboard.properties(H.given_first())
+        self.dashboard.properties(H.known())
         self.progress(step, "starting")
         for other in (H.visdom_compare or ()) if self.dashboard.enabled else ():
             self.dashboard.compare(other, curve_rows(os.path.join(LOGS, other, "stats.jsonl")))

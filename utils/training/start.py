@@ -3,10 +3,18 @@
 import os
 from typing import Any
 
+from utils.core import distributed
 from utils.core.checkpoint import LOGS, Checkpoints
 from utils.core.errors import DamagedFile, UserError
 from utils.core.files import read_json
 from utils.core.progress import say
+
+
+def agree_on_steps(H: Any) -> None:
+    """Take the steps that the command line left open from the main process: another process may have found a newer
+    checkpoint, of a run that is under way."""
+    names = [name for name in ("load_step", "ae_load_step") if hasattr(H, name) and name not in H.explicit]
+    vars(H).update(distributed.from_main(lambda: {name: getattr(H, name) for name in names}))
 
 
 def choose_start(H: Any, name: str, load_step: int, store: Checkpoints) -> tuple[int, dict[str, Any] | None, bool]:
