@@ -124,7 +124,7 @@ def train(H):
         seed_everything("init", H.seed)
         sampler = build_sampler(H).to(device)
         optimiser = torch.optim.Adam(sampler.parameters(), lr=H.lr, fused=device.type != "mps")
-        ema = EMA(sampler, H.ema_beta) if H.ema else None
+        ema = EMA(sampler, H.ema_beta, warmup=H.ema_warmup) if H.ema else None
         best = ema.model if ema else sampler
         files = {H.sampler: sampler, f"{H.sampler}_optim": optimiser}
         if ema:
@@ -144,7 +144,7 @@ def train(H):
             batch = batch.to(device, non_blocking=True)
             out = sampler_step(sampler, optimiser, precision, batch, rng, H.accumulate_steps)
             if ema and step % H.steps_per_update_ema == 0:
-                ema.update()
+                ema.update(step // H.steps_per_update_ema)
             run.report(loss=out.loss, bits=out.bits.mean(), lr=lr)
             if val_ids is not None and run.due(H.steps_per_eval):
                 run.record(**validate(best, val_ids, H, run, precision))

@@ -112,7 +112,7 @@ class Training:
         self.vqgan = VQGAN(H, perceptual).to(device, memory_format=memory_format(device))
         adam = partial(torch.optim.Adam, lr=H.lr, fused=device.type != "mps")
         self.ae_optim, self.disc_optim = adam(self.vqgan.ae.parameters()), adam(self.vqgan.disc.parameters())
-        self.ema = EMA(self.vqgan, H.ema_beta, shared=(perceptual,)) if H.ema else None
+        self.ema = EMA(self.vqgan, H.ema_beta, (perceptual,), H.ema_warmup) if H.ema else None
         self.best = self.ema.model if H.ema else self.vqgan  # the weights that will be used
         self.codebook = Codebook([self.vqgan, self.best] if H.ema else [self.vqgan], H, device)
 
@@ -134,7 +134,7 @@ class Training:
             scalars.update(discriminator_step(vqgan, self.disc_optim, precision, H, x, x_hat, rng))
         precision.update()
         if self.ema and step % H.steps_per_update_ema == 0:
-            self.ema.update()
+            self.ema.update(step // H.steps_per_update_ema)
         self.codebook.update(quantized.ids, x, step)
         return dict(scalars, mean_distance=quantized.mean_distance, lr=H.lr)
 

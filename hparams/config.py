@@ -181,6 +181,14 @@ class TrainConfig:
         0.995, "decay of the moving average at each of its updates", "training", min=0.0, max=1.0, needs="ema"
     )
     steps_per_update_ema: int = opt(10, "steps between updates of the moving average", "training", min=1, needs="ema")
+    ema_warmup: bool = opt(
+        True,
+        "limit the decay of the n-th update to (1 + n) / (10 + n), so that the average of a short run is not mostly its "
+        "first weights; on for new runs",
+        "training",
+        needs="ema",
+        older=False,
+    )
 
 
 @dataclass

@@ -185,7 +185,7 @@ def loaded_values(
             continue
         missing = {k: flag.older(saved) for k, flag in flags.items() if "older" in flag.meta and k not in saved}
         if load.option == "resume":
-            older = {k: v for k, v in missing.items() if v != flags[k].default}
+            older = {k: v for k, v in missing.items() if v != flags[k].default and flags[k].works(saved)}
             if ("sampler" in saved) != (family == "sampler"):
                 raise UsageError(f"--resume: logs/{load.folder} is not a run of this script: give another --log_dir")
         if load.option == "ae_load_dir":

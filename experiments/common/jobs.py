@@ -123,7 +123,7 @@ class Bench:
             _, x_hat, _ = train_vqgan.generator_step(model, fast[0], self.precision, H, batch, step, rng)
             if step > H.disc_start_step:
                 train_vqgan.discriminator_step(model, fast[1], self.precision, H, batch, x_hat, rng)
-            average.update()
+            average.update(step)
 
         name = "VQGAN step" if H.disc_start_step < step else "VQGAN step before the discriminator"
         return Job(
@@ -147,7 +147,7 @@ class Bench:
 
         def run_fast():
             train_sampler.sampler_step(model, fast, self.precision, ids, rng)
-            average.update()
+            average.update(1)
 
         return Job(
             "sampler step",

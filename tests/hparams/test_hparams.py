@@ -46,6 +46,7 @@ COMMON = {
     "ema": ("bool", False),
     "ema_beta": ("float", 0.995),
     "steps_per_update_ema": ("int", 10),
+    "ema_warmup": ("bool", True),
     "steps_per_log": ("int", 10),
     "steps_per_eval": ("int", 0),
     "steps_per_display_output": ("int", 5000),

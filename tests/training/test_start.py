@@ -40,6 +40,16 @@ def contents(folder):
     return {str(p): p.read_bytes() for p in files}
 
 
+def forget(name, step, *flags):
+    """Make logs/<name> look as if it began before there were these flags."""
+    for path in (f"logs/{name}/config.json", f"logs/{name}/saved_models/manifest_{step}.json"):
+        value = read_json(path)
+        for flag in flags:
+            value["hparams"].pop(flag)
+        value.pop("digest")
+        write_json(path, dict(value, digest=hash_json(value["hparams"] if "facts" in value else value)))
+
+
 # ---------------------------------------------------------------------- the model that a run begins with
 
 
@@ -158,16 +168,8 @@ def test_a_checkpoint_knows_its_configuration(place, shapes, capsys):
 
 
 def test_settings_that_an_older_run_did_not_record_stay_what_they_were(place, shapes, capsys):
-    def forget(path):
-        value = read_json(path)
-        for key in ("codes_precision", "unique_images"):
-            value["hparams"].pop(key)
-        value.pop("digest")
-        write_json(path, dict(value, digest=hash_json(value["hparams"] if "facts" in value else value)))
-
     shutil.copytree("logs/prior", "logs/other")
-    for path in ("logs/other/config.json", "logs/other/saved_models/manifest_3.json"):
-        forget(path)
+    forget("other", 3, "codes_precision", "unique_images")
     capsys.readouterr()
     for name in ("prior", "other"):
         train_stage_2(shapes, name, "ae", 4, "--train_steps 6 --resume")
@@ -176,6 +178,25 @@ def test_settings_that_an_older_run_did_not_record_stay_what_they_were(place, sh
     assert_same_weights(place / "logs/prior", place / "logs/other", 6)
     assert read_json("logs/other/config.json")["hparams"]["codes_precision"] == "float32"
     assert read_json("logs/prior/config.json")["hparams"]["codes_precision"] == "float32"
+
+
+def test_the_averages_of_an_older_run_are_not_warmed_up(place, shapes, capsys):
+    every = "--ema --steps_per_update_ema 1"
+    fine_tune(shapes, "without", f"{every} --no_ema_warmup --train_steps 6")
+    fine_tune(shapes, "warm", f"{every} --train_steps 6")
+    fine_tune(shapes, "old", f"{every} --no_ema_warmup --train_steps 3")
+    forget("old", 3, "ema_warmup")
+    capsys.readouterr()
+    fine_tune(shapes, "old", "--resume --train_steps 6")
+    assert "continues as it began: ema_warmup False\n" in capsys.readouterr().err
+    assert_same_weights(place / "logs/without", place / "logs/old", 6)
+    with pytest.raises(AssertionError):
+        assert_same_weights(place / "logs/without", place / "logs/warm", 6)
+    fine_tune(shapes, "plain", "--train_steps 3")
+    forget("plain", 3, "ema_warmup")
+    capsys.readouterr()
+    fine_tune(shapes, "plain", "--resume --train_steps 6")
+    assert "as it began" not in capsys.readouterr().err, "it has no averages"
 
 
 @pytest.mark.parametrize(("before", "now"), [("--amp", ""), ("--amp", "--no_amp"), ("", ""), ("", "--amp")])
