@@ -1,6 +1,6 @@
 """From the command line to one complete configuration.
 
-Precedence: default < preset of the data set < saved configuration of a loaded model < command line.
+Precedence: default < preset < the data set's own hparams < saved configuration of a loaded model < command line.
 """
 
 import copy
@@ -24,14 +24,17 @@ IGNORED = {"vqgan": (), "sampler": ("vqgan", "discriminator")}
 IGNORED["measures"] = (*IGNORED["sampler"], "training", "sampling")
 HIDDEN = {"vqgan": (), "sampler": ("autoencoder",), "measures": (*ARCHITECTURE, "images", "stages")}
 
+ABOUT = ("explicit", "data_entry", "script", "older", "sources", "changed")  # attributes of Hparams that are no flags
+
 
 class Hparams(SimpleNamespace):
-    """The resolved configuration: one attribute a flag. `explicit` lists what the command line gave; `older` holds the
-    settings that a resumed run keeps from an earlier version, by name."""
+    """The resolved configuration: one attribute a flag. `explicit` lists what the command line gave. By the name of a
+    flag, `sources` holds where its value comes from ("": the default), `older` the values that a resumed run keeps from
+    an earlier version, `changed` those (before, now) that the command line changes of a resumed run."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for config.json."""
-        return {k: v for k, v in vars(self).items() if k not in ("explicit", "data_entry", "script", "older")}
+        return {k: v for k, v in vars(self).items() if k not in ABOUT}
 
     def given(self, *roles: str) -> dict[str, Any]:
         """{flag: value} of what the command line gave, of the flags that have one of these roles."""
@@ -67,7 +70,9 @@ def get_hparams(
     try:
         H = resolve(flags, given, family, idle)
         if settle:
+            before = H.to_dict()
             settle(H)
+            H.sources.update({k: "this script" for k, v in H.to_dict().items() if v != before.get(k)})
     except UsageError as error:
         parser.error(str(error))
     H.script = script or Path(sys.argv[0]).stem
@@ -87,16 +92,32 @@ def resolve(flags: Iterable[Flag], given: Values, family: str, idle: Collection[
     trains = "load_optim" not in idle
     given = {name: sources.checked(by_name[name], value) for name, value in given.items()}
     entry = sources.dataset_entry(given["dataset"], given.get("custom_dataset_path"))
-    values = {name: flag.default for name, flag in every.items()} | sources.preset_of(entry, family, by_name)
+    own = sources.own_hparams(entry, family, by_name)
+    values = {name: flag.default for name, flag in every.items()} | own
     if trains:
         values |= origin(values | given, given, every)
-    require_loaded(values | given, trains)
-    loaded, older = loaded_values(values | given, given, family, every, idle)
-    H = Hparams(**copy.deepcopy(values | loaded | given))  # the presets keep their lists
-    H.explicit = sorted(given)
-    H.older = {k: v for k, v in older.items() if k not in given}
-    H.data_entry = entry
+    values |= given
+    require_loaded(values, trains)
+    models = [
+        (load, sources.saved_config(load.folder, every, load.step)) for load in loads(values, family, every, idle)
+    ]
+    place, recorded = recorded_preset(models)
+    preset = given.get("preset") or recorded or sources.preset_of(entry)
+    layers = [
+        ("", default_values(models, values, every)),
+        (f"preset {preset}", sources.preset_values(preset, family)),
+        (place, dict(preset=recorded)),
+        (sources.DATASETS, own),
+        *loaded_values(models, values, given, family, every, idle),
+        ("command line", given),
+    ]
+    H = Hparams(**{name: copy.deepcopy(value) for _, some in layers for name, value in some.items()})
+    H.sources = {name: place for place, some in layers for name in some}
+    H.explicit, H.data_entry = sorted(given), entry
+    H.older, H.changed = of_resumed_run(models, given, every)
+    before = H.to_dict()
     derive(H, by_name.values())
+    H.sources.update({name: "derived" for name, value in H.to_dict().items() if value != before[name]})
     check(H, by_name.values(), idle)
     return H
 
@@ -170,24 +191,43 @@ def loads(values: Values, family: str, flags: Iterable[str], idle: Collection[st
         yield Load("resume", values["log_dir"], None, set(flags) - set(new) - model, binding)
 
 
+Model = tuple[Load, dict[str, Any] | None]  # a run that is read, and what it recorded: None if it has no configuration
+
+
+def default_values(models: Iterable[Model], values: Values, flags: Mapping[str, Flag]) -> dict[str, Any]:
+    """The defaults of flags. A model without a configuration, as published, has the shape of the paper's."""
+    defaults = {name: flag.default for name, flag in flags.items()}
+    if any(saved is None and (load.option != "resume" or continues(values)) for load, saved in models):
+        defaults.update((name, flags[name].older({})) for name in names_of("autoencoder"))
+    return defaults
+
+
+def recorded_preset(models: Iterable[Model]) -> tuple[str, str | None]:
+    """(the flag that names a loaded model, the preset that the model's own command line chose); ("", None) if there is
+    none. What a resumed run recorded counts, even if it is nothing."""
+    result: tuple[str, str | None] = "", None
+    for load, saved in models:
+        if saved is not None and (load.option == "resume" or "preset" in saved):
+            result = str(load), saved.get("preset")
+    return result
+
+
 def loaded_values(
-    values: Values, given: Values, family: str, flags: Mapping[str, Flag], idle: Collection[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the models that this command loads were trained with. Neither the command line nor another of the models
-    may contradict their architecture. Returns (values, those of them that a resumed run did not record because an
-    earlier version started it)."""
-    result: dict[str, Any] = {}
-    loaded_from: dict[str, Load] = {}
-    older: dict[str, Any] = {}
-    for load in loads(values, family, flags, idle):
-        saved = sources.saved_config(load.folder, flags, load.step)
+    models: Iterable[Model],
+    values: Values,
+    given: Values,
+    family: str,
+    flags: Mapping[str, Flag],
+    idle: Collection[str],
+) -> list[tuple[str, dict[str, Any]]]:
+    """What the models that this command loads were trained with: a list of (the flag that names it, values), later ones
+    first. Neither the command line nor another of the models may contradict their architecture."""
+    layers: list[tuple[str, dict[str, Any]]] = []
+    for load, saved in models:
         if saved is None:
             continue
-        missing = {k: flag.older(saved) for k, flag in flags.items() if "older" in flag.meta and k not in saved}
-        if load.option == "resume":
-            older = {k: v for k, v in missing.items() if v != flags[k].default and flags[k].works(saved)}
-            if ("sampler" in saved) != (family == "sampler"):
-                raise UsageError(f"--resume: logs/{load.folder} is not a run of this script: give another --log_dir")
+        if load.option == "resume" and ("sampler" in saved) != (family == "sampler"):
+            raise UsageError(f"--resume: logs/{load.folder} is not a run of this script: give another --log_dir")
         if load.option == "ae_load_dir":
             require_codes(load, saved)
         for key in load.binding:
@@ -199,16 +239,44 @@ def loaded_values(
         takes = set(load.takes)
         if "train_steps" in idle and sources.same_images(saved, values):
             takes.update(names_of("images"))  # measured against the images that it was trained on
-        taken = {k: v for k, v in {**missing, **saved}.items() if k in takes and k in flags}
-        for key in names_of(*ARCHITECTURE):
-            if key in taken and result.get(key, taken[key]) != taken[key]:
-                raise UsageError(
-                    f"{load} and {loaded_from[key]} do not belong together: --{key} {shown(taken[key])} and "
-                    f"{shown(result[key])}"
-                )
-        result.update(taken)
-        loaded_from.update(dict.fromkeys(taken, load))
-    return result, older
+        taken = {k: v for k, v in (unrecorded(saved, flags) | saved).items() if k in takes and k in flags}
+        for place, others in layers:
+            for key in names_of(*ARCHITECTURE):
+                if key in taken and others.get(key, taken[key]) != taken[key]:
+                    raise UsageError(
+                        f"{load} and {place} do not belong together: --{key} {shown(taken[key])} and "
+                        f"{shown(others[key])}"
+                    )
+        layers.append((str(load), taken))
+    return layers
+
+
+def unrecorded(saved: Values, flags: Mapping[str, Flag]) -> dict[str, Any]:
+    """The values in a run whose configuration lacks them because an earlier version started it."""
+    return {k: flag.older(saved) for k, flag in flags.items() if "older" in flag.meta and k not in saved}
+
+
+def of_resumed_run(
+    models: Iterable[Model], given: Values, flags: Mapping[str, Flag]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of a run that is resumed, by the names of flags: what it keeps from an earlier version, and what the command line
+    changes, as pairs (before, now)."""
+    older: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
+    for load, saved in models:
+        if load.option != "resume" or saved is None:
+            continue
+        if given.get("preset") not in (None, saved.get("preset")):
+            raise UsageError(
+                f"--preset {given['preset']} contradicts --resume: logs/{load.folder} keeps the values that it "
+                "began with: leave --preset out and give the flags to change, or give another --log_dir"
+            )
+        missing = unrecorded(saved, flags)
+        older = {k: v for k, v in missing.items() if v != flags[k].default and flags[k].works(saved) and k not in given}
+        known = missing | saved
+        pairs = {k: (known[k], v) for k, v in given.items() if k in load.takes and k in known}
+        changed = {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}
+    return older, changed
 
 
 def require_codes(load: Load, saved: Values) -> None:
