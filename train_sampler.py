@@ -18,7 +18,7 @@ import torch
 
 from experiments.common.codes import cached_codes, decode_batch
 from experiments.common.images import load_images
-from experiments.common.models import check_autoencoder, dry_run_of_sampler
+from experiments.common.models import check_autoencoder, dry_run_on_images
 from experiments.common.weights import load_autoencoder
 from models.samplers import build_sampler
 from models.samplers.base import SamplerLoss
@@ -119,7 +119,7 @@ def train(H):
     device = pick_device(H.device)
     with Run(H, H.sampler, device) as run:
         precision = Precision(H.amp, H.amp_dtype, device)
-        autoencoder = load_autoencoder(H, device)
+        autoencoder = load_autoencoder(H, device, (run.source, run.step) if run.step else None)
         check_autoencoder(run, autoencoder)
         seed_everything("init", H.seed)
         sampler = build_sampler(H).to(device)
@@ -158,4 +158,4 @@ def train(H):
 
 
 if __name__ == "__main__":
-    run_main(dry_run_of_sampler if H.dry_run else train, H)
+    run_main(dry_run_on_images if H.dry_run else train, H)

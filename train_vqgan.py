@@ -18,10 +18,10 @@ from functools import partial
 
 import torch
 
-from experiments.common.images import load_images
+from experiments.common.images import load_images, note_images
 from experiments.common.pictures import code_means
 from experiments.common.weights import load_lpips, note_missing_weights
-from hparams.resolve import continues
+from hparams.resolve import continues, steps_of_stage_2
 from models.diffaug import diff_augment
 from models.losses import adaptive_weight, hinge_discriminator_loss, reconstruction_nll
 from models.quantizers import usage_figures
@@ -221,13 +221,14 @@ def train(H):
                 run.record(**validate(training.best, validation, H, run, training.precision, step))
             show_pictures(training.best, fixed, validation or images, H, run, training.precision)
         if run.step >= H.train_steps:
-            run.conclude(("a prior over these codes", commands.after_vqgan(H, run.step)))
+            run.conclude(("a prior over these codes", commands.after_vqgan(H, run.step, steps_of_stage_2(H))))
 
 
 def dry_run(H):
     with torch.device("meta"):
         vqgan = VQGAN(H)
     print_dry_run(H, describe_vqgan(H, vqgan))
+    note_images(H)
     if H.perceptual_weight and not (H.load_step or continues(vars(H))):  # a checkpoint holds them, too
         note_missing_weights(H, "vgg")
 

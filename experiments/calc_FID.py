@@ -51,7 +51,7 @@ import torch
 
 from experiments.common.images import load_images
 from experiments.common.measure import Samples, compute_fid, image_features, new_folder, saving_images, write_latents
-from experiments.common.models import dry_run_of_sampler, load_models
+from experiments.common.models import dry_run_on_images, load_models
 from experiments.common.results import Report
 from utils.core import distributed
 from utils.core.device import pick_device
@@ -124,4 +124,4 @@ def main(H):
 
 
 if __name__ == "__main__":
-    run_main(dry_run_of_sampler if H.dry_run else main, H)
+    run_main(dry_run_on_images if H.dry_run else main, H)

@@ -54,7 +54,7 @@ from functools import partial
 
 from experiments.common.images import load_images
 from experiments.common.measure import Samples, image_features
-from experiments.common.models import dry_run_of_sampler, load_models, require_size
+from experiments.common.models import dry_run_on_images, load_models, require_size
 from experiments.common.results import Report
 from utils.core import distributed
 from utils.core.device import pick_device
@@ -231,4 +231,4 @@ def main(H):
 
 
 if __name__ == "__main__":
-    run_main(dry_run_of_sampler if H.dry_run else main, H)
+    run_main(dry_run_on_images if H.dry_run else main, H)

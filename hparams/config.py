@@ -105,7 +105,7 @@ class RunConfig:
     preset: str = opt(
         None,
         "defaults to take (default: those of the loaded model's run, else of the data set)",
-        "general common",
+        "stages common",
         choices=list(PRESETS),
     )
     log_dir: str = opt("test", "the run's folder under logs/", "place common", metavar="NAME")

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import itertools
 import math
 import re
 import sys
@@ -124,7 +125,7 @@ class Parser(OneLineParser):
 
     def _refuse_values_of_switches(self, argv: Sequence[str]) -> None:
         switches = {option: flag for flag in self.flags if flag.type is bool for option in _options(flag)}
-        for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        for word, following in itertools.pairwise([*argv, ""]):
             option, equals, _ = word.partition("=")
             if option in switches and (equals or following.lower() in YES_OR_NO):
                 on, off = _options(switches[option])

@@ -28,9 +28,9 @@ ABOUT = ("explicit", "data_entry", "script", "older", "sources", "changed")  # a
 
 
 class Hparams(SimpleNamespace):
-    """The resolved configuration: one attribute a flag. `explicit` lists what the command line gave. By the name of a
-    flag, `sources` holds where its value comes from ("": the default), `older` the values that a resumed run keeps from
-    an earlier version, `changed` those (before, now) that the command line changes of a resumed run."""
+    """The resolved configuration: one attribute a flag. `explicit` lists what the command line gave; `sources` holds
+    where the value of each flag comes from ("": the default); `older` the settings that a resumed run keeps from an
+    earlier version, by name; `changed` what the command line changes of a resumed run, as text: "lr 1e-4 -> 1e-3"."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for config.json."""
@@ -120,6 +120,13 @@ def resolve(flags: Iterable[Flag], given: Values, family: str, idle: Collection[
     H.sources.update({name: "derived" for name, value in H.to_dict().items() if value != before[name]})
     check(H, by_name.values(), idle)
     return H
+
+
+def steps_of_stage_2(H: Hparams) -> int:
+    """--train_steps of stage 2 on the codes of this stage 1: those of its preset or data set, else as many as here."""
+    flags = {flag.name: flag for flag in config.ALL_FLAGS}
+    values = sources.preset_values(H.preset or sources.preset_of(H.data_entry), "sampler")
+    return (values | sources.own_hparams(H.data_entry, "sampler", flags)).get("train_steps", H.train_steps)
 
 
 # ---------------------------------------------------------------------- loaded models
@@ -258,11 +265,11 @@ def unrecorded(saved: Values, flags: Mapping[str, Flag]) -> dict[str, Any]:
 
 def of_resumed_run(
     models: Iterable[Model], given: Values, flags: Mapping[str, Flag]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Of a run that is resumed, by the names of flags: what it keeps from an earlier version, and what the command line
-    changes, as pairs (before, now)."""
+) -> tuple[dict[str, Any], list[str]]:
+    """Of a run that is resumed: {flag: value} that it keeps from an earlier version, and what the command line changes,
+    each as text."""
     older: dict[str, Any] = {}
-    changed: dict[str, Any] = {}
+    changed: list[str] = []
     for load, saved in models:
         if load.option != "resume" or saved is None:
             continue
@@ -274,8 +281,9 @@ def of_resumed_run(
         missing = unrecorded(saved, flags)
         older = {k: v for k, v in missing.items() if v != flags[k].default and flags[k].works(saved) and k not in given}
         known = missing | saved
-        pairs = {k: (known[k], v) for k, v in given.items() if k in load.takes and k in known}
-        changed = {k: pair for k, pair in pairs.items() if pair[0] != pair[1]}
+        for key, value in given.items():
+            if key in load.takes and key in known and known[key] != value:
+                changed.append(f"{key} {shown(known[key])} -> {shown(value)}")
     return older, changed
 
 

@@ -131,14 +131,15 @@ class Progress:
 
 
 class Forecast:
-    """Reports once, as soon as it is known, how long a run will take. total: its last step."""
+    """Reports once, as soon as it is known, how long a run will take. total: its last step. left: the seconds that it
+    reported."""
 
     STEPS, SECONDS = 20, 30.0  # measured over so many steps after the first, or so many seconds
     SHORT = 10.0  # seconds: shorter times are not reported
     LONG = 3650 * 86400.0  # seconds: longer times have no date
 
     def __init__(self, total):
-        self.total, self.first, self.told = total, None, False
+        self.total, self.first, self.told, self.left = total, None, False, 0.0
 
     def text(self, step):
         """Call it after each step. Returns one line, once, and None otherwise."""
@@ -150,7 +151,7 @@ class Forecast:
         if steps < self.STEPS and seconds < self.SECONDS:
             return None
         self.told = True
-        left = (self.total - step) * seconds / steps
+        left = self.left = (self.total - step) * seconds / steps
         if left < self.SHORT:
             return None
         end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left)) if left < self.LONG else "in decades"

@@ -60,7 +60,7 @@ def resume(script: str, values: Mapping[str, Any], **more: Any) -> str | None:
     its config.json. None if the script cannot resume."""
     if script not in SCRIPTS:
         return None
-    names = ["dataset", "custom_dataset_path", "log_dir"]
+    names = ["dataset", "custom_dataset_path", "log_dir", "train_steps"]
     if script != "train_vqgan":
         names += ["sampler", "ae_load_dir", "ae_load_step"]
     if script == "calc_approximate_ELBO":
@@ -73,8 +73,8 @@ def show_run(H: Any) -> str:
     return command("experiments/show_run.py", log_dir=H.log_dir, no_visdom=H.no_visdom)
 
 
-def after_vqgan(H: Any, step: int) -> str:
-    """Stage 2 on the codes of this stage 1."""
+def after_vqgan(H: Any, step: int, train_steps: int) -> str:
+    """Stage 2 on the codes of this stage 1. train_steps: of stage 2."""
     return command(
         "train_sampler.py",
         sampler="absorbing",
@@ -82,6 +82,7 @@ def after_vqgan(H: Any, step: int) -> str:
         log_dir=new_name(f"{H.log_dir}_absorbing"),
         ae_load_dir=H.log_dir,
         ae_load_step=step,
+        train_steps=train_steps,
         **H.given("machine", "dashboard", "stages"),
     )
 
