@@ -8,7 +8,7 @@ from hparams import get_hparams
 
 EXAMPLES = """examples:
   python train_vqgan.py --dataset churches --log_dir vqgan_churches --amp --ema --batch_size 4 --diff_aug
-  python train_vqgan.py --dataset custom --custom_dataset_path ~/photos --log_dir vqgan_photos --img_size 128
+  python train_vqgan.py --dataset custom --custom_dataset_path ~/photos --log_dir vqgan_photos --preset small
   python train_vqgan.py --dataset churches --log_dir vqgan_churches --resume
 """
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once

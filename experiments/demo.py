@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from hparams.environment import COMMON, require_packages
+from hparams.presets import PRESETS
 from utils.core.errors import UserError, run_main
 
 VQGAN_STEPS = 1500
@@ -82,8 +83,8 @@ Next:
 --log_dir more --n_sheets 4 --first_sample 1000
   train for longer  python train_sampler.py {shlex.join(map(str, stage_2_flags()))} --resume \
 --train_steps {4 * SAMPLER_STEPS}
-  your own images   python train_vqgan.py --dataset custom --custom_dataset_path DIR --img_size 64 \
---log_dir my_vqgan --perceptual_weight 0
+  your own images   python train_vqgan.py --dataset custom --custom_dataset_path DIR --preset small \
+--log_dir my_vqgan --train_steps {PRESETS["small"]["vqgan"]["train_steps"]}
   start afresh      make clean-demo demo
 
 The emoji are OpenMoji's (openmoji.org), CC BY-SA 4.0; so are pictures made of them.""")

@@ -1,7 +1,7 @@
 """Defaults by name. A preset fills only what the command line leaves unset.
 
 Keys: preset name -> family ('vqgan' or 'sampler') -> flag -> value. `--preset` names one, or an entry of datasets.yaml
-does; an entry may also carry values of its own under `hparams`. Without any of these the defaults of the flags hold,
+does; an entry may also carry values of its own under `hparams`. Otherwise the flags have their own defaults,
 which are the paper's values for LSUN churches.
 """
 
@@ -25,7 +25,7 @@ _SMALL_CODES = dict(codebook_init="kmeans", codebook_init_step=300, codebook_res
 _SMALL_LOSS = dict(perceptual_weight=0.0, ndf=32, disc_start_step=10**9, batch_size=8, lr=1e-3)
 _SMALL_PRIOR = dict(bert_n_emb=256, bert_n_head=8, bert_n_layers=6, total_steps=64, sample_steps=64)
 _SMALL_PRIOR_LOSS = dict(embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1, batch_size=32, lr=1e-3, warmup_iters=200)
-_SMALL_STEPS = dict(vqgan=dict(train_steps=2500), sampler=dict(train_steps=3000))
+_SMALL_STEPS = dict(vqgan=dict(train_steps=2500), sampler=dict(train_steps=2500))
 
 OF_DATA_SETS = ("churches", "bedrooms", "ffhq", "demo")  # presets that the data set of the same name has by itself
 PRESETS: dict[str, dict[str, dict]] = {

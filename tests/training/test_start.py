@@ -215,6 +215,18 @@ def test_settings_without_a_flag_have_none():
     assert "unknown flag --unique_images" in refused("--unique_images")
 
 
+def test_a_resumed_run_prints_what_changes(place, shapes, capsys):
+    printed = []
+    for _ in range(2):
+        capsys.readouterr()
+        fine_tune(shapes, "prior", "--resume --lr 1e-4 --train_steps 4")
+        printed.append([line for line in capsys.readouterr().out.splitlines() if line.startswith("changed: ")])
+    ((line,), again) = printed
+    changes = {"lr 1e-3 -> 1e-4", "train_steps 3 -> 4", "steps_per_log 10 -> 1"}
+    assert set(line.removeprefix("changed: ").split(", ")) == changes and again == []
+    assert line in Path("logs/prior/log.txt").read_text()
+
+
 def test_where_the_dashboard_is_comes_from_the_command_line_alone():
     theirs = resolved("--visdom_server http://theirs.example --visdom_port 9999 --no_visdom")
     save_run("run", theirs)
@@ -223,13 +235,20 @@ def test_where_the_dashboard_is_comes_from_the_command_line_alone():
     assert "theirs" not in commands.resume("train_vqgan", vars(theirs))
 
 
-def test_the_command_that_continues_repeats_where_the_dashboard_is(place, shapes):
-    flags = vqgan_flags(shapes, "run", "--visdom_server http://here.example --train_steps 100000 --steps_per_log 1")
+def test_a_run_of_months_states_what_takes_less_and_the_command_that_continues_has_all_it_needs(place, shapes):
+    flags = vqgan_flags(shapes, "run", "--visdom_server http://here.example --train_steps 1e10 --steps_per_log 1")
     process = start("train_vqgan.py", flags, place)
-    wait_for_step(place / "logs/run", 2, process)
+    wait_for_step(place / "logs/run", 25, process)
     process.send_signal(signal.SIGTERM)
     process.wait()
-    (line,) = [w for w in Path("out_0.txt").read_text().splitlines() if w.startswith("  ") and "--resume" in w]
+    lines = Path("out_0.txt").read_text().splitlines()
+    (expected,) = [i for i, line in enumerate(lines) if line.startswith("expected: ") and " days to step" in line]
+    assert (
+        lines[expected + 1].startswith("more than a month: fewer --train_steps")
+        and "--preset small" in lines[expected + 1]
+    )
+    (line,) = [w for w in lines if w.startswith("  ") and "--resume" in w]
+    assert "--train_steps 10000000000 " in line
     assert words("--visdom_server http://here.example --no_visdom") == [
         w for w in line.split() if "visdom" in w or "here" in w
     ]
