@@ -60,12 +60,13 @@ def resume(script: str, values: Mapping[str, Any], **more: Any) -> str | None:
     its config.json. None if the script cannot resume."""
     if script not in SCRIPTS:
         return None
-    names = ["dataset", "custom_dataset_path", "log_dir", "train_steps"]
+    names = ["dataset", "custom_dataset_path", "log_dir"]
     if script != "train_vqgan":
         names += ["sampler", "ae_load_dir", "ae_load_step"]
     if script == "calc_approximate_ELBO":
         names += ["load_dir", "load_step"]
-    return command(SCRIPTS[script], **{name: values.get(name) for name in names}, resume=True, **more)
+    flags = {name: values.get(name) for name in names} | dict(resume=True, train_steps=values.get("train_steps"))
+    return command(SCRIPTS[script], **(flags | more))
 
 
 def show_run(H: Any) -> str:
