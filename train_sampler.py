@@ -18,7 +18,7 @@ import torch
 
 from experiments.common.codes import cached_codes, decode_batch
 from experiments.common.images import load_images
-from experiments.common.models import check_autoencoder, dry_run_of_sampler
+from experiments.common.models import check_autoencoder, dry_run_on_images
 from experiments.common.weights import load_autoencoder
 from models.build import build_sampler
 from models.samplers.base import SamplerLoss
@@ -119,12 +119,12 @@ def train(H):
     device = pick_device(H.device)
     with Run(H, H.sampler, device) as run:
         precision = Precision(H.amp, H.amp_dtype, device)
-        autoencoder = load_autoencoder(H, device)
+        autoencoder = load_autoencoder(H, device, (run.source, run.step) if run.step else None)
         check_autoencoder(run, autoencoder)
         seed_everything("init", H.seed)
         sampler = build_sampler(H).to(device)
         optimiser = torch.optim.Adam(sampler.parameters(), lr=H.lr, fused=device.type != "mps")
-        ema = EMA(sampler, H.ema_beta) if H.ema else None
+        ema = EMA(sampler, H.ema_beta, warmup=H.ema_warmup) if H.ema else None
         best = ema.model if ema else sampler
         files = {H.sampler: sampler, f"{H.sampler}_optim": optimiser}
         if ema:
@@ -145,7 +145,7 @@ def train(H):
             batch = batch.to(device, non_blocking=True)
             out = sampler_step(sampler, optimiser, precision, batch, rng, H.accumulate_steps)
             if ema and step % H.steps_per_update_ema == 0:
-                ema.update()
+                ema.update(step // H.steps_per_update_ema)
             run.report(loss=out.loss, bits=out.bits.mean(), lr=lr)
             if val_ids is not None and run.due(H.steps_per_eval):
                 run.validated(**validate(best, val_ids, H, run, precision))
@@ -159,4 +159,4 @@ def train(H):
 
 
 if __name__ == "__main__":
-    run_main(dry_run_of_sampler if H.dry_run else train, H)
+    run_main(dry_run_on_images if H.dry_run else train, H)

@@ -8,7 +8,7 @@ from hparams import get_hparams
 
 EXAMPLES = """examples:
   python train_vqgan.py --dataset churches --log_dir vqgan_churches --amp --ema --batch_size 4 --diff_aug
-  python train_vqgan.py --dataset custom --custom_dataset_path ~/photos --log_dir vqgan_photos --img_size 128
+  python train_vqgan.py --dataset custom --custom_dataset_path ~/photos --log_dir vqgan_photos --preset small
   python train_vqgan.py --dataset churches --log_dir vqgan_churches --resume
 """
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
@@ -18,10 +18,10 @@ from functools import partial
 
 import torch
 
-from experiments.common.images import load_images
+from experiments.common.images import load_images, note_images
 from experiments.common.pictures import code_means
 from experiments.common.weights import load_lpips, note_missing_weights
-from hparams.resolve import continues
+from hparams.resolve import continues, steps_of_stage_2
 from models.build import build_vqgan
 from models.diffaug import diff_augment
 from models.losses import adaptive_weight, hinge_discriminator_loss, reconstruction_nll
@@ -112,7 +112,7 @@ class Training:
         self.vqgan = build_vqgan(H, perceptual).to(device, memory_format=memory_format(device))
         adam = partial(torch.optim.Adam, lr=H.lr, fused=device.type != "mps")
         self.ae_optim, self.disc_optim = adam(self.vqgan.ae.parameters()), adam(self.vqgan.disc.parameters())
-        self.ema = EMA(self.vqgan, H.ema_beta, shared=(perceptual,)) if H.ema else None
+        self.ema = EMA(self.vqgan, H.ema_beta, (perceptual,), H.ema_warmup) if H.ema else None
         self.best = self.ema.model if self.ema else self.vqgan  # the weights that will be used
         self.codebook = Codebook([self.vqgan, self.best] if H.ema else [self.vqgan], H, device)
 
@@ -134,7 +134,7 @@ class Training:
             scalars.update(discriminator_step(vqgan, self.disc_optim, precision, H, x, x_hat, rng))
         precision.update()
         if self.ema and step % H.steps_per_update_ema == 0:
-            self.ema.update()
+            self.ema.update(step // H.steps_per_update_ema)
         self.codebook.update(quantized.ids, x, step)
         return dict(scalars, mean_distance=quantized.mean_distance, lr=H.lr)
 
@@ -222,13 +222,14 @@ def train(H):
                 run.validated(**validate(training.best, validation, H, run, training.precision, step))
             show_pictures(training.best, fixed, validation or images, H, run, training.precision)
         if run.step >= H.train_steps:
-            run.conclude(("a prior over these codes", commands.after_vqgan(H, run.step)))
+            run.conclude(("a prior over these codes", commands.after_vqgan(H, run.step, steps_of_stage_2(H))))
 
 
 def dry_run(H):
     with torch.device("meta"):
         vqgan = build_vqgan(H)
     print_dry_run(H, describe_stage_1(H, vqgan.ae, vqgan))
+    note_images(H)
     if H.perceptual_weight and not (H.load_step or continues(vars(H))):  # a checkpoint holds them, too
         note_missing_weights(H, "vgg")
 

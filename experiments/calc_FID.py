@@ -48,7 +48,7 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes are 
 from experiments.common import measure
 from experiments.common.images import load_images
 from experiments.common.measure import Images, Samples
-from experiments.common.models import dry_run_of_sampler, load_models
+from experiments.common.models import dry_run_on_images, load_models
 from experiments.common.results import Report
 from utils.core.device import pick_device
 from utils.core.errors import UserError, run_main
@@ -75,4 +75,4 @@ def main(H):
 
 
 if __name__ == "__main__":
-    run_main(dry_run_of_sampler if H.dry_run else main, H)
+    run_main(dry_run_on_images if H.dry_run else main, H)

@@ -53,7 +53,7 @@ import os
 
 from experiments.common.images import load_images
 from experiments.common.measure import Images, Samples, compare, identity_of, load_extractors
-from experiments.common.models import dry_run_of_sampler, load_models, require_size
+from experiments.common.models import dry_run_on_images, load_models, require_size
 from experiments.common.results import Report
 from utils.core import distributed
 from utils.core.device import pick_device
@@ -208,4 +208,4 @@ def main(H):
 
 
 if __name__ == "__main__":
-    run_main(dry_run_of_sampler if H.dry_run else main, H)
+    run_main(dry_run_on_images if H.dry_run else main, H)

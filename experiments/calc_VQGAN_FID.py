@@ -56,7 +56,7 @@ import math
 import torch
 
 from experiments.common.codes import encode_batch
-from experiments.common.images import load_images
+from experiments.common.images import load_images, note_images
 from experiments.common.measure import Images, each_image, saving_images
 from experiments.common.models import load_models
 from experiments.common.pictures import CodeMeans
@@ -202,6 +202,7 @@ def main(H):
 def dry_run(H):
     with torch.device("meta"):
         print_dry_run(H, describe_stage_1(H, build_autoencoder(H)))
+    note_images(H)
     note_missing_weights(H, "inception")
     checkpoints = [checkpoints_of(H.ae_load_dir).path(name, H.ae_load_step) for name in ("vqgan_ema", "vqgan")]
     if not any(path.is_file() and has_perceptual(path) for path in checkpoints):

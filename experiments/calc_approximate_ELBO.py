@@ -73,7 +73,7 @@ import torch
 
 from experiments.common.codes import encode_batch
 from experiments.common.images import load_images
-from experiments.common.models import check_autoencoder, dry_run_of_sampler, load_models
+from experiments.common.models import check_autoencoder, dry_run_on_images, load_models
 from experiments.common.results import Report
 from models.losses import gaussian_nll
 from models.summary import count_parameters
@@ -211,4 +211,4 @@ def main(H):
 
 
 if __name__ == "__main__":
-    run_main(dry_run_of_sampler if H.dry_run else main, H)
+    run_main(dry_run_on_images if H.dry_run else main, H)

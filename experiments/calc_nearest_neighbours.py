@@ -58,7 +58,7 @@ import torch
 
 from experiments.common.codes import decoded_batches
 from experiments.common.images import load_images
-from experiments.common.models import dry_run_of_sampler, load_models, require_size
+from experiments.common.models import dry_run_on_images, load_models, require_size
 from experiments.common.results import Report
 from experiments.common.sampling import sample_batches
 from experiments.common.weights import load_lpips
@@ -184,4 +184,4 @@ def main(H):
 
 
 if __name__ == "__main__":
-    run_main(dry_run_of_sampler if H.dry_run else main, H)
+    run_main(dry_run_on_images if H.dry_run else main, H)

@@ -17,6 +17,7 @@ LOGS = ROOT / "logs"
 sys.path.insert(0, str(ROOT))
 
 from hparams.environment import COMMON, require_packages
+from hparams.presets import PRESETS
 from utils.core.errors import UserError, run_main
 from utils.core.job import ROOT_VARIABLE
 
@@ -84,8 +85,8 @@ Next:
   in each terminal  {ACTIVATE}
   more samples      python {DRAW} --log_dir more --n_sheets 4 --first_sample 1000
   train for longer  python {TRAIN_PRIOR} --resume --train_steps {4 * SAMPLER_STEPS}
-  your own images   python train_vqgan.py --dataset custom --custom_dataset_path DIR --img_size 64 \
---log_dir my_vqgan --perceptual_weight 0
+  your own images   python train_vqgan.py --dataset custom --custom_dataset_path DIR --preset small \
+--log_dir my_vqgan --train_steps {PRESETS["small"]["vqgan"]["train_steps"]}
   start afresh      make clean-demo demo
 
 The emoji are OpenMoji's (openmoji.org), CC BY-SA 4.0; so are pictures made of them.""")

@@ -3,28 +3,62 @@
 import copy
 import math
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from decimal import Decimal
 from typing import Any
 
 from hparams.config import Flag
+from hparams.presets import PAPER_LEVELS
 from hparams.sources import require_folder, run_folder
 from utils.core.address import server_address
 from utils.core.errors import UsageError
 from utils.core.job import local_size, world_size
 
+FEW_LEVELS = {0: [1], 1: [1, 2], 2: [1, 2, 4], 3: [1, 2, 2, 4]}  # --ch_mult by the number of halvings
+
 
 def shown(value: Any) -> Any:
     """A value as the command line writes it."""
+    if isinstance(value, float) and 0 < abs(value) < 0.01:
+        return f"{Decimal(repr(value)).normalize():e}"
     return " ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def near(n: int, step: int, most: int, works: Callable[[int], bool] = bool) -> str:
+    """The nearest multiples of `step` to n on both sides, at most `most`, for which `works` holds: "96 or 112"."""
+    floor = (n - 1) // step * step
+    sides = range(floor, 0, -step), range(floor + step, most + 1, step)
+    return " or ".join(str(m) for side in sides if (m := next(filter(works, side), None)))
+
+
+def halvings_of(img_size: int) -> int:
+    """How often an image is halved by default: to about 16 x 16 codes, as the paper's 256 pixels; below 64 to fewer."""
+    least = 2 if img_size >= 32 else 1 if img_size >= 8 else 0
+    return max(round(math.log2(img_size / 16)), least)
+
+
+def levels_of(img_size: int) -> list[int]:
+    """The default of --ch_mult."""
+    n = halvings_of(img_size)
+    return list(FEW_LEVELS.get(n) or [1] * (n + 1 - len(PAPER_LEVELS)) + PAPER_LEVELS)
 
 
 def derive(H: Any, flags: Iterable[Flag]) -> None:
     """Set what the command line, the data set and the loaded models leave open."""
+    if H.ch_mult is None:
+        if H.img_size % 2 ** halvings_of(H.img_size):
+            sizes = near(H.img_size, 16 if H.img_size > 32 else 2, 8192, lambda n: n % 2 ** halvings_of(n) == 0)
+            raise UsageError(
+                f"--img_size {H.img_size} cannot be halved {halvings_of(H.img_size)} times, as its default --ch_mult "
+                f"asks for: give --img_size {sizes}"
+            )
+        H.ch_mult = levels_of(H.img_size)
     halvings = len(H.ch_mult) - 1
     if H.img_size % 2**halvings:
+        sizes = near(H.img_size, 2**halvings, 8192)
         raise UsageError(
             f"--img_size {H.img_size} cannot be halved {halvings} times, which the {len(H.ch_mult)} levels of "
-            "--ch_mult ask for"
+            f"--ch_mult ask for: give {f'--img_size {sizes}' if sizes else 'fewer levels'}"
         )
     side = H.img_size // 2**halvings
     if H.latent_shape is None:
@@ -73,10 +107,13 @@ def check(H: Any, flags: Collection[Flag], idle: Collection[str]) -> None:
             first = getattr(H, flag.name)
             if H.train_steps < first:
                 raise UsageError(
-                    f"--train_steps {H.train_steps} ends before --{flag.name} {first} puts the codes in place"
+                    f"--train_steps {H.train_steps} ends before --{flag.name} {first} puts the codes in place: give "
+                    f"--train_steps {first} or more, or --{flag.name} {H.train_steps} or less"
                 )
     if "disc_layers" not in idle and H.img_size >> H.disc_layers < 3:  # two more convolutions take a pixel each
-        raise UsageError(f"--disc_layers {H.disc_layers} is too many for --img_size {H.img_size}")
+        most = int(math.log2(H.img_size / 3))
+        remedy = f"--disc_layers {most} or fewer" if most else "--img_size 6 or more, with --disc_layers 1"
+        raise UsageError(f"--disc_layers {H.disc_layers} is too many for --img_size {H.img_size}: give {remedy}")
     if "loss_type" not in idle and getattr(H, "sampler", None) == "absorbing":
         check_loss(H)
     if "train_steps" not in idle:
@@ -104,9 +141,14 @@ def check_shapes(H: Any) -> None:
         if r not in resolutions:
             raise UsageError(f"--attn_resolutions {r} never occurs: {by} give {shown(resolutions)}")
     if H.nf % 32:
-        raise UsageError(f"--nf {H.nf} must be a multiple of 32 (the groups of the normalisation)")
+        raise UsageError(
+            f"--nf {H.nf} must be a multiple of 32 (the groups of the normalisation): give --nf "
+            f"{near(H.nf, 32, 16_384)}"
+        )
     if side == 1 and H.nf == 32 and 1 in H.ch_mult[-2:]:
-        raise UsageError(f"--nf 32 is too small where {by} give 1 x 1 codes: the normalisation needs 2 values a group")
+        raise UsageError(
+            f"--nf 32 is too small where {by} give 1 x 1 codes: the normalisation needs 2 values a group: give --nf 64"
+        )
 
 
 def check_codes(H: Any) -> None:
@@ -116,7 +158,10 @@ def check_codes(H: Any) -> None:
             f"--block_size {H.block_size} contradicts --latent_shape {shown(H.latent_shape)}, which has {codes} codes"
         )
     if H.bert_n_emb % H.bert_n_head:
-        raise UsageError(f"--bert_n_head {H.bert_n_head} does not divide --bert_n_emb {H.bert_n_emb}")
+        raise UsageError(
+            f"--bert_n_head {H.bert_n_head} does not divide --bert_n_emb {H.bert_n_emb}: give --bert_n_emb "
+            f"{near(H.bert_n_emb, H.bert_n_head, 65_536)}"
+        )
 
 
 def check_loss(H: Any) -> None:
@@ -133,7 +178,8 @@ def check_shares(H: Any, parts: int) -> None:
     if H.batch_size % (processes * parts):
         by = [f"{processes} processes"] * (processes > 1) + [f"--accumulate_steps {parts}"] * (parts > 1)
         raise UsageError(
-            f"--batch_size {H.batch_size} (of all processes together) is not divisible by {' times '.join(by)}"
+            f"--batch_size {H.batch_size} (of all processes together) is not divisible by {' times '.join(by)}: give "
+            f"--batch_size {near(H.batch_size, processes * parts, 10**12)}"
         )
 
 
@@ -145,6 +191,13 @@ def notes(H: Any, flags: Iterable[Flag], idle: Collection[str] = ()) -> Iterator
         yield f"logs/{H.log_dir} was started by an earlier version and continues as it began: {kept}"
     for name, origin in H.chosen.items():
         yield f"--{name} {getattr(H, name)}: {origin}"
+    if H.sources["ch_mult"] == "derived" and H.ch_mult != PAPER_LEVELS:
+        yield (
+            f"--ch_mult {shown(H.ch_mult)}, chosen for --img_size {H.img_size}: {H.latent_shape[1]} x "
+            f"{H.latent_shape[2]} codes"
+        )
+    if H.sources["preset"].startswith(("--ae_load_dir", "--load_dir")) and H.preset and "train_steps" not in idle:
+        yield f"--preset {H.preset}, as {H.sources['preset']} was trained with"
     given = [flag for flag in flags if flag.name in H.explicit and getattr(H, flag.name) is not False]
     for flag in given:
         if flag.name in idle:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
+from hparams.presets import PAPER_LEVELS, PRESETS
+
 Values = Mapping[str, Any]  # values of flags by name
 MODELS = Path(__file__).resolve().parents[1] / "models"
 # The roles of flags. A flag has one or several, separated by spaces.
@@ -23,7 +25,7 @@ ROLES = {
     "keyed": "the key of every cache of samples has it; other flags of sampling are newer than some of these caches",
     "images": "the images of training depend on it: a script that measures takes it from the run of the model",
     "stages": "stage 2 usually wants the same value: the command after stage 1 repeats it",
-    "data": "the data set: a command line may not contradict a resumed run",
+    "data": "the data set, or which weights are read: a command line may not contradict a resumed run",
     "origin": "where a run takes its first weights from: a command line may not contradict a resumed run",
     "place": "where things are: --resume does not restore it",
     "path": "a file or folder: a run records it so that it is found from another folder, too",
@@ -101,6 +103,12 @@ class RunConfig:
     custom_dataset_path: str = opt(
         None, "folder of images (or LMDB) for --dataset custom", "place path common", metavar="DIR"
     )
+    preset: str = opt(
+        None,
+        "defaults to take (default: those of the loaded model's run, else of the data set)",
+        "stages common",
+        choices=list(PRESETS),
+    )
     log_dir: str = opt("test", "the run's folder under logs/", "place common", metavar="NAME")
     load_dir: str = opt(
         "test",
@@ -117,6 +125,12 @@ class RunConfig:
     )
     load_optim: bool = opt(
         False, "with --load_step, load the optimisers' state too", "training origin", needs="load_step"
+    )
+    weights: str = opt(
+        "ema",
+        "weights to load, of the sampler or, if none is loaded, of the VQGAN; ema: the averaged ones if there are any",
+        "data",
+        choices=["ema", "raw"],
     )
     resume: bool = opt(
         False, "continue --log_dir from its newest complete checkpoint, exactly where it was", "training request common"
@@ -185,6 +199,14 @@ class TrainConfig:
         0.995, "decay of the moving average at each of its updates", "training", min=0.0, max=1.0, needs="ema"
     )
     steps_per_update_ema: int = opt(10, "steps between updates of the moving average", "training", min=1, needs="ema")
+    ema_warmup: bool = opt(
+        True,
+        "limit the decay of the n-th update to (1 + n) / (10 + n), so that the average of a short run is not "
+        "mostly its first weights (default: on)",
+        "training",
+        needs="ema",
+        older=False,
+    )
 
 
 @dataclass
@@ -222,11 +244,13 @@ class VQGANConfig:
     n_channels: int = opt(3, "image channels: 3 (colour) or 1 (grey)", "autoencoder", choices=[1, 3])
     nf: int = opt(128, "width of the first level; a multiple of 32", "autoencoder", min=32, max=16_384)
     ch_mult: list[int] = opt(
-        [1, 1, 2, 2, 4],
-        "width of each level as a multiple of nf; the image is halved between levels",
+        None,
+        "width of each level as a multiple of nf; the image is halved between levels (default: by img_size, for about "
+        "16 x 16 codes; 1 1 2 2 4 for 256 pixels)",
         "autoencoder common",
         min=1,
         max=1024,
+        older=PAPER_LEVELS,
     )
     res_blocks: int = opt(2, "residual blocks a level", "autoencoder", min=1, max=100)
     attn_resolutions: list[int] = opt(

@@ -2,11 +2,13 @@
 
 import argparse
 import difflib
+import itertools
+import math
 import re
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -17,6 +19,7 @@ from utils.core.job import first_to_tell
 LINE = 65  # characters of help beside a flag, where a line has 100
 OTHERS = "others"
 LEAST_GROUP = 3  # flags that have a heading of their own in the short help
+YES_OR_NO = ("true", "false", "yes", "no", "on", "off", "1", "0")
 DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2212"  # as editors and web pages make them of "--"
 # What other programs call a flag.
 OTHER_NAMES = {
@@ -48,6 +51,27 @@ class OneLineParser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+def whole_number(word: str) -> int:
+    """An int as people write it: 1000, 1_000 or 1e3."""
+    try:
+        return int(word)
+    except ValueError:
+        value = float(word) if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", word) else math.nan
+        if not value.is_integer():
+            raise argparse.ArgumentTypeError(f"{word!r} is not a whole number") from None
+        return int(value)
+
+
+def number(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number") from None
+
+
+NUMBERS: dict[type, Callable[[str], int | float]] = {int: whole_number, float: number}
+
+
 class Parser(OneLineParser):
     """The flags of a script; its errors suggest what was meant. No flag has a default here, so that it is known what
     was given. The required flags are listed first, then the others in their groups.
@@ -56,6 +80,7 @@ class Parser(OneLineParser):
     """
 
     def __init__(self, flags: Sequence[Flag], description: str, epilog: str | None, brief: bool = False) -> None:
+        self.flags = flags
         self.required = [flag for flag in flags if flag.meta.get("required")]
         words = " ".join(f"--{flag.name} {_metavar(flag)}" for flag in self.required)
         super().__init__(
@@ -84,14 +109,27 @@ class Parser(OneLineParser):
 
     def parse(self, argv: Sequence[str] | None) -> dict[str, Any]:
         """argv (default: that of the process) -> {flag: value} of what was given."""
+        argv = sys.argv[1:] if argv is None else argv
+        self._refuse_values_of_switches(argv)
         known, unknown = self.parse_known_args(argv)
         given = vars(known)
+        for flag in self.flags:
+            if flag.is_list and flag.type in NUMBERS and flag.name in given:  # each word may hold several
+                given[flag.name] = [number for numbers in given[flag.name] for number in numbers]
         missing = [f"--{flag.name}" for flag in self.required if flag.name not in given]
         if unknown:
             self.error(self._explain(unknown[0], missing))
         if missing:
             self.error(f"the following arguments are required: {', '.join(missing)}")
         return given
+
+    def _refuse_values_of_switches(self, argv: Sequence[str]) -> None:
+        switches = {option: flag for flag in self.flags if flag.type is bool for option in _options(flag)}
+        for word, following in itertools.pairwise([*argv, ""]):
+            option, equals, _ = word.partition("=")
+            if option in switches and (equals or following.lower() in YES_OR_NO):
+                on, off = _options(switches[option])
+                self.error(f"{option} takes no value: write {on} or {off}")
 
     def _explain(self, word: str, missing: Sequence[str]) -> str:
         """The message for a word that is no flag, and no value of one. missing: required flags that were not given."""
@@ -170,7 +208,10 @@ def _argparse_facts(flag: Flag, brief: bool) -> dict[str, Any]:
     if flag.is_list:
         facts.update(nargs="+", action="extend" if flag.meta.get("repeatable") else "store")
     # The choices are checked where all values are: hparams.sources.checked
-    return dict(facts, type=flag.type, metavar=_metavar(flag))
+    read: Callable = NUMBERS.get(flag.type, flag.type)
+    if flag.is_list and flag.type in NUMBERS:
+        return dict(facts, type=lambda words: [read(word) for word in words.split(",") if word], metavar=_metavar(flag))
+    return dict(facts, type=read, metavar=_metavar(flag))
 
 
 def _metavar(flag: Flag) -> str:

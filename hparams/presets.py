@@ -1,9 +1,11 @@
-"""Defaults by data set. A preset fills only what the command line leaves unset.
+"""Defaults by name. A preset fills only what the command line leaves unset.
 
-Keys: preset name -> family ('vqgan' or 'sampler') -> flag -> value. An entry of datasets.yaml names a
-preset, or carries values of its own under `hparams`; without either the defaults of the flags hold, which
-are the paper's values for LSUN churches.
+Keys: preset name -> family ('vqgan' or 'sampler') -> flag -> value. `--preset` names one, or an entry of datasets.yaml
+does; an entry may also carry values of its own under `hparams`. Otherwise the flags have their own defaults,
+which are the paper's values for LSUN churches.
 """
+
+PAPER_LEVELS = [1, 1, 2, 2, 4]  # --ch_mult of the published models, and of all runs before it followed from --img_size
 
 _PAPER: dict = dict(vqgan=dict(batch_size=3), sampler=dict(batch_size=20, lr=2e-4, warmup_iters=10_000))
 _FFHQ = dict(vqgan=_PAPER["vqgan"], sampler=dict(batch_size=20, lr=1e-4, warmup_iters=30_000))
@@ -15,11 +17,26 @@ _DEMO_CODES = dict(codebook_init="kmeans", codebook_init_step=150, codebook_rest
 _DEMO_LOSS = dict(perceptual_weight=0.0, ndf=32, disc_layers=2, disc_start_step=10**9)
 _DEMO_PRIOR = dict(bert_n_emb=128, bert_n_head=4, bert_n_layers=6, total_steps=64, sample_steps=64, temp=0.8)
 
+# For some hundred to some ten thousand images of 64 or 128 pixels, on one GPU or two CPU cores.
+_SMALL: dict = dict(horizontal_flip=True, ema=True, steps_per_eval=250, steps_per_checkpoint=500)
+_SMALL.update(steps_per_display_output=500, steps_per_save_output=500)
+_SMALL_MODEL = dict(img_size=64, nf=32, ch_mult=[1, 2, 2, 4], res_blocks=1, emb_dim=64, codebook_size=256)
+_SMALL_CODES = dict(codebook_init="kmeans", codebook_init_step=300, codebook_restart_steps=25)
+_SMALL_LOSS = dict(perceptual_weight=0.0, ndf=32, disc_start_step=10**9, batch_size=8, lr=1e-3)
+_SMALL_PRIOR = dict(bert_n_emb=256, bert_n_head=8, bert_n_layers=6, total_steps=64, sample_steps=64)
+_SMALL_PRIOR_LOSS = dict(embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1, batch_size=32, lr=1e-3, warmup_iters=200)
+_SMALL_STEPS = dict(vqgan=dict(train_steps=2500), sampler=dict(train_steps=2500))
+
+OF_DATA_SETS = ("churches", "bedrooms", "ffhq", "demo")  # presets that the data set of the same name has by itself
 PRESETS: dict[str, dict[str, dict]] = {
     "churches": _PAPER,
     "bedrooms": _PAPER,
     "ffhq": _FFHQ,
     "custom": _PAPER,
+    "small": dict(
+        vqgan=dict(**_SMALL_MODEL, **_SMALL_CODES, **_SMALL_LOSS, **_SMALL, **_SMALL_STEPS["vqgan"]),
+        sampler=dict(**_SMALL_PRIOR, **_SMALL_PRIOR_LOSS, **_SMALL, **_SMALL_STEPS["sampler"]),
+    ),
     "demo": dict(
         vqgan=dict(**_DEMO_MODEL, **_DEMO_CODES, **_DEMO_LOSS, **_DEMO, batch_size=16, lr=1e-3),
         sampler=dict(**_DEMO_PRIOR, **_DEMO, batch_size=32, lr=2e-3, warmup_iters=100),

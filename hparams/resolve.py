@@ -1,6 +1,6 @@
 """From the command line to one complete configuration.
 
-Precedence: default < preset of the data set < saved configuration of a loaded model < command line.
+Precedence: default < preset < the data set's own hparams < saved configuration of a loaded model < command line.
 """
 
 import copy
@@ -28,17 +28,8 @@ IGNORED["measures"] = (*IGNORED["sampler"], "training", "sampling")
 OF_THE_SPLIT = set(names_of("images")) & {flag.name for flag in config.RECORDED}
 HIDDEN = {"vqgan": (), "sampler": ("autoencoder",), "measures": (*ARCHITECTURE, "images", "stages")}
 
-
-NOT_FLAGS = (
-    "explicit",
-    "given_before",
-    "data_entry",
-    "script",
-    "older",
-    "chosen",
-    "usual",
-    "unknown",
-)  # attributes of Hparams
+# Attributes of Hparams that are no flags.
+NOT_FLAGS = "explicit given_before data_entry script older chosen usual unknown sources changed".split()
 
 
 class Hparams(SimpleNamespace):
@@ -46,7 +37,8 @@ class Hparams(SimpleNamespace):
     what earlier command lines of a resumed run gave; `older` holds the settings that a resumed run keeps from an
     earlier version, by name; `chosen` says of each step that the command line left open where it comes from; `usual`
     holds what the flags are without a command line and without a model; `unknown` lists flags that the script ignores
-    and that no loaded model has recorded."""
+    and that no loaded model has recorded; `sources` holds where the value of each flag comes from ("": the default);
+    `changed` what the command line changes of a resumed run, as text: "lr 1e-4 -> 1e-3"."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for config.json."""
@@ -106,7 +98,9 @@ def get_hparams(
         sources.tell_root()
         H = resolve(flags, given, family, idle)
         if settle:
+            before = H.to_dict()
             settle(H)
+            H.sources.update({k: "this script" for k, v in H.to_dict().items() if v != before.get(k)})
     except UsageError as error:
         parser.error(str(error))
     H.script = script or Path(sys.argv[0]).stem
@@ -127,24 +121,54 @@ def resolve(flags: Iterable[Flag], given: Values, family: str, idle: Collection[
     given = {name: sources.checked(by_name[name], value) for name, value in given.items()}
     given = {name: recorded(value) if name in names_of("path") else value for name, value in given.items()}
     entry = sources.dataset_entry(given["dataset"], given.get("custom_dataset_path"))
-    usual = {name: flag.default for name, flag in every.items()} | sources.preset_of(entry, family, by_name)
-    values = usual | origin(usual | given, given, every) if trains else usual
+    own = sources.own_hparams(entry, family, by_name)
+    values = {name: flag.default for name, flag in every.items()} | own
+    if trains:
+        values |= origin(values | given, given, every)
     chosen = chosen_steps(values | given, given, every, idle)
-    values = values | {name: step for name, (step, _) in chosen.items()}
-    require_loaded(values | given, trains)
-    loaded, older = loaded_values(values | given, given, family, every, idle)
-    effective = {k: v for k, v in given.items() if k not in loaded or k not in idle}
-    H = Hparams(**copy.deepcopy(values | loaded | effective))  # the presets keep their lists
-    H.explicit = sorted(given)
+    values |= {name: step for name, (step, _) in chosen.items()} | given
+    require_loaded(values, trains)
+    models = [
+        (load, sources.saved_config(load.folder, every, load.step)) for load in loads(values, family, every, idle)
+    ]
+    place, of_model = recorded_preset(models)
+    preset = given.get("preset") or of_model or sources.preset_of(entry)
+    usual = [
+        ("", default_values(models, values, every)),
+        (f"preset {preset}", sources.preset_values(preset, family)),
+        (sources.file_of(entry), own),
+    ]
+    loaded = loaded_values(models, values, given, family, every, idle)
+    known = {name for _, some in loaded for name in some}
+    layers = [
+        *usual,
+        (place, dict(preset=of_model)),
+        *((why, {name: step}) for name, (step, why) in chosen.items()),
+        *loaded,
+        ("command line", {k: v for k, v in given.items() if k not in known or k not in idle}),
+    ]
+    H = Hparams(**{name: copy.deepcopy(value) for _, some in layers for name, value in some.items()})
+    H.sources = {name: place for place, some in layers for name in some}
+    H.explicit, H.data_entry = sorted(given), entry
     H.given_before = sources.flags_given(H.log_dir) if H.resume and "resume" not in idle else []
     H.chosen = {name: why for name, (_, why) in chosen.items()}
-    H.usual = dict(usual, num_workers=usual_workers() if usual["num_workers"] is None else usual["num_workers"])
-    H.unknown = sorted((set(idle) if trains else {*idle, "ema"} - given.keys()) - loaded.keys())
-    H.older = {k: v for k, v in older.items() if k not in given}
-    H.data_entry = entry
+    H.usual = {name: value for _, some in usual for name, value in some.items()}
+    if H.usual["num_workers"] is None:
+        H.usual["num_workers"] = usual_workers()
+    H.unknown = sorted((set(idle) if trains else {*idle, "ema"} - given.keys()) - known)
+    H.older, H.changed = of_resumed_run(models, given, every)
+    before = H.to_dict()
     derive(H, by_name.values())
+    H.sources.update({name: "derived" for name, value in H.to_dict().items() if value != before[name]})
     check(H, by_name.values(), idle)
     return H
+
+
+def steps_of_stage_2(H: Hparams) -> int:
+    """--train_steps of stage 2 on the codes of this stage 1: those of its preset or data set, else as many as here."""
+    flags = {flag.name: flag for flag in config.ALL_FLAGS}
+    values = sources.preset_values(H.preset or sources.preset_of(H.data_entry), "sampler")
+    return (values | sources.own_hparams(H.data_entry, "sampler", flags)).get("train_steps", H.train_steps)
 
 
 # ---------------------------------------------------------------------- loaded models
@@ -264,24 +288,43 @@ def loads(values: Values, family: str, flags: Iterable[str], idle: Collection[st
         yield Load("resume", values["log_dir"], None, set(flags) - set(new) - model, binding)
 
 
+Model = tuple[Load, dict[str, Any] | None]  # a run that is read, and what it recorded: None if it has no configuration
+
+
+def default_values(models: Iterable[Model], values: Values, flags: Mapping[str, Flag]) -> dict[str, Any]:
+    """The defaults of flags. A model without a configuration, as published, has the shape of the paper's."""
+    defaults = {name: flag.default for name, flag in flags.items()}
+    if any(saved is None and (load.option != "resume" or continues(values)) for load, saved in models):
+        defaults.update((name, flags[name].older({})) for name in names_of("autoencoder"))
+    return defaults
+
+
+def recorded_preset(models: Iterable[Model]) -> tuple[str, str | None]:
+    """(the flag that names a loaded model, the preset that the model's own command line chose); ("", None) if there is
+    none. What a resumed run recorded counts, even if it is nothing."""
+    result: tuple[str, str | None] = "", None
+    for load, saved in models:
+        if saved is not None and (load.option == "resume" or "preset" in saved):
+            result = str(load), saved.get("preset")
+    return result
+
+
 def loaded_values(
-    values: Values, given: Values, family: str, flags: Mapping[str, Flag], idle: Collection[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the models that this command loads were trained with. Neither the command line nor another of the models
-    may contradict their architecture. Returns (values, those of them that a resumed run did not record because an
-    earlier version started it)."""
-    result: dict[str, Any] = {}
-    loaded_from: dict[str, Load] = {}
-    older: dict[str, Any] = {}
-    for load in loads(values, family, flags, idle):
-        saved = sources.saved_config(load.folder, flags, load.step)
+    models: Iterable[Model],
+    values: Values,
+    given: Values,
+    family: str,
+    flags: Mapping[str, Flag],
+    idle: Collection[str],
+) -> list[tuple[str, dict[str, Any]]]:
+    """What the models that this command loads were trained with: a list of (the flag that names it, values), later ones
+    first. Neither the command line nor another of the models may contradict their architecture."""
+    layers: list[tuple[str, dict[str, Any]]] = []
+    for load, saved in models:
         if saved is None:
             continue
-        missing = {k: flag.older(saved) for k, flag in flags.items() if "older" in flag.meta and k not in saved}
-        if load.option == "resume":
-            older = {k: v for k, v in missing.items() if v != flags[k].default}
-            if ("sampler" in saved) != (family == "sampler"):
-                raise UsageError(f"--resume: logs/{load.folder} is not a run of this script: give another --log_dir")
+        if load.option == "resume" and ("sampler" in saved) != (family == "sampler"):
+            raise UsageError(f"--resume: logs/{load.folder} is not a run of this script: give another --log_dir")
         if load.option == "ae_load_dir":
             require_codes(load, saved)
         for key in load.binding:
@@ -293,16 +336,45 @@ def loaded_values(
         takes = set(load.takes)
         if sources.same_images(saved, values):  # measured against the images that it was trained on; trained on these
             takes.update(names_of("images") if "train_steps" in idle else OF_THE_SPLIT)
-        taken = {k: v for k, v in {**missing, **saved}.items() if k in takes and k in flags}
-        for key in names_of(*ARCHITECTURE):
-            if key in taken and key not in idle and result.get(key, taken[key]) != taken[key]:
-                raise UsageError(
-                    f"{load} and {loaded_from[key]} do not belong together: --{key} {shown(taken[key])} and "
-                    f"{shown(result[key])}"
-                )
-        result.update(taken)
-        loaded_from.update(dict.fromkeys(taken, load))
-    return result, older
+        taken = {k: v for k, v in (unrecorded(saved, flags) | saved).items() if k in takes and k in flags}
+        for place, others in layers:
+            for key in names_of(*ARCHITECTURE):
+                if key in taken and key not in idle and others.get(key, taken[key]) != taken[key]:
+                    raise UsageError(
+                        f"{load} and {place} do not belong together: --{key} {shown(taken[key])} and "
+                        f"{shown(others[key])}"
+                    )
+        layers.append((str(load), taken))
+    return layers
+
+
+def unrecorded(saved: Values, flags: Mapping[str, Flag]) -> dict[str, Any]:
+    """The values in a run whose configuration lacks them because an earlier version started it."""
+    return {k: flag.older(saved) for k, flag in flags.items() if "older" in flag.meta and k not in saved}
+
+
+def of_resumed_run(
+    models: Iterable[Model], given: Values, flags: Mapping[str, Flag]
+) -> tuple[dict[str, Any], list[str]]:
+    """Of a run that is resumed: {flag: value} that it keeps from an earlier version, and what the command line changes,
+    each as text."""
+    older: dict[str, Any] = {}
+    changed: list[str] = []
+    for load, saved in models:
+        if load.option != "resume" or saved is None:
+            continue
+        if given.get("preset") not in (None, saved.get("preset")):
+            raise UsageError(
+                f"--preset {given['preset']} contradicts --resume: logs/{load.folder} keeps the values that it "
+                "began with: leave --preset out and give the flags to change, or give another --log_dir"
+            )
+        missing = unrecorded(saved, flags)
+        older = {k: v for k, v in missing.items() if v != flags[k].default and flags[k].works(saved) and k not in given}
+        known = missing | saved
+        for key, value in given.items():
+            if key in load.takes and key in known and known[key] != value:
+                changed.append(f"{key} {shown(known[key])} -> {shown(value)}")
+    return older, changed
 
 
 def require_codes(load: Load, saved: Values) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hparams.config import ALL_FLAGS, RECORDED, Flag, Values, names_of
-from hparams.presets import PRESETS
+from hparams.presets import OF_DATA_SETS, PRESETS
 from utils.core.errors import UsageError
 from utils.core.job import LOGS, REPOSITORY, ROOT, ROOT_VARIABLE, describe_root, in_root, is_main
 from utils.core.json_files import hash_json, read_json
@@ -159,26 +159,32 @@ def _read_datasets(file: str) -> dict[str, Any] | None:
     return {str(k): v for k, v in entries.items()}
 
 
-def preset_of(entry: Values, family: str, flags: Mapping[str, Flag]) -> dict[str, Any]:
-    """The defaults that go with a data set: its preset's, then those of its own `hparams`.
+def file_of(entry: Values) -> str:
+    """The file that holds a data set's entry."""
+    return entry.get("file", DATASETS)
 
-    A sampler takes the autoencoder's shape from the stage 1 preset, not how it was trained.
-    flags: {name: Flag} of the script.
-    """
-    where = f"{entry.get('file', DATASETS)}, '{entry['name']}': "
-    name = entry.get("preset", entry["name"] if entry["name"] in PRESETS else "custom")
+
+def preset_of(entry: Values) -> str:
+    """The name of the preset that goes with a data set."""
+    name = entry.get("preset", entry["name"] if entry["name"] in OF_DATA_SETS else "custom")
     if name not in list(PRESETS):
         hint = nearest(name, PRESETS, _listed(PRESETS)) if isinstance(name, str) else _listed(PRESETS)
-        raise UsageError(f"{where}preset {_SHORT.repr(name)} is unknown: {hint}")
-    preset = PRESETS[name]["vqgan"]
-    if family == "sampler":
-        preset = {k: v for k, v in preset.items() if k in names_of("autoencoder")}
-        preset = {**preset, **PRESETS[name]["sampler"]}
-    return {**preset, **_own_hparams(entry.get("hparams"), family, flags, where)}
+        raise UsageError(f"{file_of(entry)}, '{entry['name']}': preset {_SHORT.repr(name)} is unknown: {hint}")
+    return name
 
 
-def _own_hparams(own: Any, family: str, flags: Mapping[str, Flag], where: str) -> dict[str, Any]:
-    """`hparams` of an entry: values by flag name; under `vqgan` or `sampler`, of that stage alone."""
+def preset_values(name: str, family: str) -> dict[str, Any]:
+    """The defaults of a preset. A sampler takes the autoencoder's shape from stage 1, not how it was trained."""
+    stage_1 = PRESETS[name]["vqgan"]
+    if family == "vqgan":
+        return stage_1
+    return {k: v for k, v in stage_1.items() if k in names_of("autoencoder")} | PRESETS[name]["sampler"]
+
+
+def own_hparams(entry: Values, family: str, flags: Mapping[str, Flag]) -> dict[str, Any]:
+    """`hparams` of a data set's entry: values by flag name; under `vqgan` or `sampler`, of that stage alone.
+    flags: {name: Flag} of the script."""
+    where, own = f"{file_of(entry)}, '{entry['name']}': ", entry.get("hparams")
     own = {} if own is None else own
     if not isinstance(own, dict) or not all(isinstance(own.get(s) or {}, dict) for s in STAGES):
         raise UsageError(f"{where}'hparams' must hold values by flag name, such as {{img_size: 128}}")
@@ -186,6 +192,8 @@ def _own_hparams(own: Any, family: str, flags: Mapping[str, Flag], where: str) -
     known = {f.name: f for f in ALL_FLAGS if f not in RECORDED}
     known = {k: f for k, f in {**known, **flags}.items() if not f.meta.get("required")}
     for key in own:
+        if key in ENTRY_KEYS:
+            raise UsageError(f"{where}'{key}' belongs beside 'hparams', not in it")
         if key not in known:
             raise UsageError(f"{where}'hparams' has no such flag: {key}: {nearest(str(key), known, 'see --help')}")
     own = {k: checked(known[k], v, where) for k, v in own.items()}

@@ -72,8 +72,8 @@ def describe_sampler(H, sampler):
 
 
 def print_dry_run(H, description):
-    """The resolved configuration, then the model's description."""
+    """The resolved configuration, each value with its source unless it is the default; then the model's description."""
     for name, value in H.to_dict().items():
-        mark = "  (command line)" if name in H.explicit else ""
+        mark = f"  ({H.sources[name]})" if H.sources[name] else ""
         say(f"{name}: {' '.join(map(str, value)) if isinstance(value, list) else value}{mark}")
     say(f"\n{description}")

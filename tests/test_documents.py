@@ -9,6 +9,8 @@ import pytest
 from conftest import ROOT
 
 from hparams import get_hparams
+from hparams.config import ALL_FLAGS, ARCHITECTURE, RECORDED, names_of
+from hparams.presets import PRESETS
 from utils.evaluation.weight_files import WEIGHT_FILES
 
 PAGES = [
@@ -102,6 +104,23 @@ def test_the_table_of_weights_is_complete():
         (row,) = [row for row in rows if row.startswith("|") and weights.file in row]
         assert f" {weights.address} " in row and f"`python experiments/get_weights.py {name}`" in row
         assert f"`--{weights.flag} PATH`" in "\n".join(rows)
+
+
+def test_the_flags_that_a_resume_may_change_are_those_of_the_roles():
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8").split("| flags | on `--resume` |")[1]
+    rows = text.split("\n\n")[0].strip().splitlines()[1:]
+    listed = [re.findall(r"`--(\w+)`", row.split("|")[1]) for row in rows]
+    new = {*names_of("place", "request", "dashboard")}
+    stay = {*names_of(*ARCHITECTURE, "data", "origin"), "preset"}
+    every = {flag.name for flag in ALL_FLAGS if flag not in RECORDED and "ignored" not in flag.roles}
+    assert [sorted(names) for names in listed] == [sorted(every - new - stay), sorted(new), sorted(stay)]
+
+
+def test_the_commands_for_own_images_name_the_last_steps_of_their_preset():
+    (block,) = [block for page, _, block in blocks() if page.name == "README.md" and "--preset small" in block]
+    steps = {family: str(PRESETS["small"][family]["train_steps"]) for family in ("vqgan", "sampler")}
+    assert set(re.findall(r"--ae_load_step (\d+)", block)) == {steps["vqgan"]}
+    assert re.findall(r"--load_step (\d+)", block) == [steps["sampler"]] and "--train_steps" not in block
 
 
 def test_make_targets_exist():

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from utils.core.errors import UserError
+from utils.core.progress import say
 from utils.data.images import ImageSet, open_images
 
 
@@ -10,3 +12,14 @@ def load_images(H: Any, split: str, hold_out: bool | None = None) -> ImageSet:
     held out if --steps_per_eval is given."""
     hold_out = H.steps_per_eval > 0 if hold_out is None else hold_out
     return open_images(H.data_entry, split, H.img_size, H.n_channels, hold_out, H.unique_images, H.split_rule)
+
+
+def note_images(H: Any) -> None:
+    """--dry_run: one line about the images of --dataset: how many there are, or what is wrong."""
+    try:
+        counts = [f"{len(load_images(H, 'train'))} train"]
+        if H.steps_per_eval:
+            counts.append(f"{len(load_images(H, 'val'))} validate")
+        say(f"images of {H.data_entry['origin']}: {', '.join(counts)}")
+    except UserError as error:
+        say(f"note: {error}")

@@ -137,7 +137,7 @@ class Bench:
             _, x_hat, _ = train_vqgan.generator_step(model, fast[0], self.precision, H, batch, step, rng)
             if step > H.disc_start_step:
                 train_vqgan.discriminator_step(model, fast[1], self.precision, H, batch, x_hat, rng)
-            average.update()
+            average.update(step)
 
         def run_plain() -> None:
             plain.vqgan_step(other, slow, other_average, H, x, step, rng)
@@ -162,7 +162,7 @@ class Bench:
 
         def run_fast() -> None:
             train_sampler.sampler_step(model, fast, self.precision, ids, rng)
-            average.update()
+            average.update(1)
 
         def run_plain() -> None:
             plain.sampler_step(other, slow, other_average, H, ids, rng)

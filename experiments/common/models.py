@@ -6,7 +6,14 @@ from typing import Any
 
 import torch
 
-from experiments.common.weights import Loaded, load_autoencoder, load_sampler, note_missing_weights
+from experiments.common.images import note_images
+from experiments.common.weights import (
+    Loaded,
+    load_autoencoder,
+    load_sampler,
+    note_missing_weights,
+    recorded_autoencoder,
+)
 from hparams.sources import require_folder
 from models.build import build_sampler
 from models.summary import describe_sampler, print_dry_run
@@ -35,7 +42,7 @@ def load_models(H: SimpleNamespace, with_sampler: bool = True) -> Models:
     if with_sampler and not H.load_step:
         raise UserError("--load_dir must name a trained sampler")
     agree_on_steps(H)
-    autoencoder = load_autoencoder(H, device)
+    autoencoder = load_autoencoder(H, device, (checkpoints_of(H.load_dir), H.load_step) if with_sampler else None)
     sampler = load_sampler(H, device) if with_sampler else None
     if with_sampler and not H.allow_other_ae:
         check_pair(H, autoencoder)
@@ -62,15 +69,18 @@ def check_autoencoder(run: Run, autoencoder: Loaded) -> None:
 
 def check_pair(H: SimpleNamespace, autoencoder: Loaded) -> None:
     """Refuse a sampler that was trained on another autoencoder's codes (where the run recorded it)."""
-    store = checkpoints_of(H.load_dir)
-    if not store.manifest_path(H.load_step).is_file():
-        return  # a published checkpoint
-    known = store.manifest(H.load_step).get("autoencoder")
+    known = recorded_autoencoder(checkpoints_of(H.load_dir), H.load_step)
     if known and known.get("hash") != autoencoder.hash:
         raise UserError(
             f"the sampler logs/{H.load_dir} (step {H.load_step}) was trained on the codes of "
             f"{known.get('path')}, which is not {autoencoder.path}: give that autoencoder (or --allow_other_ae)"
         )
+
+
+def dry_run_on_images(H: SimpleNamespace) -> None:
+    """--dry_run of a script that uses a sampler and the images of --dataset."""
+    dry_run_of_sampler(H)
+    note_images(H)
 
 
 def dry_run_of_sampler(H: SimpleNamespace) -> None:

@@ -3,6 +3,7 @@
 import os
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.build import build_autoencoder, build_sampler
-from utils.core.checkpoint import checkpoints_of, load_into
+from utils.core.checkpoint import Checkpoints, checkpoints_of, load_into
 from utils.core.errors import DamagedFile, UserError
 from utils.core.files import hash_tensors, load_tensors
 from utils.core.progress import say
@@ -28,12 +29,13 @@ class Loaded:
     hash: str
 
 
-def find_weights(name: str, folder: str, step: int) -> tuple[dict[str, Tensor], str]:
-    """(state dict, path) of the averaged weights <name>_ema_<step>.th if they exist, else of <name>_<step>.th."""
+def find_weights(name: str, folder: str, step: int, raw: bool = False) -> tuple[dict[str, Tensor], str]:
+    """(state dict, path) of the averaged weights <name>_ema_<step>.th if they exist and unless `raw`, else of
+    <name>_<step>.th."""
     store = checkpoints_of(folder)
     if step is None:
         raise UserError(f"{store.models} holds no complete checkpoint of '{name}'")
-    chosen = f"{name}_ema" if store.has(f"{name}_ema", step) else name
+    chosen = f"{name}_ema" if not raw and store.has(f"{name}_ema", step) else name
     path = str(store.path(chosen, step))
     return named(store.load(chosen, step), path), path
 
@@ -45,12 +47,26 @@ def named(state: Any, path: str) -> dict[str, Tensor]:
     return state
 
 
-def load_autoencoder(H: SimpleNamespace, device: torch.device) -> Loaded:
-    """The VQGAN's autoencoder of --ae_load_dir, --ae_load_step .
+def recorded_autoencoder(store: Checkpoints, step: int) -> dict[str, str] | None:
+    """What the manifest of a sampler's checkpoint says of its autoencoder, dict(path, hash); None if there is none, as in
+    published folders."""
+    return store.manifest(step).get("autoencoder") if store.manifest_path(step).is_file() else None
 
-    The discriminator and `perceptual.*` of a checkpoint are ignored.
+
+def load_autoencoder(
+    H: SimpleNamespace, device: torch.device, sampler: tuple[Checkpoints, int] | None = None
+) -> Loaded:
+    """The VQGAN's autoencoder of --ae_load_dir, --ae_load_step.
+
+    sampler: (Checkpoints, step) of the sampler that uses it: the weights are those that it was trained with, averaged
+    or raw. None: there is no sampler, and --weights decides. The discriminator and `perceptual.*` of a checkpoint are
+    ignored.
     """
-    state, path = find_weights("vqgan", H.ae_load_dir, H.ae_load_step)
+    raw = H.weights == "raw"
+    if sampler is not None:
+        known = recorded_autoencoder(*sampler)
+        raw = known is not None and Path(known["path"]).name == f"vqgan_{H.ae_load_step}.th"
+    state, path = find_weights("vqgan", H.ae_load_dir, H.ae_load_step, raw)
     state = {k.removeprefix("ae."): v for k, v in state.items() if k.startswith("ae.")}
     model = build_autoencoder(H)
     load_into(model, state, path)
@@ -59,7 +75,7 @@ def load_autoencoder(H: SimpleNamespace, device: torch.device) -> Loaded:
 
 def load_sampler(H: SimpleNamespace, device: torch.device) -> Loaded:
     """The sampler of --load_dir, --load_step."""
-    state, path = find_weights(H.sampler, H.load_dir, H.load_step)
+    state, path = find_weights(H.sampler, H.load_dir, H.load_step, H.weights == "raw")
     model = build_sampler(H)
     load_into(model, state, path)
     return Loaded(freeze(model, device), path, hash_tensors(state))

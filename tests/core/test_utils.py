@@ -80,21 +80,30 @@ def test_uniforms_of_a_sample_do_not_depend_on_its_batch():
 # ---------------------------------------------------------------------- averages
 
 
+@pytest.mark.parametrize("warmup", [False, True])
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.995])
-def test_ema_is_the_closed_form(beta):
+def test_ema_is_the_closed_form(beta, warmup):
     source = torch.nn.Linear(3, 2)
-    ema = EMA(source, beta)
+    ema = EMA(source, beta, warmup=warmup)
     start = source.weight.detach().clone()
     seen = []
     for _ in range(20):
         with torch.no_grad():
             source.weight += torch.randn(2, 3)
         seen.append(source.weight.detach().clone())
-        ema.update()
-    n = len(seen)
-    expected = beta**n * start + (1 - beta) * sum(beta ** (n - 1 - i) * p for i, p in enumerate(seen))
+        ema.update(len(seen))
+    decays = [min(beta, (1 + n) / (10 + n)) if warmup else beta for n in range(1, len(seen) + 1)]
+    later = [math.prod(decays[i + 1 :]) for i in range(len(seen))]
+    expected = math.prod(decays) * start + sum(w * (1 - d) * p for w, d, p in zip(later, decays, seen, strict=True))
     assert torch.allclose(ema.model.weight, expected, atol=1e-5)
     assert torch.equal(ema.model.bias, source.bias)
+
+
+def test_the_warm_up_of_the_average_ends():
+    """The first update keeps 2/11 of the start; at the paper's 0.995 all is as without it from update 1790 on."""
+    ema, plain = (EMA(torch.nn.Linear(1, 1), 0.995, warmup=warmup) for warmup in (True, False))
+    assert ema.decay(1) == 2 / 11 and ema.decay(1789) < 0.995
+    assert all(ema.decay(n) == plain.decay(n) == 0.995 for n in (1790, 1791, 10**6))
 
 
 def test_ema_averages_parameters_only_and_shares_what_never_trains():
@@ -105,7 +114,7 @@ def test_ema_averages_parameters_only_and_shares_what_never_trains():
     source["norm"](torch.randn(4, 2, 3, 3) + 5)
     with torch.no_grad():
         source["norm"].weight += 1
-    ema.update()
+    ema.update(1)
     assert torch.equal(ema.model["norm"].weight, torch.full((2,), 1.5))
     assert torch.equal(ema.model["norm"].running_mean, torch.zeros(2))
     assert not ema.model["norm"].training and not ema.model["norm"].weight.requires_grad

@@ -246,6 +246,7 @@ def test_a_forecast_is_made_once(monkeypatch):
         now[0] += 31.0
         said.append(slow.text(step))
     assert said[1].endswith("days to step 1000000000000 (in decades)") and said.count(None) == 3
+    assert forecast.left == 500.0 and slow.left > 3650 * 86400
     soon = progress.Forecast(25)
     for step in range(1, 25):
         now[0] += 0.1
@@ -426,7 +427,9 @@ def test_what_a_run_offers_next_can_be_pasted(tmp_path, shapes, monkeypatch, cap
     assert "40 images of 'custom', batch 4, float32 on cpu" in lines[0]
     assert lines[1] == "writing to logs/my run"
     assert "written: checkpoint of step 3 in logs/my run/saved_models; codebook, reconstructions in" in out
-    stage_2 = [*following(out, "a prior over these codes"), *TINY_SAMPLER, "--train_steps", "2"]
+    stage_2 = following(out, "a prior over these codes")
+    assert stage_2[stage_2.index("--train_steps") + 1] == "3", "as stage 1, since its preset has no number"
+    stage_2 += [*TINY_SAMPLER, "--train_steps", "2"]
     out = called(stage_2, tmp_path)
     assert "absorbing: " in out
     assert following(out, "the weights that their FID needs")[1:] == [f"{ROOT}/experiments/get_weights.py", "inception"]

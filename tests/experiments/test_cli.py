@@ -68,7 +68,7 @@ def test_help_is_one_screen_of_common_flags_the_required_ones_first(script, work
     code, out, err = call(script, "--help", workplace)
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert len(lines) <= 64
+    assert len(lines) <= 66
     family = config.sampler_family() if "--sampler " in out else config.vqgan_family()
     for flag in config.flags_of(family):  # the others by name alone
         assert re.search(rf"\s--{flag.name}\b", out), flag.name
@@ -208,21 +208,35 @@ def failed(result):
 def test_dry_run_of_stage_1(workplace):
     code, out, err = call("train_vqgan.py", "--dataset churches --batch_size 4 --dry_run", workplace)
     assert (code, err) == (0, "")
-    assert "batch_size: 4  (command line)" in out and "ch_mult: 1 1 2 2 4\n" in out and "latent_shape: 1 16 16\n" in out
+    assert "batch_size: 4  (command line)" in out and "latent_shape: 1 16 16  (derived)\n" in out
+    assert "ch_mult: 1 1 2 2 4  (derived)\n" in out and "nf: 128\n" in out
     assert re.search(r"VQGAN: [\d,]{9,} parameters; 256 x 256 pixels -> 16 x 16 codes of 1024", out)
     assert re.search(r"GFLOPs an image: encoder [\d.]+, generator [\d.]+, discriminator [\d.]+", out)
-    assert out.splitlines()[-1].startswith("note: the VGG16 weights for LPIPS are missing: ")
+    data, weights = out.splitlines()[-2:]
+    assert data.startswith("note: the entry 'churches' of datasets.yaml") and "data/lsun" in data
+    assert weights.startswith("note: the VGG16 weights for LPIPS are missing: ")
     assert os.listdir(workplace) == ["datasets.yaml"]
 
 
 def test_dry_run_of_stage_2(workplace, here):
     code, out, err = here("train_sampler.py", f"{AE} --dataset churches --dry_run".split())
     assert (code, err) == (0, "")
-    assert "block_size: 256\n" in out and "sampler: absorbing  (command line)\n" in out
+    assert "block_size: 256  (derived)\n" in out and "batch_size: 20  (preset churches)\n" in out
+    assert "sampler: absorbing  (command line)\n" in out
     assert re.search(r"absorbing: [\d,]{9,} parameters; 256 codes of 1024", out)
     assert re.search(r"one network pass, GFLOPs an image: [\d.]+", out)
     assert "are missing" not in out
     assert os.listdir(workplace) == ["datasets.yaml"]
+
+
+def test_dry_run_counts_the_images_and_names_the_source_of_each_value(workplace, here, shapes):
+    (workplace / "datasets.yaml").write_text(f"mine: {{paths: {shapes}, preset: small, hparams: {{nf: 64}}}}")
+    code, out, _ = here("train_vqgan.py", "--dataset mine --batch_size 4 --dry_run".split())
+    assert code == 0 and "images of the entry 'mine' of datasets.yaml: 38 train, 2 validate\n" in out
+    for line in ("batch_size: 4  (command line)", "nf: 64  (datasets.yaml)", "img_size: 64  (preset small)"):
+        assert f"\n{line}\n" in out
+    code, out, _ = here("train_vqgan.py", "--dataset mine --steps_per_eval 0 --dry_run".split())
+    assert code == 0 and "images of the entry 'mine' of datasets.yaml: 40 train\n" in out
 
 
 def test_missing_data_folder_names_the_entry(here):
@@ -252,7 +266,7 @@ def test_missing_lpips_weights_have_three_remedies(workplace, here, shapes):
 def test_dry_run_names_missing_weights(workplace, here):
     code, out, err = here("experiments/calc_FID.py", f"{AE} --dataset churches --n_samples 5 --dry_run".split())
     notes = [line for line in out.splitlines() if line.startswith("note: ")]
-    assert (code, err, len(notes)) == (0, "", 1)
+    assert (code, err, len(notes)) == (0, "", 2)
     assert notes[0].startswith("note: the Inception weights are missing: `python experiments/get_weights.py inception`")
     assert str(workplace / "torch_home" / "hub" / "checkpoints") in notes[0]
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from experiments.calc_FID import FIDConfig
 from experiments.calc_VQGAN_FID import ReconstructionConfig
 from hparams import config, get_hparams, sources
+from hparams.checks import shown
 from hparams.presets import PRESETS
 from utils.core.errors import UsageError
 
@@ -26,10 +27,12 @@ SAMPLER = "--sampler absorbing --ae_load_dir ae --ae_load_step 1"
 COMMON = {
     "dataset": ("str", "churches"),
     "custom_dataset_path": ("str", None),
+    "preset": ("str", None, ["bedrooms", "churches", "custom", "demo", "ffhq", "small"]),
     "log_dir": ("str", "test"),
     "load_dir": ("str", "test"),
     "load_step": ("int", 0),
     "load_optim": ("bool", False),
+    "weights": ("str", "ema", ["ema", "raw"]),
     "resume": ("bool", False),
     "seed": ("int", 0),
     "device": ("str", "auto", ["auto", "cpu", "cuda", "mps"]),
@@ -46,6 +49,7 @@ COMMON = {
     "ema": ("bool", False),
     "ema_beta": ("float", 0.995),
     "steps_per_update_ema": ("int", 10),
+    "ema_warmup": ("bool", True),
     "steps_per_log": ("int", 10),
     "steps_per_eval": ("int", 0),
     "steps_per_display_output": ("int", 5000),
@@ -199,6 +203,55 @@ def test_presets_are_valid_and_not_shared():
             assert resolved("", family, "mine").ch_mult != first.ch_mult
 
 
+def test_a_preset_by_flag_goes_before_the_data_sets_and_its_own_values_before_both():
+    datasets("mine: {paths: x, preset: ffhq, hparams: {batch_size: 5}}")
+    H = resolved("--preset small --nf 64", dataset="mine")
+    assert (H.preset, H.img_size, H.batch_size, H.nf) == ("small", 64, 5, 64)
+    wanted = dict(preset="command line", img_size="preset small", batch_size="datasets.yaml", nf="command line")
+    wanted.update(latent_shape="derived", seed="")
+    assert {name: H.sources[name] for name in wanted} == wanted
+    H = resolved("--preset demo", "sampler", "mine")
+    assert (H.bert_n_emb, H.temp, H.codebook_size, H.latent_shape) == (128, 0.8, 256, [1, 8, 8])
+    assert "did you mean small?" in refused("--preset smal")
+    datasets("small: {paths: x}")  # the name of a preset, which is none of a data set
+    assert (resolved("", dataset="small").img_size, resolved("", dataset="small").preset) == (256, None)
+
+
+def test_the_small_preset_needs_no_weights_and_no_number_of_steps():
+    stage_1 = resolved("--preset small")
+    assert (stage_1.img_size, stage_1.latent_shape, stage_1.perceptual_weight) == (64, [1, 8, 8], 0.0)
+    assert stage_1.disc_start_step > stage_1.train_steps > stage_1.codebook_init_step
+    assert resolved("--preset small --img_size 128").latent_shape == [1, 16, 16]
+    save_run("ae", stage_1)
+    stage_2 = resolved(f"--sampler absorbing --ae_load_dir ae --ae_load_step {stage_1.train_steps}", "sampler")
+    assert (stage_2.block_size, stage_2.total_steps, stage_2.train_steps < 10**5) == (64, 64, True)
+
+
+def test_a_preset_is_recorded(capsys):
+    save_run("ae", resolved("--preset small --codebook_init uniform"))
+    capsys.readouterr()
+    H = resolved("", "sampler")  # stage 2 follows stage 1
+    assert (H.preset, H.sources["preset"], H.bert_n_emb) == ("small", "--ae_load_dir ae", 256)
+    assert capsys.readouterr().err == "note: --preset small, as --ae_load_dir ae was trained with\n"
+    assert resolved("--preset demo", "sampler").bert_n_emb == 128
+    save_run("prior", H)
+    H = resolved("--log_dir prior --resume", "sampler")
+    assert (H.preset, H.bert_n_emb) == ("small", 256)
+    assert "--preset demo contradicts --resume: logs/prior" in refused(
+        "--preset demo --log_dir prior --resume", "sampler"
+    )
+    assert resolved("--preset small --log_dir prior --resume", "sampler").preset == "small"
+    save_run("other", resolved("", "sampler"), preset="ABSENT", bert_n_emb=64)  # from before there was the flag
+    assert resolved("--log_dir other --resume", "sampler").preset is None
+    save_run("ae", resolved(""))
+    words = f"--dataset churches {SAMPLER} --load_dir prior --load_step 1 --n_samples 2"
+    save_run(
+        "prior", resolved("--preset demo", "sampler"), img_size="ABSENT", latent_shape="ABSENT", codebook_size=1024
+    )
+    H = get_hparams("sampler", "", words.split(), extra=(FIDConfig,), reads=("temp",), script="s")
+    assert (H.preset, H.temp) == ("demo", 0.8)  # samples are drawn as its preset does
+
+
 def test_switches_undo_a_preset():
     assert resolved("", dataset="demo").ema
     assert not resolved("--no_ema", dataset="demo").ema
@@ -293,6 +346,29 @@ def test_derived_from_image_size_and_levels():
     assert H.attn_resolutions == [64]
 
 
+def test_the_levels_follow_the_image_size(capsys):
+    sides = {256: 16, 128: 16, 64: 16, 512: 16, 1024: 16, 96: 12, 112: 14, 48: 12, 32: 8, 24: 12, 16: 8, 8: 4}
+    for size, side in sides.items():
+        H = resolved(f"--img_size {size} --disc_layers 1")
+        assert H.latent_shape == [1, side, side] and len(H.ch_mult) - 1 == math.log2(size / side), size
+    assert resolved("").ch_mult == resolved("--img_size 240").ch_mult == [1, 1, 2, 2, 4]
+    capsys.readouterr()
+    resolved("--img_size 64")
+    assert capsys.readouterr().err == "note: --ch_mult 1 2 4, chosen for --img_size 64: 16 x 16 codes\n"
+    resolved("--img_size 64 --ch_mult 1 2 4")
+    resolved("")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_model_without_a_configuration_has_the_levels_of_the_paper():
+    """The folder of `ae` holds none, as a published one."""
+    assert resolved("--img_size 64", "sampler").ch_mult == [1, 1, 2, 2, 4]
+    assert resolved("--img_size 64 --load_dir ae --load_step 2").ch_mult == [1, 1, 2, 2, 4]
+    assert resolved("--img_size 64 --log_dir ae --resume").ch_mult == [1, 2, 4]  # it starts afresh
+    save_run("ae", resolved("--img_size 64 --ch_mult 1 1 2 2 4"), ch_mult="ABSENT")
+    assert resolved("", "sampler").ch_mult == [1, 1, 2, 2, 4]
+
+
 def test_learning_rate_follows_the_batch_size():
     assert resolved("--batch_size 4").lr == pytest.approx(4 * 4.5e-6)
     assert resolved("--batch_size 4 --base_lr 1e-5").lr == pytest.approx(4e-5)
@@ -318,16 +394,25 @@ def test_a_base_rate_without_effect_is_named(capsys):
         ("vqgan", "--latent_shape 16 16", ["--latent_shape 16 16", "--img_size"]),
         ("vqgan", "--latent_shape 3 16 16", ["--latent_shape", "1 16 16"]),
         ("vqgan", "--attn_resolutions 16 24", ["--attn_resolutions 24", "--img_size", "--ch_mult"]),
-        ("vqgan", "--img_size 100", ["--img_size 100", "--ch_mult"]),
-        ("vqgan", "--ch_mult" + " 1" * 12, ["--img_size 256", "--ch_mult"]),
-        ("vqgan", "--nf 48", ["--nf 48", "32"]),
+        ("vqgan", "--img_size 100", ["--img_size 100", "--ch_mult", "give --img_size 96 or 112"]),
+        ("vqgan", "--img_size 500", ["--img_size 500", "--ch_mult", "give --img_size 480 or 512"]),
+        ("vqgan", "--img_size 102 --ch_mult 1 1 1", ["--img_size 102", "--ch_mult", "give --img_size 100 or 104"]),
+        ("vqgan", "--ch_mult" + " 1" * 12, ["--img_size 256", "--ch_mult", "give --img_size 2048"]),
+        ("vqgan", "--ch_mult" + " 1" * 40, ["--img_size 256", "--ch_mult", "give fewer levels"]),
+        ("vqgan", "--nf 48", ["--nf 48", "give --nf 32 or 64"]),
         ("vqgan", "--nf 32 --img_size 8 --ch_mult 2 2 1 2 --disc_layers 1", ["--nf 32", "--img_size 8", "1 x 1 codes"]),
-        ("vqgan", "--disc_layers 7", ["--disc_layers 7", "--img_size 256"]),
+        ("vqgan", "--disc_layers 7", ["--disc_layers 7", "--img_size 256", "give --disc_layers 6 or fewer"]),
+        ("vqgan", "--img_size 4 --disc_layers 1", ["--disc_layers 1", "--img_size 4", "give --img_size 6 or more"]),
+        (
+            "vqgan",
+            "--codebook_init kmeans --train_steps 100",
+            ["--train_steps 100", "give --train_steps 500 or more, or --codebook_init_step 100 or less"],
+        ),
         ("vqgan", "--quantizer gumbel --codebook_init kmeans", ["--quantizer gumbel", "--codebook_init kmeans"]),
         ("vqgan", "--quantizer gumbel --codebook_restart_steps 5", ["--quantizer", "--codebook_restart_steps 5"]),
         ("vqgan", "--custom_dataset_path x", ["--custom_dataset_path", "--dataset churches"]),
         ("sampler", "--block_size 64", ["--block_size 64", "--latent_shape 1 16 16"]),
-        ("sampler", "--bert_n_emb 100", ["--bert_n_head 8", "--bert_n_emb 100"]),
+        ("sampler", "--bert_n_emb 100", ["--bert_n_head 8", "give --bert_n_emb 96 or 104"]),
         ("sampler", "--sampler absorbing --total_steps 1", ["--total_steps 1", "--loss_type reweighted_elbo"]),
     ],
 )
@@ -360,7 +445,7 @@ def test_custom_needs_a_path():
 
 def test_every_process_takes_as_much_of_a_batch(monkeypatch):
     assert refused("--batch_size 6 --accumulate_steps 4").endswith(
-        "--batch_size 6 (of all processes together) is not divisible by --accumulate_steps 4"
+        "--batch_size 6 (of all processes together) is not divisible by --accumulate_steps 4: give --batch_size 4 or 8"
     )
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
@@ -393,6 +478,20 @@ def test_loaded_vqgan_gives_its_architecture_only():
     assert resolved("--load_dir old --load_step 0").img_size == 256  # nothing is loaded
 
 
+def test_what_a_resume_changes_is_known_and_the_rest_is_not_named():
+    save_run("run", resolved("--img_size 64 --lr 1e-4 --ema --steps_per_log 3"), ema_warmup="ABSENT")
+    H = resolved("--log_dir run --resume --lr 1e-3 --steps_per_log 3 --no_ema --no_visdom --ema_warmup")
+    assert sorted(H.changed) == ["ema True -> False", "ema_warmup False -> True", "lr 1e-4 -> 1e-3"]
+    assert resolved("--log_dir nothing --resume --lr 1e-3").changed == [] == resolved("--lr 1e-3").changed
+    assert (shown(1e-3), shown(1.35e-5), shown(0.5), shown([1, 2]), shown(True)) == (
+        "1e-3",
+        "1.35e-5",
+        0.5,
+        "1 2",
+        True,
+    )
+
+
 def test_resume_takes_everything_that_holds():
     save_run("run", resolved("--img_size 64 --lr 0.5 --ema --seed 7 --train_steps 50 --load_optim --steps_per_log 3"))
     H = resolved("--log_dir run --resume --train_steps 80")
@@ -405,7 +504,7 @@ def test_a_sampler_takes_its_autoencoder_and_its_own_shape():
     save_run("ae", resolved("--quantizer gumbel --img_size 64"))
     save_run("old", resolved("--bert_n_emb 64 --total_steps 32 --lr 0.5", "sampler"))
     H = resolved("--load_dir old --load_step 3", "sampler")
-    assert (H.quantizer, H.img_size, H.block_size) == ("gumbel", 64, 16)
+    assert (H.quantizer, H.img_size, H.block_size) == ("gumbel", 64, 256)
     assert (H.bert_n_emb, H.total_steps, H.lr) == (64, 32, 2e-4)
     assert resolved("", "sampler", "demo").quantizer == "gumbel"  # the preset's k-means does not interfere
 
@@ -453,7 +552,7 @@ def test_a_measurement_takes_nothing_from_a_run_that_it_does_not_resume(capsys):
     ],
 )
 def test_contradicting_a_loaded_model(family, words, named):
-    save_run("ae", resolved("--img_size 64"))
+    save_run("ae", resolved("--img_size 64 --ch_mult 1 1 2 2 4"))
     save_run("s", resolved("", "sampler"))
     line = refused(words, family)
     for part in named:
@@ -586,6 +685,7 @@ def test_empty_names_and_deep_names():
         ("mine: {paths: x, hparams: {nff: 3}}", ["'mine'", "nff", "did you mean nf?"]),
         ("mine: {paths: x, hparams: {3: 3}}", ["'mine'", "no such flag: 3"]),
         ("mine: {paths: x, hparams: {dataset: y}}", ["'mine'", "no such flag: dataset"]),
+        ("mine: {paths: x, hparams: {preset: small}}", ["'mine'", "'preset' belongs beside 'hparams'"]),
         ("mine: {paths: x, hparams: {nf: big}}", ["'mine'", "--nf 'big' must be a whole number"]),
         ("mine: {paths: x, hparams: {nf: 64.0}}", ["'mine'", "--nf 64.0 must be a whole number"]),
         ("mine: {paths: x, hparams: {nf: 3}}", ["'mine'", "--nf 3 is too small"]),
@@ -693,6 +793,23 @@ def test_out_of_range(flag):
     for value in bad:
         line = refused(f"{SAMPLER} --{flag.name} {value}", "sampler")
         assert f"--{flag.name}" in line, value
+
+
+def test_numbers_and_lists_as_people_write_them():
+    assert resolved("--train_steps 1e3").train_steps == 1000 and resolved("--train_steps 2.5e+2").train_steps == 250
+    for words in ("--ch_mult 1,2,2", "--ch_mult 1, 2, 2", "--ch_mult 1 2,2"):
+        assert resolved(words).ch_mult == [1, 2, 2]
+    for words in ("1.5", "1e-1", "2.5e0", "1,2", "1.2.3e5"):
+        assert f"--train_steps: '{words}' is not a whole number" in refused(f"--train_steps {words}")
+    assert "--lr: 'fast' is not a number" in refused("--lr fast")
+    assert "--ch_mult [] must be a list" in refused("--ch_mult ,")
+
+
+def test_a_switch_takes_no_value():
+    for words in ("--amp True", "--amp=1", "--amp off --seed 1"):
+        assert refused(words).endswith("--amp takes no value: write --amp or --no_amp")
+    assert "--no_visdom takes no value: write --no_visdom or --visdom" in refused("--no_visdom false")
+    assert "unexpected word 'fast'" in refused("--amp fast")
 
 
 def test_a_probability_and_a_decay_have_an_upper_bound():

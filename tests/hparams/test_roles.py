@@ -160,7 +160,7 @@ def test_a_new_flag_of_training_is_one_line(tmp_path, copy):
     assert "--patience 5" in following
     saved = json.loads((tmp_path / "logs/ae/config.json").read_text())["hparams"]
     assert saved["patience"] == 5
-    assert "patience: 5\n" in copy("train_vqgan.py", *flags, "--resume", "--dry_run")
+    assert "patience: 5  (--resume)\n" in copy("train_vqgan.py", *flags, "--resume", "--dry_run")
 
 
 def test_a_new_flag_of_sampling_is_one_line(tmp_path, copy):

@@ -64,7 +64,7 @@ def test_a_step_of_stage_1(more):
         scalars, x_hat, _ = train_vqgan.generator_step(one, optimisers[0][0], FLOAT32, H, x, step, rngs[0])
         if step > H.disc_start_step:
             scalars.update(train_vqgan.discriminator_step(one, optimisers[0][1], FLOAT32, H, x, x_hat, rngs[0]))
-        average.update()
+        average.update(step)
         if step < H.disc_start_step and H.diff_aug:
             rngs[1] = SkipsAugmentation(rngs[1])
         expected = plain.vqgan_step(other, optimisers[1], other_average, H, x, step, rngs[1])
@@ -97,7 +97,7 @@ def test_a_step_of_stage_2(schedule):
     for step in range(3):
         ids = torch.randint(0, 16, (8, 16), generator=torch.Generator().manual_seed(step))
         out = train_sampler.sampler_step(one, optimisers[0], FLOAT32, ids, StepRandom("s", step))
-        average.update()
+        average.update(step)
         expected = plain.sampler_step(other, optimisers[1], other_average, H, ids, StepRandom("s", step))
         assert out.loss.item() == pytest.approx(expected, rel=1e-4)
     assert close(one.parameters(), other.parameters())

@@ -49,6 +49,16 @@ def contents(folder):
     return {str(p): p.read_bytes() for p in files}
 
 
+def forget(name, step, *flags):
+    """Make logs/<name> look as if it began before there were these flags."""
+    for path in (f"logs/{name}/config.json", f"logs/{name}/saved_models/manifest_{step}.json"):
+        value = read_json(path)
+        for flag in flags:
+            value["hparams"].pop(flag)
+        value.pop("digest")
+        write_json(path, dict(value, digest=hash_json(value["hparams"] if "facts" in value else value)))
+
+
 # ---------------------------------------------------------------------- the model that a run begins with
 
 
@@ -191,16 +201,8 @@ def test_a_checkpoint_knows_its_configuration(place, shapes, capsys):
 
 
 def test_settings_that_an_older_run_did_not_record_stay_what_they_were(place, shapes, capsys):
-    def forget(path):
-        value = read_json(path)
-        for key in ("codes_precision", "unique_images", "split_rule"):
-            value["hparams"].pop(key)
-        value.pop("digest")
-        write_json(path, dict(value, digest=hash_json(value["hparams"] if "facts" in value else value)))
-
     shutil.copytree("logs/prior", "logs/other")
-    for path in ("logs/other/config.json", "logs/other/saved_models/manifest_3.json"):
-        forget(path)
+    forget("other", 3, "codes_precision", "unique_images", "split_rule")
     capsys.readouterr()
     for name in ("prior", "other"):
         train_stage_2(shapes, name, "ae", 4, "--train_steps 6 --resume")
@@ -233,6 +235,25 @@ def test_stage_2_and_experiments_divide_the_images_as_stage_1_did(place):
     assert H.split_rule == "last", "the training of the sampler counts"
 
 
+def test_the_averages_of_an_older_run_are_not_warmed_up(place, shapes, capsys):
+    every = "--ema --steps_per_update_ema 1"
+    fine_tune(shapes, "without", f"{every} --no_ema_warmup --train_steps 6")
+    fine_tune(shapes, "warm", f"{every} --train_steps 6")
+    fine_tune(shapes, "old", f"{every} --no_ema_warmup --train_steps 3")
+    forget("old", 3, "ema_warmup")
+    capsys.readouterr()
+    fine_tune(shapes, "old", "--resume --train_steps 6")
+    assert "continues as it began: ema_warmup False\n" in capsys.readouterr().err
+    assert_same_weights(place / "logs/without", place / "logs/old", 6)
+    with pytest.raises(AssertionError):
+        assert_same_weights(place / "logs/without", place / "logs/warm", 6)
+    fine_tune(shapes, "plain", "--train_steps 3")
+    forget("plain", 3, "ema_warmup")
+    capsys.readouterr()
+    fine_tune(shapes, "plain", "--resume --train_steps 6")
+    assert "as it began" not in capsys.readouterr().err, "it has no averages"
+
+
 @pytest.mark.parametrize(("before", "now"), [("--amp", ""), ("--amp", "--no_amp"), ("", ""), ("", "--amp")])
 def test_an_older_run_keeps_the_number_format_of_its_codes(place, before, now):
     """Whatever --amp says when it is resumed; a new run has float32."""
@@ -249,6 +270,18 @@ def test_settings_without_a_flag_have_none():
     assert "unknown flag --unique_images" in refused("--unique_images")
 
 
+def test_a_resumed_run_prints_what_changes(place, shapes, capsys):
+    printed = []
+    for _ in range(2):
+        capsys.readouterr()
+        fine_tune(shapes, "prior", "--resume --lr 1e-4 --train_steps 4")
+        printed.append([line for line in capsys.readouterr().out.splitlines() if line.startswith("changed: ")])
+    ((line,), again) = printed
+    changes = {"lr 1e-3 -> 1e-4", "train_steps 3 -> 4", "steps_per_log 10 -> 1"}
+    assert set(line.removeprefix("changed: ").split(", ")) == changes and again == []
+    assert line in Path("logs/prior/log.txt").read_text()
+
+
 def test_where_the_dashboard_is_comes_from_the_command_line_alone(place):
     theirs = resolved("--visdom_server http://theirs.example --visdom_port 9999 --no_visdom")
     save_run("run", theirs)
@@ -257,13 +290,20 @@ def test_where_the_dashboard_is_comes_from_the_command_line_alone(place):
     assert "theirs" not in commands.resume("train_vqgan", vars(theirs))
 
 
-def test_the_command_that_continues_repeats_where_the_dashboard_is(place, shapes):
-    flags = vqgan_flags(shapes, "run", "--visdom_server http://here.example --train_steps 100000 --steps_per_log 1")
+def test_a_run_of_months_states_what_takes_less_and_the_command_that_continues_has_all_it_needs(place, shapes):
+    flags = vqgan_flags(shapes, "run", "--visdom_server http://here.example --train_steps 1e10 --steps_per_log 1")
     process = start("train_vqgan.py", flags, place)
-    wait_for_step(place / "logs/run", 2, process)
+    wait_for_step(place / "logs/run", 25, process)
     process.send_signal(signal.SIGTERM)
     process.wait()
-    (line,) = [w for w in Path("out_0.txt").read_text().splitlines() if w.startswith("  ") and "--resume" in w]
+    lines = Path("out_0.txt").read_text().splitlines()
+    (expected,) = [i for i, line in enumerate(lines) if line.startswith("expected: ") and " days to step" in line]
+    assert (
+        lines[expected + 1].startswith("more than a month: fewer --train_steps")
+        and "--preset small" in lines[expected + 1]
+    )
+    (line,) = [w for w in lines if w.startswith("  ") and "--resume" in w]
+    assert "--train_steps 10000000000 " in line
     assert words("--visdom_server http://here.example --no_visdom") == [
         w for w in line.split() if "visdom" in w or "here" in w
     ]

@@ -145,14 +145,15 @@ class Progress:
 
 
 class Forecast:
-    """Reports once, as soon as it is known, how long a run will take. total: its last step."""
+    """Reports once, as soon as it is known, how long a run will take. total: its last step. left: the seconds that it
+    reported."""
 
     STEPS, SECONDS = 20, 30.0  # measured over so many steps after the first, or so many seconds
     SHORT = 10.0  # seconds: shorter times are not reported
     LONG = 3650 * 86400.0  # seconds: longer times have no date
 
     def __init__(self, total: int):
-        self.total, self.told = total, False
+        self.total, self.told, self.left = total, False, 0.0
         self.first: tuple[int, float] | None = None
 
     def text(self, step: int) -> str | None:
@@ -165,7 +166,7 @@ class Forecast:
         if steps < self.STEPS and seconds < self.SECONDS:
             return None
         self.told = True
-        left = (self.total - step) * seconds / steps
+        left = self.left = (self.total - step) * seconds / steps
         if left < self.SHORT:
             return None
         end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left)) if left < self.LONG else "in decades"

@@ -77,7 +77,8 @@ def resume(script: str, values: Mapping[str, Any], **more: Any) -> str | None:
         names += ["sampler", "ae_load_dir", "ae_load_step"]
     if script == "calc_approximate_ELBO":
         names += ["load_dir", "load_step"]
-    return command(SCRIPTS[script], **_data(values), **{k: values.get(k) for k in names}, resume=True, **more)
+    flags = _data(values) | {k: values.get(k) for k in names} | dict(resume=True, train_steps=values.get("train_steps"))
+    return command(SCRIPTS[script], **(flags | more))
 
 
 def show_run(name: str) -> str:
@@ -85,8 +86,8 @@ def show_run(name: str) -> str:
     return command("experiments/show_run.py", log_dir=name, no_visdom=True)
 
 
-def after_vqgan(H: Any, step: int) -> str:
-    """Stage 2 on the codes of this stage 1."""
+def after_vqgan(H: Any, step: int, train_steps: int) -> str:
+    """Stage 2 on the codes of this stage 1. train_steps: of stage 2."""
     return command(
         "train_sampler.py",
         sampler="absorbing",
@@ -94,6 +95,7 @@ def after_vqgan(H: Any, step: int) -> str:
         log_dir=new_name(f"{H.log_dir}_absorbing"),
         ae_load_dir=H.log_dir,
         ae_load_step=step,
+        train_steps=train_steps,
         **H.repeated("machine", "dashboard", "stages"),
     )
 

@@ -13,20 +13,28 @@ class EMA:
 
     Parameters only, as in the published models: buffers (batch-norm statistics, loss histories) stay
     what they were at the start. shared: submodules that never train (LPIPS) and need no second copy.
+    warmup: the decay of the n-th update is at most (1 + n) / (10 + n). Otherwise the average of a short run would be
+    mostly its first weights.
     """
 
-    def __init__(self, source: nn.Module, beta: float, shared: Iterable[nn.Module | None] = ()) -> None:
-        self.beta = beta
+    def __init__(
+        self, source: nn.Module, beta: float, shared: Iterable[nn.Module | None] = (), warmup: bool = False
+    ) -> None:
+        self.beta, self.warmup = beta, warmup
         self.model = copy.deepcopy(source, {id(m): m for m in shared if m is not None})
         self.model.eval().requires_grad_(False)
         pairs = zip(self.model.parameters(), source.parameters(), strict=True)
         self.pairs = [(m, p) for m, p in pairs if m is not p]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move one step towards the source, in one kernel launch for all parameters."""
+    def update(self, n: int) -> None:
+        """The n-th move towards the source, n >= 1, in one kernel launch for all parameters."""
         averaged, current = zip(*self.pairs, strict=True)
-        torch._foreach_lerp_(averaged, current, 1.0 - self.beta)
+        torch._foreach_lerp_(averaged, current, 1.0 - self.decay(n))
+
+    def decay(self, n: int) -> float:
+        """The decay of the n-th update."""
+        return min(self.beta, (1 + n) / (10 + n)) if self.warmup else self.beta
 
     def state_dict(self) -> dict[str, Any]:
         return self.model.state_dict()

@@ -40,6 +40,12 @@ from utils.training.run_display import RunDisplay
 from utils.training.run_logs import RunLogs
 from utils.training.start import agree_on_steps, choose_start
 
+MONTH = 30 * 86400.0  # seconds
+LESS_WORK = (
+    "fewer --train_steps take less time; so does a new run with --preset small, a smaller --img_size, --nf (stage 1), "
+    "or --bert_n_emb and --bert_n_layers (stage 2)"
+)
+
 
 def is_optimiser(name: str) -> bool:
     """Whether a file of a checkpoint holds the state of an optimiser, not weights."""
@@ -126,6 +132,8 @@ class Run:
             self._load(optimisers=True)
             self._load_extra()
             self.say(f"resumed {self.folder} after step {self.step}")
+            if self.H.changed:
+                self.say(f"changed: {', '.join(self.H.changed)}")
             self.display.history()
         elif self.load_step:
             self._load(self.H.load_optim)
@@ -138,10 +146,12 @@ class Run:
                 distributed.broadcast_in_place(item.state_dict().values())
 
     def _load(self, optimisers: bool) -> None:
-        """Load the files. Averages that the source does not have start from its weights."""
+        """Load the files. Averages that the source does not have, or that --weights raw leaves out, start from its
+        weights."""
+        raw = self.H.weights == "raw" and not self.resumed
         for name, item in self.files.items():
             if optimisers or not is_optimiser(name):
-                if name == f"{self.name}_ema" and not self.source.has(name, self.step):
+                if name == f"{self.name}_ema" and (raw or not self.source.has(name, self.step)):
                     name = self.name
                 load_into(item, self.source.load(name, self.step), str(self.source.path(name, self.step)))
 
@@ -195,6 +205,8 @@ class Run:
                 self._after_step()
                 if expected := forecast.text(self.step):
                     self.say(f"expected: {expected}")
+                    if forecast.left > MONTH:
+                        self.say(f"more than a month: {LESS_WORK}")
                 if signalled := distributed.all_reduce_max(stop.number or SIGPIPE * progress.output_is_closed):
                     self.save_checkpoint()
                     self._say_why_it_stops(signalled)
