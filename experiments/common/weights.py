@@ -48,8 +48,8 @@ def named(state: Any, path: str) -> dict[str, Tensor]:
 
 
 def recorded_autoencoder(store: Checkpoints, step: int) -> dict[str, str] | None:
-    """What the manifest of a sampler's checkpoint says of its autoencoder, dict(path, hash); None if there is none, as in
-    published folders."""
+    """The autoencoder that the manifest of a sampler's checkpoint names: dict(path, hash). None if it names
+    none, as in a published folder."""
     return store.manifest(step).get("autoencoder") if store.manifest_path(step).is_file() else None
 
 
