@@ -27,7 +27,7 @@ from utils.display.live_dashboard import Dashboard
 class Report:
     """The results of one command. Use it as a context manager, unless the caller owns the dashboard.
 
-    models: the measured models by name, each an experiments.common.weights.Loaded.
+    models: the measured models by name, each a models.pretrained.Loaded.
     """
 
     def __init__(self, H: Hparams, device: torch.device, dashboard: Dashboard | None = None, **models: Loaded | None):
