@@ -45,6 +45,7 @@ def get_hparams(
     extra: Iterable[type] = (),
     reads: Iterable[str] = (),
     settle: Callable[[Hparams], None] | None = None,
+    reads_images: bool = True,
     epilog: str | None = None,
     script: str | None = None,
 ) -> Hparams:
@@ -52,7 +53,8 @@ def get_hparams(
 
     family: 'vqgan' or 'sampler'. extra: config dataclasses of the flags of a script that measures models instead of
     training them; reads: which of the flags of training and sampling it uses; settle: called with the Hparams, for what
-    is particular to the script. On bad input: SystemExit(2) with one line on stderr.
+    is particular to the script; reads_images: whether it reads the images of --dataset.
+    On bad input: SystemExit(2) with one line on stderr.
     """
     kind = "measures" if extra else family
     own = config.flags_of(extra)
@@ -65,7 +67,7 @@ def get_hparams(
         quit_quietly_at_interrupt()
         require_packages(*COMMON)
     try:
-        H = resolve(flags, given, family, idle)
+        H = resolve(flags, given, family, idle, reads_images)
         if settle:
             settle(H)
     except UsageError as error:
@@ -77,7 +79,9 @@ def get_hparams(
     return H
 
 
-def resolve(flags: Iterable[Flag], given: Values, family: str, idle: Collection[str] = ()) -> Hparams:
+def resolve(
+    flags: Iterable[Flag], given: Values, family: str, idle: Collection[str] = (), reads_images: bool = True
+) -> Hparams:
     """Merge the sources by precedence, derive what can be derived, check everything.
 
     given: {flag: value} of the command line. idle: names of flags that the script ignores.
@@ -86,7 +90,7 @@ def resolve(flags: Iterable[Flag], given: Values, family: str, idle: Collection[
     every = by_name | {flag.name: flag for flag in config.RECORDED}
     trains = "load_optim" not in idle
     given = {name: sources.checked(by_name[name], value) for name, value in given.items()}
-    entry = sources.dataset_entry(given["dataset"], given.get("custom_dataset_path"))
+    entry = sources.dataset_entry(given["dataset"], given.get("custom_dataset_path"), reads_images)
     values = {name: flag.default for name, flag in every.items()} | sources.preset_of(entry, family, by_name)
     if trains:
         values |= origin(values | given, given, every)
