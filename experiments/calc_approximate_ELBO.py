@@ -35,7 +35,7 @@ class ELBOConfig:
 
 
 EXAMPLES = f"""examples:
-  python experiments/calc_approximate_ELBO.py --sampler absorbing --dataset ffhq --log_dir nll_churches \\
+  python experiments/calc_approximate_ELBO.py --sampler absorbing --dataset churches --log_dir nll_churches \\
       --ae_load_dir vqgan_churches --ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 \\
       --ema --steps_per_eval 5000 --train_steps 10000
   python experiments/calc_approximate_ELBO.py ... --resume --elbo_passes 32 --n_bits 8

@@ -60,6 +60,7 @@ COMMAND_LINE = dict(
     extra=(BigConfig, ModelsConfig),
     reads=("temp",),
     settle=settle,
+    reads_images=False,
 )
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     H = get_hparams(**COMMAND_LINE)

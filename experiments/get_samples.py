@@ -50,6 +50,7 @@ COMMAND_LINE = dict(
     extra=(SampleConfig, ModelsConfig),
     reads=(*OF_SAMPLING, "save_individually"),
     settle=settle,
+    reads_images=False,
 )
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     H = get_hparams(**COMMAND_LINE)

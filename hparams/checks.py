@@ -9,7 +9,7 @@ from typing import Any
 
 from hparams.config import Flag
 from hparams.presets import PAPER_LEVELS
-from hparams.sources import require_folder, run_folder
+from hparams.sources import holds_training, require_folder, run_folder
 from utils.core.address import server_address
 from utils.core.errors import UsageError
 from utils.core.job import local_size, world_size
@@ -92,6 +92,11 @@ def refused(H: Any, flags: Iterable[Flag]) -> list[Flag]:
 def check(H: Any, flags: Collection[Flag], idle: Collection[str]) -> None:
     """UsageError for values that contradict each other. idle: names of flags that the script ignores."""
     check_places(H)
+    if "load_optim" in idle and holds_training(H.log_dir):  # a script that measures
+        raise UsageError(
+            f"--log_dir {H.log_dir}: logs/{H.log_dir} holds a training run: give another --log_dir for these results, "
+            f"such as {H.log_dir}_results"
+        )
     check_shapes(H)
     if "block_size" in vars(H):
         check_codes(H)

@@ -75,6 +75,7 @@ def get_hparams(
     extra: Iterable[type] = (),
     reads: Iterable[str] = (),
     settle: Callable[[Hparams], None] | None = None,
+    reads_images: bool = True,
     epilog: str | None = None,
     script: str | None = None,
 ) -> Hparams:
@@ -82,7 +83,8 @@ def get_hparams(
 
     family: 'vqgan' or 'sampler'. extra: config dataclasses of the flags of a script that measures models instead of
     training them; reads: which of the flags of training and sampling it uses; settle: called with the Hparams, for what
-    is particular to the script. On bad input: SystemExit(2) with one line on stderr.
+    is particular to the script; reads_images: whether it reads the images of --dataset.
+    On bad input: SystemExit(2) with one line on stderr.
     """
     kind = "measures" if extra else family
     own = config.flags_of(extra)
@@ -96,7 +98,7 @@ def get_hparams(
         require_packages(*COMMON)
     try:
         sources.tell_root()
-        H = resolve(flags, given, family, idle)
+        H = resolve(flags, given, family, idle, reads_images)
         if settle:
             before = H.to_dict()
             settle(H)
@@ -110,7 +112,9 @@ def get_hparams(
     return H
 
 
-def resolve(flags: Iterable[Flag], given: Values, family: str, idle: Collection[str] = ()) -> Hparams:
+def resolve(
+    flags: Iterable[Flag], given: Values, family: str, idle: Collection[str] = (), reads_images: bool = True
+) -> Hparams:
     """Merge the sources by precedence, derive what can be derived, check everything.
 
     given: {flag: value} of the command line. idle: names of flags that the script ignores.
@@ -120,7 +124,7 @@ def resolve(flags: Iterable[Flag], given: Values, family: str, idle: Collection[
     trains = "load_optim" not in idle
     given = {name: sources.checked(by_name[name], value) for name, value in given.items()}
     given = {name: recorded(value) if name in names_of("path") else value for name, value in given.items()}
-    entry = sources.dataset_entry(given["dataset"], given.get("custom_dataset_path"))
+    entry = sources.dataset_entry(given["dataset"], given.get("custom_dataset_path"), reads_images)
     own = sources.own_hparams(entry, family, by_name)
     values = {name: flag.default for name, flag in every.items()} | own
     if trains:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hparams.config import ALL_FLAGS, RECORDED, Flag, Values, names_of
+from hparams.config import ALL_FLAGS, RECORDED, SAMPLERS, Flag, Values, names_of
 from hparams.presets import OF_DATA_SETS, PRESETS
 from utils.core.errors import UsageError
 from utils.core.job import LOGS, REPOSITORY, ROOT, ROOT_VARIABLE, describe_root, in_root, is_main
@@ -89,12 +89,14 @@ def tell_root() -> None:
 # ---------------------------------------------------------------------- data sets
 
 
-def dataset_entry(name: str, custom_path: str | None) -> dict[str, Any]:
-    """The data set's entry as a dict with `name`, `paths` and `val_paths` (lists), from datasets.yaml or 'custom'."""
+def dataset_entry(name: str, custom_path: str | None, is_read: bool = True) -> dict[str, Any]:
+    """The data set's entry as a dict with `name`, `paths` and `val_paths` (lists), from datasets.yaml or 'custom'.
+    is_read: whether its images are read; otherwise 'custom' needs no path."""
     if name == "custom":
-        if not custom_path:
+        if not custom_path and is_read:
             raise UsageError("--dataset custom needs --custom_dataset_path DIR")
-        return dict(name="custom", paths=[custom_path], preset="custom", origin="--custom_dataset_path")
+        paths = [custom_path] if custom_path else []
+        return dict(name="custom", paths=paths, preset="custom", origin="--custom_dataset_path")
     if custom_path:
         raise UsageError(f"--custom_dataset_path goes with --dataset custom, not with --dataset {name}")
     entries = _all_entries()
@@ -219,6 +221,18 @@ def require_folder(option: str, name: str) -> None:
     there = sorted(p.name for p in LOGS.iterdir() if p.is_dir() and p.name[0] != ".") if LOGS.is_dir() else []
     hint = nearest(name.removeprefix(f"{LOGS}/"), there, f"{LOGS}/ holds {_listed(there) or 'nothing'}")
     raise UsageError(f"--{option} {name}: there is no folder {folder}: {hint}")
+
+
+def holds_training(name: str) -> bool:
+    """Whether logs/<name> is the folder of a training run, as this program writes it or as published: one whose
+    checkpoint is not written yet, too."""
+    folder = run_folder(name)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        if read_json(folder / "config.json")["script"] in ("train_vqgan", "train_sampler"):
+            return True
+    weights = re.compile(rf"(?:vqgan|{'|'.join(SAMPLERS)})(?:_ema)?_\d+\.th")
+    models = folder / "saved_models"
+    return models.is_dir() and any(map(weights.fullmatch, os.listdir(models)))
 
 
 def checkpoint_steps(name: str) -> list[int]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from experiments.common.weights import Loaded
+from models.pretrained import Loaded, encode_batch
 from utils.core import distributed
 from utils.core.progress import Progress
 from utils.data import codes
@@ -65,15 +65,6 @@ def encode_batches(
     """Batches of images -> their ids (B, L) in this type on the CPU; None for an empty batch."""
     for x, _ in batches:
         yield encode_batch(ae, to_float(x.to(device)), precision).to(dtype).cpu() if len(x) else None
-
-
-@torch.no_grad()
-def encode_batch(ae: Any, x: torch.Tensor, precision: Precision | None = None) -> torch.Tensor:
-    """Floats in [0, 1], (B, C, H, W) -> ids (B, L) int64. Without a Precision it computes in float32, not in a GPU's
-    TF32: with only three digits, other codes would be the nearest."""
-    precise = torch.autocast(x.device.type, enabled=False)
-    with precision.autocast() if precision else precise, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return ae.encode(x)
 
 
 @torch.no_grad()

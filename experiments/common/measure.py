@@ -193,7 +193,7 @@ def identity_of(extractors: dict) -> Any:
 
 
 def write_latents(path: Path | str, ids: torch.Tensor, autoencoder: Loaded) -> None:
-    """Codes (N, L) of an autoencoder (experiments.common.weights.Loaded) -> a file that read_latents reads."""
+    """Codes (N, L) of an autoencoder (models.pretrained.Loaded) -> a file that read_latents reads."""
     save_tensors(path, dict(ids=ids, header=dict(autoencoder=autoencoder.hash)))
 
 

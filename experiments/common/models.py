@@ -7,19 +7,15 @@ from typing import Any
 import torch
 
 from experiments.common.images import note_images
-from experiments.common.weights import (
-    Loaded,
-    load_autoencoder,
-    load_sampler,
-    note_missing_weights,
-    recorded_autoencoder,
-)
-from hparams.sources import require_folder
+from experiments.common.weights import Loaded, load_autoencoder, load_sampler, note_missing_weights
+from hparams.sources import require_folder, same_images
 from models.build import build_sampler
+from models.pretrained import recorded_autoencoder, saved_hparams
 from models.summary import describe_sampler, print_dry_run
-from utils.core.checkpoint import checkpoints_of
+from utils.core.checkpoint import LOGS, checkpoints_of
 from utils.core.device import pick_device
 from utils.core.errors import UserError
+from utils.core.progress import say
 from utils.evaluation.weight_files import WEIGHT_FILES
 from utils.training.amp import Precision
 from utils.training.run import Run
@@ -46,6 +42,7 @@ def load_models(H: SimpleNamespace, with_sampler: bool = True) -> Models:
     sampler = load_sampler(H, device) if with_sampler else None
     if with_sampler and not H.allow_other_ae:
         check_pair(H, autoencoder)
+    warn_of_other_data(H, *(H.load_dir, H.load_step) if with_sampler else (H.ae_load_dir, H.ae_load_step))
     return Models(device, Precision(H.amp, H.amp_dtype, device), autoencoder, sampler)
 
 
@@ -81,6 +78,21 @@ def dry_run_on_images(H: SimpleNamespace) -> None:
     """--dry_run of a script that uses a sampler and the images of --dataset."""
     dry_run_of_sampler(H)
     note_images(H)
+
+
+def warn_of_other_data(H: SimpleNamespace, folder: str, step: int) -> None:
+    """Warn if --dataset is not the data set that the run logs/<folder> was trained on."""
+    trained, now = saved_hparams(checkpoints_of(folder), step), vars(H)
+    if not trained.get("dataset"):
+        return  # a published checkpoint
+    if not H.data_entry["paths"]:  # the images are not read, and the command line does not say which they are
+        now = dict(now, custom_dataset_path=trained.get("custom_dataset_path"))
+    if not same_images(trained, now):
+        names = [
+            f"'{values['dataset']}'" + (f" ({path})" if (path := values.get("custom_dataset_path")) else "")
+            for values in (trained, now)
+        ]
+        say(f"warning: {LOGS}/{folder} was trained on the data set {names[0]}, and --dataset names {names[1]}")
 
 
 def dry_run_of_sampler(H: SimpleNamespace) -> None:

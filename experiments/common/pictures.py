@@ -64,9 +64,10 @@ def show_denoising(report: Any, H: Any, models: Any, ids: Tensor, first: int) ->
         frames.append(torch.cat(parts))
     rows = [[fitted(to_pillow(frame[i])) for frame in frames] for i in range(min(SHOWN, len(ids)))]
     strip = labelled(rows, column_labels=[f"{100 * i / (FRAMES - 1):.0f}%" for i in range(FRAMES)])
-    stem = report.folder / "images" / f"denoising_{first}"
-    write_picture(f"{stem}.png", strip)
-    write_gif(f"{stem}.gif", [to_pillow(enlarge(sheet(frame), 256)) for frame in frames])
+    write_picture(report.pictures.place(f"denoising_{first}.png"), strip)
+    write_gif(
+        report.pictures.place(f"denoising_{first}.gif"), [to_pillow(enlarge(sheet(frame), 256)) for frame in frames]
+    )
     caption = f"samples from {first} on, by the completed share of sampling"
     report.dashboard.image("denoising", np.asarray(strip).transpose(2, 0, 1), caption)
 

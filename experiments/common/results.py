@@ -2,6 +2,7 @@
 main process reports; in the other processes these functions do nothing."""
 
 import contextlib
+import itertools
 import json
 import math
 import time
@@ -11,12 +12,15 @@ from typing import Any
 import torch
 
 from experiments.common.weights import Loaded
+from hparams.checks import shown
+from hparams.config import names_of
 from hparams.resolve import Hparams
 from utils.core import distributed
 from utils.core.cache import versions
 from utils.core.checkpoint import LOGS
 from utils.core.device import device_name
 from utils.core.files import Lines, check_appendable
+from utils.core.json_files import parse_json
 from utils.core.progress import say
 from utils.display.html import as_text
 from utils.display.images import enlarge, save_png
@@ -24,15 +28,62 @@ from utils.display.live_dashboard import Dashboard
 from utils.display.report import report_at_end
 
 
+def command_of(H: Hparams) -> str:
+    """The command line of a script as text, without the flags that do not change what it draws, and where."""
+    idle = {"log_dir", *names_of("dashboard", "machine", "request")}
+    words = [f"--{name} {shown(getattr(H, name))}" for name in H.explicit if name not in idle]
+    return " ".join([H.script, *words])
+
+
+class Pictures:
+    """The pictures of one command in logs/<log_dir>/images. pictures.jsonl records which command drew each of them.
+
+    folder: logs/<log_dir>; command: see command_of. count: the pictures of this command so far.
+    """
+
+    def __init__(self, folder: Path, command: str):
+        self.folder, self.command, self.count, self.number = folder, command, 0, 1
+        self.lines: Lines | None = None
+        self.drawn_by: dict[str, str] = {}
+
+    def place(self, name: str) -> Path:
+        """The path images/<name>. If another command has drawn that picture, a number precedes the suffix, here and in
+        the names that follow."""
+        self.lines = self.lines or self._open()
+        images = self.folder / "images"
+        stem, suffix = name.rsplit(".", 1)
+        for number in itertools.count(self.number):
+            chosen = name if number == 1 else f"{stem}.{number}.{suffix}"
+            if not (images / chosen).exists() or self.drawn_by.get(chosen) == self.command:
+                break
+        if number > self.number:
+            say(f"{images / name} was drawn by another command and stays; this one draws {images / chosen}")
+        self.number = number
+        if self.drawn_by.get(chosen) != self.command:
+            self.drawn_by[chosen] = self.command
+            self.lines.append(json.dumps(dict(picture=chosen, command=self.command)))
+        self.count += 1
+        return images / chosen
+
+    def _open(self) -> Lines:
+        path = self.folder / "pictures.jsonl"
+        lines = Lines(path)
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # of another program, or damaged
+                row = parse_json(line)
+                self.drawn_by[str(row["picture"])] = str(row["command"])
+        return lines
+
+
 class Report:
     """The results of one command. Use it as a context manager, unless the caller owns the dashboard.
 
-    models: the measured models by name, each an experiments.common.weights.Loaded.
+    models: the measured models by name, each a models.pretrained.Loaded.
     """
 
     def __init__(self, H: Hparams, device: torch.device, dashboard: Dashboard | None = None, **models: Loaded | None):
         self.H, self.device = H, device
-        self.folder, self.pictures = Path(LOGS, H.log_dir), 0
+        self.folder, self.pictures = Path(LOGS, H.log_dir), Pictures(Path(LOGS, H.log_dir), command_of(H))
         self.checkpoints = {name: dict(path=m.path, hash=m.hash) for name, m in models.items() if m is not None}
         self.is_main = distributed.is_main()
         if self.is_main:
@@ -62,7 +113,7 @@ class Report:
 
     def conclude(self) -> None:
         """Print what was written."""
-        images = f" and {self.folder / 'images'}" if self.pictures else ""
+        images = f" and {self.folder / 'images'}" if self.pictures.count else ""
         say(f"written: {self.folder / 'metrics.jsonl'}{images}")
 
     def values(self, title: str, values: dict, **about: Any) -> None:
@@ -110,12 +161,11 @@ class Report:
         min_side: int = 256,
         shown: str | None = None,
     ) -> Path:
-        """Save uint8 (C, h, w) as logs/<log_dir>/images/<name>.png, small ones enlarged, and show it on the
-        dashboard in the pane `shown` (default: one of its own). Returns the path."""
-        path = self.folder / "images" / f"{name}.png"
+        """Save uint8 (C, h, w) as images/<name>.png in the folder, small ones enlarged, and show it on the dashboard in
+        the pane `shown` (default: one of its own). Returns the path, which may have a number: see Pictures.place."""
         if not self.is_main:
-            return path
-        self.pictures += 1
+            return self.folder / "images" / f"{name}.png"
+        path = self.pictures.place(f"{name}.png")
         save_png(path, picture, min_side)
         self.dashboard.image(shown or name, enlarge(picture, 256).expand(3, -1, -1).numpy(), caption or name)
         return path

@@ -1,8 +1,7 @@
-"""The one place that loads weights for use: autoencoder, sampler, LPIPS."""
+"""The weights that a command line names: autoencoder and sampler (models.pretrained loads them), LPIPS."""
 
 import os
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,47 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.build import build_autoencoder, build_sampler
-from utils.core.checkpoint import Checkpoints, checkpoints_of, load_into
-from utils.core.errors import DamagedFile, UserError
-from utils.core.files import hash_tensors, load_tensors
+from models.pretrained import Loaded, autoencoder_of, find_weights, named, recorded_autoencoder
+from utils.core.checkpoint import Checkpoints, load_into
+from utils.core.errors import UserError
+from utils.core.files import load_tensors
 from utils.core.progress import say
 from utils.evaluation.weight_files import WEIGHT_FILES, missing
 
 LPIPS_NETS = {"vgg": "vgg", "alex": "alexnet"}  # the package's names of networks -> weight_files' names
-
-
-@dataclass
-class Loaded:
-    """A model in eval mode, where its weights came from, and their hash."""
-
-    model: Any  # VQAutoEncoder or Sampler
-    path: str
-    hash: str
-
-
-def find_weights(name: str, folder: str, step: int, raw: bool = False) -> tuple[dict[str, Tensor], str]:
-    """(state dict, path) of the averaged weights <name>_ema_<step>.th if they exist and unless `raw`, else of
-    <name>_<step>.th."""
-    store = checkpoints_of(folder)
-    if step is None:
-        raise UserError(f"{store.models} holds no complete checkpoint of '{name}'")
-    chosen = f"{name}_ema" if not raw and store.has(f"{name}_ema", step) else name
-    path = str(store.path(chosen, step))
-    return named(store.load(chosen, step), path), path
-
-
-def named(state: Any, path: str) -> dict[str, Tensor]:
-    """Return `state` if it is a dict with names as keys. Raises DamagedFile otherwise."""
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise DamagedFile(f"{path} holds no state dict, but a {type(state).__name__} of something else")
-    return state
-
-
-def recorded_autoencoder(store: Checkpoints, step: int) -> dict[str, str] | None:
-    """The autoencoder that the manifest of a sampler's checkpoint names: dict(path, hash). None if it names
-    none, as in a published folder."""
-    return store.manifest(step).get("autoencoder") if store.manifest_path(step).is_file() else None
 
 
 def load_autoencoder(
@@ -59,30 +25,18 @@ def load_autoencoder(
     """The VQGAN's autoencoder of --ae_load_dir, --ae_load_step.
 
     sampler: (Checkpoints, step) of the sampler that uses it: the weights are those that it was trained with, averaged
-    or raw. None: there is no sampler, and --weights decides. The discriminator and `perceptual.*` of a checkpoint are
-    ignored.
+    or raw. None: there is no sampler, and --weights decides.
     """
     raw = H.weights == "raw"
     if sampler is not None:
         known = recorded_autoencoder(*sampler)
         raw = known is not None and Path(known["path"]).name == f"vqgan_{H.ae_load_step}.th"
-    state, path = find_weights("vqgan", H.ae_load_dir, H.ae_load_step, raw)
-    state = {k.removeprefix("ae."): v for k, v in state.items() if k.startswith("ae.")}
-    model = build_autoencoder(H)
-    load_into(model, state, path)
-    return Loaded(freeze(model, device), path, hash_tensors(state))
+    return autoencoder_of(H, *find_weights("vqgan", H.ae_load_dir, H.ae_load_step, raw), device)
 
 
 def load_sampler(H: SimpleNamespace, device: torch.device) -> Loaded:
     """The sampler of --load_dir, --load_step."""
-    state, path = find_weights(H.sampler, H.load_dir, H.load_step, H.weights == "raw")
-    model = build_sampler(H)
-    load_into(model, state, path)
-    return Loaded(freeze(model, device), path, hash_tensors(state))
-
-
-def freeze(model: nn.Module, device: torch.device) -> nn.Module:
-    return model.to(device).eval().requires_grad_(False)
+    return sampler_of(H, *find_weights(H.sampler, H.load_dir, H.load_step, H.weights == "raw"), device)
 
 
 # ---------------------------------------------------------------------- LPIPS

@@ -764,13 +764,14 @@ def test_a_fit_goes_on_with_its_own_autoencoder_only(place, shapes):
         call(calc_approximate_ELBO, elbo_flags(shapes, more))
 
 
-def test_a_run_of_another_script_is_left_alone(place, shapes):
+def test_a_run_of_another_script_is_left_alone(place, shapes, capsys):
     from scripts import train_stage_2
 
     train_stage_2(shapes, "run", "ae", 4, "--train_steps 2")
     config = Path("logs/run/config.json").read_text()
-    with pytest.raises(UserError, match="logs/run is not a run of this script"):
+    with pytest.raises(SystemExit):
         call(calc_approximate_ELBO, prior_flags(shapes, "run", "--resume --train_steps 2 --lr 1e-3"))
+    assert "logs/run holds a training run: give another --log_dir" in capsys.readouterr().err
     assert Path("logs/run/config.json").read_text() == config
 
 
@@ -810,6 +811,59 @@ def test_a_sample_is_what_its_codes_decode_to(place, shapes):
     decoded = to_uint8(models.autoencoder.model.decode(ids[7:8], 4, 4))[0].permute(1, 2, 0).int()
     saved = torch.from_numpy(np.array(Image.open("logs/s/images/sample_7.png")))
     assert (saved - decoded).abs().max() <= 1
+
+
+def pixels(name):
+    return np.array(Image.open(f"logs/s/images/{name}"))
+
+
+def test_another_command_line_does_not_overwrite_pictures(place, shapes, capsys):
+    flags = "--n_sheets 1 --show_steps"
+    for more in ("", "--temp 0.5", "--seed 8"):
+        call(get_samples, prior_flags(shapes, "s", f"{flags} {more}"))
+    out = capsys.readouterr().out
+    assert "samples_0-24.png was drawn by another command and stays; this one draws logs/s/images/samples_0-24.2" in out
+    files = sorted(path.name for path in Path("logs/s/images").iterdir())
+    stems = [f"{name}{number}" for name in ("denoising_0", "samples_0-24") for number in ("", ".2", ".3")]
+    assert files == sorted([f"{s}.png" for s in stems] + [f"{s}.gif" for s in stems if "denoising" in s])
+    found = [pixels(f"samples_0-24{number}.png") for number in ("", ".2", ".3")]
+    assert len({x.tobytes() for x in found}) == 3
+    call(get_samples, prior_flags(shapes, "s", f"--temp 0.5 {flags} --batch_size 8 --visdom_port 8099"))
+    assert sorted(path.name for path in Path("logs/s/images").iterdir()) == files, "the same command draws them again"
+    assert "another command" in capsys.readouterr().out
+    call(get_samples, prior_flags(shapes, "s", f"{flags} --first_sample 25"))
+    assert Path("logs/s/images/samples_25-49.png").is_file(), "no other picture has this name"
+
+
+def test_pictures_of_unknown_origin_stay(place, shapes):
+    """Of earlier versions, or beside a damaged record."""
+    Path("logs/s/images").mkdir(parents=True)
+    Path("logs/s/images/sample_0.png").write_bytes(b"mine")
+    Path("logs/s/pictures.jsonl").write_bytes(b'\xff\n[1]\n{"picture": 3}\n')
+    for _ in range(2):
+        call(get_samples, prior_flags(shapes, "s", "--n_samples 1"))
+    assert sorted(path.name for path in Path("logs/s/images").iterdir()) == ["sample_0.2.png", "sample_0.png"]
+    assert Path("logs/s/images/sample_0.png").read_bytes() == b"mine"
+
+
+def test_samples_of_custom_need_no_folder(place):
+    words = prior_flags("nowhere", "s", "--n_samples 1")
+    at = words.index("--custom_dataset_path")
+    assert call(get_samples, [*words[:at], *words[at + 2 :]])["values"]["samples"] == 1
+
+
+@pytest.mark.parametrize("script", [get_samples, calc_FID])
+def test_another_data_set_than_the_models_is_reported(script, place, shapes, capsys):
+    words = prior_flags(shapes, "s", "--n_samples 2")
+    call(script, words)
+    assert "warning" not in capsys.readouterr().out
+    other = draw_shapes(place / "other", 8)
+    at = words.index("--custom_dataset_path")
+    call(script, [*words[: at + 1], str(other), *words[at + 2 :]])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert line == (
+        f"warning: logs/prior was trained on the data set 'custom' ({shapes}), and --dataset names 'custom' ({other})"
+    )
 
 
 # ---------------------------------------------------------------------- models that do not belong together

@@ -521,14 +521,46 @@ def test_what_a_loaded_sampler_says_unless_the_command_line_does():
 
     assert measured("") == 7  # the training images are those that it was trained on
     assert measured("--steps_per_eval 0") == 0 and measured("", "ffhq") == 0
-    save_run("old", resolved("--steps_per_eval 7 --custom_dataset_path here", "sampler", "custom"))
+    H = resolved("--steps_per_eval 7 --custom_dataset_path here", "sampler", "custom")
+    save_run("old", H)
+    H.script = "calc_FID"
+    save_run("fid", H)
     assert measured("--custom_dataset_path ./here", "custom") == 7
     assert measured("--custom_dataset_path elsewhere", "custom") == 0
-    assert measured("--custom_dataset_path here --resume --log_dir old", "custom") == 7  # --resume is not heeded
+    assert measured("--custom_dataset_path here --resume --log_dir fid", "custom") == 7  # --resume is not heeded
+
+
+@pytest.mark.parametrize("file", ["config.json", "saved_models/vqgan_ema_9.th", "saved_models/absorbing_9.th"])
+def test_a_measurement_does_not_write_into_a_training_run(file):
+    save_run("run", resolved("", "sampler"))
+    if file != "config.json":
+        os.remove("logs/run/config.json")
+        os.makedirs("logs/run/saved_models")
+        open(f"logs/run/{file}", "w").close()
+    words = f"--dataset churches {SAMPLER} --n_samples 2 --log_dir".split()
+    with contextlib.redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit) as stop:
+        get_hparams("sampler", "", [*words, "run"], extra=(FIDConfig,), script="s")
+    assert stop.value.code == 2
+    assert "--log_dir run: logs/run holds a training run: give another --log_dir" in err.getvalue()
+    assert "run_results" in err.getvalue()
+    os.makedirs("logs/nll/saved_models")  # of calc_approximate_ELBO
+    open("logs/nll/saved_models/logsigma_9.th", "w").close()
+    assert get_hparams("sampler", "", [*words, "nll"], extra=(FIDConfig,), script="s").log_dir == "nll"
+
+
+def test_custom_needs_its_folder_where_images_are_read(capsys):
+    words = f"--dataset custom {SAMPLER} --n_samples 2".split()
+    with pytest.raises(SystemExit):
+        get_hparams("sampler", "", words, extra=(FIDConfig,), script="s")
+    assert "--dataset custom needs --custom_dataset_path" in capsys.readouterr().err
+    H = get_hparams("sampler", "", words, extra=(FIDConfig,), script="s", reads_images=False)
+    assert H.data_entry["paths"] == [] and H.dataset == "custom"
 
 
 def test_a_measurement_takes_nothing_from_a_run_that_it_does_not_resume(capsys):
-    save_run("run", resolved("--temp 0.3 --seed 7 --disc_layers 5", "sampler"))
+    H = resolved("--temp 0.3 --seed 7 --disc_layers 5", "sampler")
+    H.script = "calc_approximate_ELBO"
+    save_run("run", H)
     words = f"--dataset churches {SAMPLER} --n_samples 2 --log_dir run --resume"
     H = get_hparams("sampler", "", words.split(), extra=(FIDConfig,), reads=("temp",), script="s")
     assert (H.temp, H.seed) == (1.0, 0) and "--resume has no effect" in capsys.readouterr().err

@@ -1,0 +1,302 @@
+"""Trained models from the folders of runs, as published or as this program writes them:
+
+    model = load_pretrained("logs/NAME")
+    images = model.sample(8)
+
+The one file of models/ that reads runs. B images, C channels, L = h w codes.
+"""
+
+import inspect
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hparams.checks import derive
+from hparams.config import ALL_FLAGS, names_of
+from hparams.sources import checked, run_folder
+from models.build import build_autoencoder, build_sampler
+from models.samplers import SAMPLERS, Sampler
+from utils.core.checkpoint import Checkpoints, checkpoints_of, load_into
+from utils.core.device import pick_device
+from utils.core.errors import DamagedFile, UserError
+from utils.core.files import hash_tensors, read_json
+from utils.core.job import LOGS
+from utils.core.seed import sample_uniforms
+from utils.data.pixels import to_float, to_uint8
+
+FLAGS = {flag.name: flag for flag in ALL_FLAGS}
+
+
+def load_pretrained(
+    name: str | Path,
+    autoencoder: str | Path | None = None,
+    step: int | None = None,
+    device: str | torch.device | None = None,
+) -> "Pretrained":
+    """The models of a run: a sampler with the autoencoder that it was trained with, or a VQGAN alone. Of both the
+    averaged weights, if there are any.
+
+    name: the folder of the run, "logs/NAME" or "NAME", both under logs/, or an absolute path. autoencoder: the folder
+    of the VQGAN; needed if the sampler is a published one, which does not record it, or if the folder was renamed.
+    step: of the checkpoint; by default the newest one. device: by default a GPU if there is one.
+
+    Raises FileNotFoundError if a folder or the checkpoint does not exist, ValueError if files are damaged or do not
+    belong together.
+    """
+    device = pick_device("auto") if device is None else torch.device(device)
+    run = find_run(name, (*SAMPLERS, "vqgan"), step)
+    if run.kind != "vqgan":
+        ae_run, ae = find_autoencoder(run, autoencoder, device)
+        taken = {k: v for k, v in ae_run.saved.items() if k in names_of("autoencoder")}
+        H = configuration(taken | run.saved, sampler=run.kind)
+        require_same_codes(H, configuration(ae_run.saved), run, ae_run)
+        return Pretrained(H, ae, sampler_of(H, *find_weights(run.kind, run.name, run.step), device), device)
+    if autoencoder is not None:
+        raise ValueError(f"{run.folder} holds a VQGAN, which is an autoencoder: leave autoencoder= out")
+    H = configuration(run.saved)
+    return Pretrained(H, autoencoder_of(H, *find_weights("vqgan", run.name, run.step), device), None, device)
+
+
+class Pretrained:
+    """An autoencoder and a sampler, or an autoencoder alone; all results are on the CPU.
+
+    Attributes: autoencoder (models.autoencoder.VQAutoEncoder), sampler (models.samplers.Sampler or None), H (the
+    configuration that they were trained with), device.
+    """
+
+    def __init__(self, H: SimpleNamespace, autoencoder: "Loaded", sampler: "Loaded | None", device: torch.device):
+        self.H, self.device = H, device
+        self.autoencoder = autoencoder.model
+        self.sampler: Sampler | None = None if sampler is None else sampler.model
+        self.paths = [loaded.path for loaded in (sampler, autoencoder) if loaded is not None]
+
+    def __repr__(self) -> str:
+        _, h, w = self.H.latent_shape
+        return (
+            f"<{' with '.join(self.paths)}: images of {self.H.img_size} x {self.H.img_size} pixels, {h} x {w} codes of "
+            f"{self.H.codebook_size}>"
+        )
+
+    @torch.no_grad()
+    def sample(self, n: int, seed: int = 0, temp: float = 1.0, steps: int | None = None) -> Tensor:
+        """Draw n images, uint8 (n, C, H, W): the first that experiments/get_samples.py draws with the same settings.
+
+        temp: the temperature. steps: sampling steps of the absorbing diffusion; by default those of the run. An image
+        is a function of its number, seed, temp and steps.
+        """
+        sampler = self._sampler_for(steps)
+        if n < 1 or temp <= 0:
+            raise ValueError(f"n={n}, temp={temp}: n must be 1 or more, and temp above 0")
+
+        def draw(numbers: range) -> Tensor:
+            return sample_uniforms(seed, numbers, sampler.draws_per_sample(), self.device)
+
+        batches = sampler.sample_many(draw, n, min(n, self.H.batch_size), temp)
+        return torch.cat([self._decode(ids) for ids in batches])
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W), uint8 or floats in [0, 1] -> their codes, int64 (B, L), row by row."""
+        H, shape = self.H, (self.H.n_channels, self.H.img_size, self.H.img_size)
+        if images.ndim != 4 or images.shape[1:] != shape:
+            raise ValueError(f"images of shape {tuple(images.shape)}: (B, {', '.join(map(str, shape))}) is needed")
+        if images.dtype != torch.uint8 and not (images.is_floating_point() and 0 <= images.min() <= images.max() <= 1):
+            raise ValueError(f"images of {images.dtype}: uint8, or floats in [0, 1], are needed")
+        parts = (part.to(self.device) for part in images.split(H.batch_size))
+        xs = (to_float(part) if part.dtype == torch.uint8 else part.float() for part in parts)
+        return torch.cat([encode_batch(self.autoencoder, x).cpu() for x in xs])
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor) -> Tensor:
+        """Codes (B, L) or (B, h, w) -> images, uint8 (B, C, H, W)."""
+        H = self.H
+        if ids.is_floating_point() or ids.ndim < 2 or ids.shape[1:].numel() != H.latent_shape[1] * H.latent_shape[2]:
+            _, h, w = H.latent_shape
+            raise ValueError(f"codes of {ids.dtype}, shape {tuple(ids.shape)}: integers (B, {h * w}) are needed")
+        if ids.numel() and not 0 <= ids.min() <= ids.max() < H.codebook_size:
+            raise ValueError(f"codes must be in 0 ... {H.codebook_size - 1}")
+        return torch.cat([self._decode(part) for part in ids.flatten(1).long().split(H.batch_size)])
+
+    def _decode(self, ids: Tensor) -> Tensor:
+        return to_uint8(self.autoencoder.decode(ids.to(self.device), *self.H.latent_shape[1:])).cpu()
+
+    def _sampler_for(self, steps: int | None) -> Sampler:
+        """The sampler with so many sampling steps; both have the same tensors."""
+        if self.sampler is None:
+            raise ValueError(f"{self.paths[0]} is an autoencoder, which draws no samples: load the run of a sampler")
+        if steps is None:
+            return self.sampler
+        if "sample_steps" not in inspect.signature(type(self.sampler)).parameters:
+            raise ValueError(f"steps={steps}: {self.paths[0]} draws one code after the other: leave steps out")
+        if steps < 1:
+            raise ValueError(f"steps={steps}: it must be 1 or more")
+        sampler = build_sampler(SimpleNamespace(**{**vars(self.H), "sample_steps": steps}))
+        sampler.load_state_dict(self.sampler.state_dict(), assign=True)
+        return freeze(sampler, self.device)
+
+
+# ---------------------------------------------------------------------- runs
+
+
+@dataclass
+class FoundRun:
+    """The checkpoint of a run. name: its folder, relative to logs/ or absolute. kind: 'vqgan' or a sampler's name.
+    saved: the configuration that it recorded, {} if it is a published one."""
+
+    name: str
+    kind: str
+    step: int
+    saved: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        return self.store.folder
+
+    @property
+    def store(self) -> Checkpoints:
+        return checkpoints_of(self.name)
+
+
+def find_run(name: str | Path, kinds: tuple[str, ...], step: int | None = None) -> FoundRun:
+    """The run in a folder, of the first of these kinds that it holds; step None: the newest complete one."""
+    path = Path(name).expanduser()
+    if not path.is_absolute():
+        below = path.parts[1:] if len(path.parts) > 1 and path.parts[0] == LOGS.name else path.parts
+        path = run_folder(str(Path(*below))).relative_to(LOGS)
+    store = checkpoints_of(str(path))
+    if not store.folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {store.folder}")
+    for kind in kinds:
+        steps = sorted({*store.steps_with(kind), *store.steps_with(f"{kind}_ema")})
+        if steps:
+            complete = [s for s in steps if store.manifest_path(s).is_file()] or steps
+            chosen = complete[-1] if step is None else step
+            if chosen not in steps:
+                there = ", ".join(map(str, steps[-20:]))
+                raise FileNotFoundError(f"{store.models} holds no step {chosen} of '{kind}': there are {there}")
+            return FoundRun(str(path), kind, chosen, saved_hparams(store, chosen))
+    raise FileNotFoundError(f"{store.models} holds no weights of {' or '.join(kinds)}")
+
+
+def saved_hparams(store: Checkpoints, step: int) -> dict[str, Any]:
+    """The values of flags in a step's manifest, or in config.json if the manifest has none; {} if there are none."""
+    path = store.manifest_path(step)
+    saved = store.manifest(step).get("hparams") if path.is_file() else None
+    if saved is None:
+        path = store.folder / "config.json"
+        saved = read_json(path) if path.is_file() else dict(hparams={})
+        saved = saved.get("hparams") if isinstance(saved, dict) else None
+    if not isinstance(saved, dict):
+        raise DamagedFile(f"{path} is damaged: it holds no configuration")
+    return {k: checked(FLAGS[k], v, f"{path}: ") for k, v in saved.items() if k in FLAGS and v is not None}
+
+
+def configuration(saved: dict[str, Any], **more: Any) -> SimpleNamespace:
+    """A value for each flag: what a run recorded, else the paper's."""
+    H = SimpleNamespace(**{name: flag.older(saved) for name, flag in FLAGS.items()} | saved | more)
+    H.explicit = list(saved)
+    derive(H, FLAGS.values())
+    return H
+
+
+def find_autoencoder(run: FoundRun, folder: str | Path | None, device: torch.device) -> tuple[FoundRun, "Loaded"]:
+    """The autoencoder of a sampler: the weights that its manifest records. folder: where they are now."""
+    known, step = recorded_autoencoder(run.store, run.step) or {}, run.saved.get("ae_load_step")
+    if folder is None:
+        folder = run.saved.get("ae_load_dir")
+        if folder is None:
+            raise ValueError(
+                f"{run.folder} does not record its autoencoder: pass autoencoder='logs/NAME', the folder of the VQGAN "
+                "that it was trained with"
+            )
+        run_folder(folder)  # of a file that may come from someone else: refuses names that lead elsewhere
+        beside = [parent / folder for parent in Path(run.name).parents if Path(run.name).is_absolute()]
+        folder = next((path for path in beside if path.is_dir()), folder)
+    recorded = re.fullmatch(r"(vqgan(?:_ema)?)_(\d+)\.th", Path(known.get("path", "")).name)
+    ae_run = find_run(folder, ("vqgan",), int(recorded[2]) if recorded else step)
+    if recorded:
+        state, path = ae_run.store.load(recorded[1], ae_run.step), str(ae_run.store.path(recorded[1], ae_run.step))
+    else:
+        state, path = find_weights("vqgan", ae_run.name, ae_run.step)
+    loaded = autoencoder_of(configuration(ae_run.saved), named(state, path), path, device)
+    if known and known["hash"] != loaded.hash:
+        raise ValueError(f"{run.folder} was trained on the codes of {known['path']}, which is not this {path}")
+    return ae_run, loaded
+
+
+def require_same_codes(H: SimpleNamespace, ae_H: SimpleNamespace, run: FoundRun, ae_run: FoundRun) -> None:
+    for name in ("codebook_size", "latent_shape"):
+        if getattr(H, name) != getattr(ae_H, name):
+            raise ValueError(
+                f"{run.folder} and {ae_run.folder} do not belong together: {name} {getattr(H, name)} and "
+                f"{getattr(ae_H, name)}"
+            )
+
+
+# ---------------------------------------------------------------------- weights
+
+
+@dataclass
+class Loaded:
+    """A model in eval mode, where its weights came from, and their hash."""
+
+    model: Any  # VQAutoEncoder or Sampler
+    path: str
+    hash: str
+
+
+def find_weights(name: str, folder: str, step: int, raw: bool = False) -> tuple[dict[str, Tensor], str]:
+    """(state dict, path) of the averaged weights <name>_ema_<step>.th if they exist and unless `raw`, else of
+    <name>_<step>.th."""
+    store = checkpoints_of(folder)
+    if step is None:
+        raise UserError(f"{store.models} holds no complete checkpoint of '{name}'")
+    chosen = f"{name}_ema" if not raw and store.has(f"{name}_ema", step) else name
+    path = str(store.path(chosen, step))
+    return named(store.load(chosen, step), path), path
+
+
+def recorded_autoencoder(store: Checkpoints, step: int) -> dict[str, str] | None:
+    """The autoencoder that the manifest of a sampler's checkpoint names: dict(path, hash). None if it names
+    none, as in a published folder."""
+    return store.manifest(step).get("autoencoder") if store.manifest_path(step).is_file() else None
+
+
+def named(state: Any, path: str) -> dict[str, Tensor]:
+    """Return `state` if it is a dict with names as keys. Raises DamagedFile otherwise."""
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise DamagedFile(f"{path} holds no state dict, but a {type(state).__name__} of something else")
+    return state
+
+
+def autoencoder_of(H: SimpleNamespace, state: dict[str, Tensor], path: str, device: torch.device) -> Loaded:
+    """The autoencoder of a VQGAN's state dict. Its discriminator and `perceptual.*` are ignored."""
+    state = {k.removeprefix("ae."): v for k, v in state.items() if k.startswith("ae.")}
+    model = build_autoencoder(H)
+    load_into(model, state, path)
+    return Loaded(freeze(model, device), path, hash_tensors(state))
+
+
+def sampler_of(H: SimpleNamespace, state: dict[str, Tensor], path: str, device: torch.device) -> Loaded:
+    """The sampler of a state dict."""
+    model = build_sampler(H)
+    load_into(model, state, path)
+    return Loaded(freeze(model, device), path, hash_tensors(state))
+
+
+def freeze(model: nn.Module, device: torch.device) -> Any:
+    return model.to(device).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def encode_batch(ae: Any, x: Tensor, precision: Any = None) -> Tensor:
+    """Floats in [0, 1], (B, C, H, W) -> ids (B, L) int64. precision: a utils.training.amp.Precision; without it this
+    computes in float32, not in a GPU's TF32: with only three digits, other codes would be the nearest."""
+    precise = torch.autocast(x.device.type, enabled=False)
+    with precision.autocast() if precision else precise, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return ae.encode(x)
