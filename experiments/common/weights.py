@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.pretrained import Loaded, autoencoder_of, find_weights, named, recorded_autoencoder
+from models.pretrained import Loaded, autoencoder_of, find_weights, named, recorded_autoencoder, sampler_of
 from utils.core.checkpoint import Checkpoints, load_into
 from utils.core.errors import UserError
 from utils.core.files import load_tensors
