@@ -28,11 +28,9 @@ class FIDConfig(MetricFlags):
     save_latents: bool = opt(False, "write their codes to logs/<log_dir>/latents.pt, for --latents_path")
 
 
-EXAMPLES = """examples:
-  python experiments/calc_FID.py --sampler absorbing --dataset churches --log_dir FID_log \\
-      --ae_load_dir vqgan_churches --ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 \\
-      --ema --n_samples 50000 --temp 0.9
-  python experiments/calc_FID.py ... --n_samples 50000 --kid --isc
+EXAMPLES = """example:
+  python experiments/calc_FID.py --sampler absorbing --dataset churches --log_dir FID --ae_load_dir vqgan_churches \\
+      --ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 --ema --n_samples 50000 --temp 0.9 --kid
 """
 
 
