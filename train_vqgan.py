@@ -18,6 +18,7 @@ from functools import partial
 
 import torch
 
+from experiments.common.efficientnet import load_distance
 from experiments.common.images import load_images, note_images
 from experiments.common.pictures import code_means
 from experiments.common.weights import load_lpips, note_missing_weights
@@ -179,10 +180,14 @@ def show_pictures(vqgan, fixed, images, H, run, precision):
 
 
 def find_perceptual(H, checkpoint):
-    """LPIPS with VGG16, from its file or from the checkpoint that is about to be loaded; None where its weight is 0."""
+    """The perceptual distance, None where its weight is 0: LPIPS with VGG16, from its file or from the checkpoint that
+    is about to be loaded, or that of EfficientNet-Lite0."""
     if H.perceptual_weight == 0:
         return None
-    return load_lpips("vgg", H.perceptual_weights, checkpoint, ", or train without: --perceptual_weight 0")
+    if H.perceptual_net == "efficientnet_lite0":
+        return load_distance()
+    otherwise = "; or take a network that needs no download: --perceptual_net efficientnet_lite0; or train without: "
+    return load_lpips("vgg", H.perceptual_weights, checkpoint, f"{otherwise}--perceptual_weight 0")
 
 
 def name_batch(H, images, step):
@@ -230,7 +235,8 @@ def dry_run(H):
         vqgan = build_vqgan(H)
     print_dry_run(H, describe_stage_1(H, vqgan.ae, vqgan))
     note_images(H)
-    if H.perceptual_weight and not (H.load_step or continues(vars(H))):  # a checkpoint holds them, too
+    uses_vgg = H.perceptual_weight and H.perceptual_net == "vgg"
+    if uses_vgg and not (H.load_step or continues(vars(H))):  # a checkpoint holds them, too
         note_missing_weights(H, "vgg")
 
 

@@ -9,6 +9,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments.common.flags import FeaturesConfig, MetricFlags, ModelsConfig
 from hparams import get_hparams
 from hparams.config import OF_SAMPLING, opt
+from utils.core.errors import UsageError, UserError, run_main
+from utils.evaluation.metrics import EXTRACTORS, METRICS
 
 
 @dataclass
@@ -26,21 +28,25 @@ class FIDConfig(MetricFlags):
     save_latents: bool = opt(False, "write their codes to logs/<log_dir>/latents.pt, for --latents_path")
 
 
-EXAMPLES = """examples:
-  python experiments/calc_FID.py --sampler absorbing --dataset churches --log_dir FID_log \\
-      --ae_load_dir vqgan_churches --ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 \\
-      --ema --n_samples 50000 --temp 0.9
-  python experiments/calc_FID.py ... --n_samples 50000 --kid --isc
-
-Features of the training images are cached under features/, and so are those of the samples: the same command
-with --kid, or calc_PRDC.py for the same samples, does not sample again.
+EXAMPLES = """example:
+  python experiments/calc_FID.py --sampler absorbing --dataset churches --log_dir FID --ae_load_dir vqgan_churches \\
+      --ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 --ema --n_samples 50000 --temp 0.9 --kid
 """
+
+
+def settle(H):
+    """Refuse an inception score of another network."""
+    if H.isc and H.extractor != EXTRACTORS[0]:
+        raise UsageError(f"--isc contradicts --extractor {H.extractor}: the inception score is Inception's")
+
+
 COMMAND_LINE = dict(
     family="sampler",
     description="FID of samples against the training images.",
     epilog=EXAMPLES,
     extra=(FIDConfig, FeaturesConfig, ModelsConfig),
     reads=OF_SAMPLING,
+    settle=settle,
 )
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     H = get_hparams(**COMMAND_LINE)
@@ -51,8 +57,6 @@ from experiments.common.measure import Images, Samples
 from experiments.common.models import dry_run_on_images, load_models
 from experiments.common.results import Report
 from utils.core.device import pick_device
-from utils.core.errors import UserError, run_main
-from utils.evaluation.metrics import METRICS
 
 
 def main(H):

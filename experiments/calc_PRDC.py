@@ -36,8 +36,7 @@ EXAMPLES = """examples:
       --ema --n_samples 50000
   python experiments/calc_PRDC.py ... --n_samples 50000 --fake_images_path ~/other_model/samples
 
-Features are cached under features/: samples that calc_FID.py measured (the same models, --n_samples, --temp, --seed)
-are not drawn again.
+Features are cached: samples that calc_FID.py measured with the same flags are not drawn again.
 """
 COMMAND_LINE = dict(
     family="sampler",
@@ -181,7 +180,7 @@ def introduce(H, real, fake, extractors):
             what = side.made_by.get("what") if side.made_by else "the file does not state their origin"
             say(f"features read from {side.path}: {what}")
     idle = () if fake.source else ("load_dir", "load_step", "seed", *OF_SAMPLING)
-    idle += () if extractors else ("feature_weights", "feature_batch")
+    idle += () if extractors else ("extractor", "feature_weights", "feature_batch")
     if given := [f"--{name}" for name in idle if name in H.explicit]:
         say(f"note: no effect next to files of features: {' '.join(given)}")
 

@@ -56,8 +56,9 @@ import math
 import torch
 
 from experiments.common.codes import encode_batch
+from experiments.common.efficientnet import load_distance
 from experiments.common.images import load_images, note_images
-from experiments.common.measure import Images, each_image, saving_images
+from experiments.common.measure import Images, each_image, load_extractor, saving_images
 from experiments.common.models import load_models
 from experiments.common.pictures import CodeMeans
 from experiments.common.results import Report
@@ -74,7 +75,7 @@ from utils.data.pixels import to_float, to_uint8
 from utils.display.grids import SAYS_TRIPLES
 from utils.display.images import TRIPLES, sheet, triples
 from utils.evaluation.features import collect
-from utils.evaluation.metrics import METRICS
+from utils.evaluation.metrics import EXTRACTORS, fid
 from utils.evaluation.neighbours import lpips_input
 from utils.evaluation.weight_files import WEIGHT_FILES
 from utils.training.meters import CodeUsage, Meters
@@ -86,8 +87,9 @@ LEAST_MSE = 1e-10  # the PSNR of a perfect reconstruction would be infinite: 100
 class Reconstructor:
     """Reconstructs batches and sums their errors. seen: the number of images so far."""
 
-    def __init__(self, H, models, lpips):
-        self.models, self.lpips, self.seen = models, lpips, 0
+    def __init__(self, H, models, perceptual):
+        """perceptual: {name: a distance of images in [0, 1], (x, y) -> (B, 1, 1, 1)}."""
+        self.models, self.perceptual, self.seen = models, perceptual, 0
         self.latent_shape = H.latent_shape[1:]
         self.meters, self.usage = Meters(models.device), CodeUsage(H.codebook_size, models.device)
         self.codes = CodeMeans(H.codebook_size, H.n_channels, H.img_size // self.latent_shape[0], models.device)
@@ -106,8 +108,8 @@ class Reconstructor:
         b = to_float(x_hat)
         mse = (a - b).square().flatten(1).mean(1).clamp(min=LEAST_MSE)
         errors = dict(l1=(a - b).abs().mean(), psnr=(-10 * mse.log10()).mean())
-        if self.lpips is not None:
-            errors["lpips"] = self.lpips(lpips_input(a), lpips_input(b)).mean()
+        for name, distance in self.perceptual.items():
+            errors[name] = distance(a, b).mean()
         self.meters.add(errors, len(x))
         self.seen += len(x)
         return x_hat
@@ -148,37 +150,43 @@ class NoFeatures:
 
 
 def find_extractor(H, device):
-    """Inception, or NoFeatures and a message if its weights are missing."""
+    """The network of --extractor, or NoFeatures and a message if the weights of Inception are missing."""
     try:
-        return METRICS["fid"].extractor(H, device)
+        return load_extractor(H, device)
     except UserError as error:
-        if H.feature_weights or WEIGHT_FILES["inception"].exists:
+        if H.extractor != EXTRACTORS[0] or H.feature_weights or WEIGHT_FILES["inception"].exists:
             raise
         say(f"note: rFID is left out: {error}")
         return NoFeatures()
 
 
-def find_lpips(H, autoencoder, device):
-    """LPIPS with VGG16 if its weights are available (the checkpoint may hold them), else None and a message."""
+def find_perceptual(H, autoencoder, device):
+    """{name: distance of images}, as Reconstructor takes it: by the network of --extractor, which is LPIPS with VGG16
+    unless that is EfficientNet-Lite0. Empty, with a message, if LPIPS's weights are missing (the checkpoint may hold
+    them)."""
+    if H.extractor != EXTRACTORS[0]:
+        return {f"perceptual_{H.extractor}": load_distance().to(device)}
     try:
-        return load_lpips("vgg", H.perceptual_weights, autoencoder.path).to(device)
+        otherwise = "; or measure with another network, which needs no download: --extractor efficientnet_lite0"
+        lpips = load_lpips("vgg", H.perceptual_weights, autoencoder.path, otherwise).to(device)
+        return dict(lpips=lambda x, y: lpips(lpips_input(x), lpips_input(y)))
     except UserError as error:
         if H.perceptual_weights:
             raise
         say(f"note: LPIPS is left out: {error}")
-        return None
+        return {}
 
 
 def main(H):
     device = pick_device(H.device)
-    fid, extractor = METRICS["fid"], find_extractor(H, device)
+    extractor = find_extractor(H, device)
     images = load_images(H, H.split)
     if len(images) < 2:
         raise UserError(f"{H.data_entry['origin']}: the FID needs two images or more in '{H.split}', not {len(images)}")
     if H.n_samples is not None and H.n_samples < len(images):
         images = images.evenly(H.n_samples)
     models = load_models(H, with_sampler=False)
-    reconstruct = Reconstructor(H, models, find_lpips(H, models.autoencoder, device))
+    reconstruct = Reconstructor(H, models, find_perceptual(H, models.autoencoder, device))
     with Report(H, device, autoencoder=models.autoencoder) as report:
         save = saving_images(report.folder / "reconstructions") if H.save_images else None
         fake, picture = features_of_reconstructions(H, images, reconstruct, extractor, save)
@@ -187,7 +195,7 @@ def main(H):
         reconstruct.codes.share()
         if not distributed.is_main():
             return
-        values = dict(rfid=fid.compute(real, fake, H)["fid"]) if real else {}
+        values = {f"r{name}": value for name, value in fid(real, fake, H).items()} if real else {}
         values.update(**errors, **usage, codebook_size=H.codebook_size, images=fake.count)
         path = report.picture("reconstructions", picture, SAYS_TRIPLES)
         report.picture("codebook", reconstruct.codes.sheet(), reconstruct.codes.caption(), 512)
@@ -203,6 +211,8 @@ def dry_run(H):
     with torch.device("meta"):
         print_dry_run(H, describe_stage_1(H, build_autoencoder(H)))
     note_images(H)
+    if H.extractor != EXTRACTORS[0]:
+        return
     note_missing_weights(H, "inception")
     checkpoints = [checkpoints_of(H.ae_load_dir).path(name, H.ae_load_step) for name in ("vqgan_ema", "vqgan")]
     if not any(path.is_file() and has_perceptual(path) for path in checkpoints):

@@ -1,4 +1,4 @@
-"""The training images nearest to each sample by LPIPS (Zhang et al. 2018): does the model copy what it has seen?"""
+"""The training images nearest to each sample by a perceptual distance: does the model copy what it has seen?"""
 
 import sys
 from dataclasses import dataclass
@@ -24,10 +24,16 @@ class NeighboursConfig:
         metavar="PATH",
         replaces=("n_samples", *OF_SAMPLING, "seed"),
     )
+    net: str = opt(
+        "alexnet",
+        "network of the distance; alexnet: LPIPS (Zhang et al. 2018); efficientnet_lite0 needs no download",
+        choices=["alexnet", "efficientnet_lite0"],
+    )
     alexnet_weights: str = opt(
         None,
         "file with the AlexNet weights for LPIPS (default: torchvision's place, $TORCH_HOME/hub/checkpoints)",
         metavar="PATH",
+        needs="net alexnet",
     )
 
 
@@ -57,6 +63,7 @@ from functools import partial
 import torch
 
 from experiments.common.codes import decoded_batches
+from experiments.common.efficientnet import load_distance
 from experiments.common.images import load_images
 from experiments.common.models import dry_run_on_images, load_models, require_size
 from experiments.common.results import Report
@@ -114,7 +121,7 @@ def own_batches(H, images, device, progress):
         progress.update(len(x) * distributed.world_size())
 
 
-def search(H, lpips, images, queries, device):
+def search(H, model, images, queries, device):
     """Queries uint8 (Q, C, H, W) -> of each a list of (distance, number) of its nearest images in an ImageSet. Of
     several processes the main one has the lists."""
     world, candidates, groups = distributed.world_size(), [], queries.split(H.query_batch)
@@ -122,7 +129,7 @@ def search(H, lpips, images, queries, device):
     with Progress(len(groups) * len(images), "comparing training images", "img", lazy=True) as progress:
         for group in groups:
             batches = own_batches(H, images, device, progress)
-            found = find_candidates(lpips, to_float(group.to(device)), batches, H.n_neighbours, embedding)
+            found = find_candidates(model, to_float(group.to(device)), batches, H.n_neighbours, embedding)
             candidates += found.tolist()
 
     def load(i):
@@ -131,7 +138,7 @@ def search(H, lpips, images, queries, device):
     def nearest():
         own = list(zip(queries, candidates, strict=True))[distributed.rank() :: world]
         for query, near in track(own, "measuring the nearest", unit="query", each=world):
-            yield nearest_of(lpips, to_float(query.to(device)), near, load, H.n_neighbours)
+            yield nearest_of(model, to_float(query.to(device)), near, load, H.n_neighbours)
 
     return list(distributed.in_order(nearest()))
 
@@ -152,12 +159,21 @@ def drawn_queries(H, models):
     return distributed.broadcast_tensor(torch.cat(images) if images else None)
 
 
+def load_net(H):
+    """(the distance, its name, what metrics.jsonl states about it) of --net."""
+    if H.net == "alexnet":
+        lpips = load_lpips("alex", H.alexnet_weights)
+        return lpips, "LPIPS", dict(lpips=hash_tensors(lpips.state_dict()))
+    distance = load_distance()
+    return distance, f"distance by {H.net}", {H.net: hash_tensors(distance.net.state_dict())}
+
+
 def main(H):
     device, models = pick_device(H.device), None
     if H.query_images:
         require_size(H)
         names, queries = read_pictures(H)
-    lpips = load_lpips("alex", H.alexnet_weights).to(device)  # before any long work, which would be lost
+    distance, name_of_distance, weights = load_net(H)  # before any long work, which would be lost
     images = load_images(H, "train")
     if not H.query_images:
         models = load_models(H)
@@ -165,7 +181,7 @@ def main(H):
     with Report(H, device, **about) as report:
         if models is not None:
             names, queries = range(H.n_samples), drawn_queries(H, models)
-        rows = search(H, lpips, images, queries, device)
+        rows = search(H, distance.to(device), images, queries, device)
         if not distributed.is_main():
             return
         found = []
@@ -177,9 +193,9 @@ def main(H):
         nearest = [row[0][0] for row in rows]
         values = dict(median=statistics.median(nearest), minimum=min(nearest), queries=len(rows))
         report.values(
-            f"LPIPS to the nearest training image of '{H.dataset}' ({path})",
+            f"{name_of_distance} to the nearest training image of '{H.dataset}' ({path})",
             dict(values, training_images=len(images) - int(images.broken.sum())),
-            lpips=hash_tensors(lpips.state_dict()),
+            **weights,
         )
 
 

@@ -270,6 +270,13 @@ class VQGANTrainingConfig:
 
     base_lr: float = opt(4.5e-6, "learning rate an image of the batch, unless --lr", "vqgan", above=0.0)
     perceptual_weight: float = opt(1.0, "weight of LPIPS; 0: no VGG weights needed", "vqgan common", min=0.0)
+    perceptual_net: str = opt(
+        "vgg",
+        "network of the perceptual loss; efficientnet_lite0 needs no download",
+        "vqgan common",
+        choices=["vgg", "efficientnet_lite0"],
+        needs="perceptual_weight",
+    )
     perceptual_weights: str = opt(
         None,
         "file with the VGG16 weights for LPIPS (default: torchvision's place)",

@@ -105,23 +105,40 @@ class PerceptualDistance(nn.Module):
     At the last block of each of five resolutions: the features of a position are scaled to length 1; the squared
     difference is summed over the channels and averaged over the positions. The distance is the mean of the five: from 0
     to 4, about 0.2 for images with Gaussian noise of standard deviation 0.02.
+
+    The network moves with the module, but is not in its state dict: checkpoints do not contain it.
     """
 
     def __init__(self, net: EfficientNetLite0) -> None:
         super().__init__()
-        self.net = net
+        self._hidden = (net,)  # in a tuple, a module is not registered
+
+    @property
+    def net(self) -> EfficientNetLite0:
+        return self._hidden[0]
+
+    def _apply(self, fn, recurse=True):  # what .to(...) calls
+        self.net._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     def features(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Five maps (B, C, h, w) of x, unit length over the channels."""
+        """Five maps (B, C, h, w) of x, unit length over the channels. In images below LEAST pixels each pixel is first
+        repeated by the least whole factor that makes both sides large enough."""
+        factor = math.ceil(LEAST / min(x.shape[2:]))
+        if factor > 1:
+            x = x.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
         outputs = self.net.maps(x)[1:]
         return [F.normalize(outputs[i].float(), dim=1) for i in MAPS]
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Images (B, 3 or 1, H, W), floats in [0, 1], of 32 pixels or more -> (B, 1, 1, 1). Differentiable."""
-        if min(x.shape[2:]) < LEAST:
-            raise ValueError(f"images of {x.shape[3]} x {x.shape[2]} pixels are too small: {LEAST} are needed")
+        """Images (B, 3 or 1, H, W), floats in [0, 1] -> (B, 1, 1, 1). Differentiable."""
         distances = [
             (a - b).square().sum(1, keepdim=True).mean((2, 3), keepdim=True)
             for a, b in zip(self.features(x), self.features(y), strict=True)
         ]
         return torch.stack(distances).mean(0)
+
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        """Images like those of `forward` -> vectors (B, D) whose squared Euclidean distance is the perceptual one."""
+        maps = self.features(x)
+        return torch.cat([m.flatten(1) / math.sqrt(len(maps) * m[0, 0].numel()) for m in maps], 1)

@@ -10,7 +10,7 @@ import os
 import torch
 import torch.nn.functional as F
 
-from models.efficientnet import SIDE, EfficientNetLite0
+from models.efficientnet import SIDE, EfficientNetLite0, PerceptualDistance
 from utils.core.errors import UserError
 from utils.core.files import load_tensors, sha256_file
 
@@ -32,6 +32,11 @@ def load_efficientnet() -> EfficientNetLite0:
     net = EfficientNetLite0()
     net.load_published(load_tensors(efficientnet_place()))
     return net
+
+
+def load_distance() -> PerceptualDistance:
+    """The perceptual distance by the trained network; errors as of load_efficientnet."""
+    return PerceptualDistance(load_efficientnet())
 
 
 class EfficientNetExtractor:

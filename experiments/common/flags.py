@@ -3,26 +3,32 @@
 from dataclasses import dataclass, make_dataclass
 
 from hparams.config import opt
-from utils.evaluation.metrics import METRICS
+from utils.evaluation.metrics import EXTRACTORS, METRICS
 
 
 @dataclass
 class ModelsConfig:
     """models together"""
 
-    allow_other_ae: bool = opt(False, "use the sampler even with an autoencoder that it was not trained with")
+    allow_other_ae: bool = opt(False, "accept an autoencoder that the sampler was not trained with")
 
 
 @dataclass
 class FeaturesConfig:
     """features"""
 
+    extractor: str = opt(
+        EXTRACTORS[0],
+        "network of the features; efficientnet_lite0 needs no download",
+        choices=list(EXTRACTORS),
+    )
     feature_weights: str = opt(
         None,
-        "file with the Inception weights (default: where torch-fidelity puts it, $TORCH_HOME/hub/checkpoints)",
+        "file with the Inception weights (default: in $TORCH_HOME/hub/checkpoints)",
         metavar="PATH",
+        needs=f"extractor {EXTRACTORS[0]}",
     )
-    feature_batch: int = opt(64, "images in one pass of the Inception network (of samples at most --batch_size)", min=1)
+    feature_batch: int = opt(64, "images in one pass of the network (of samples at most --batch_size)", min=1)
 
 
 # --<name> for each metric that describes itself.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from experiments.common.codes import decoded_batches
+from experiments.common.efficientnet import EfficientNetExtractor
 from experiments.common.models import Models
 from experiments.common.sampling import sample_batches
 from experiments.common.weights import Loaded
@@ -23,7 +24,7 @@ from utils.data.images import ImageSet
 from utils.display.images import save_png
 from utils.evaluation import features
 from utils.evaluation.features import FeatureSet, collect, is_plain, tensor_of_npy
-from utils.evaluation.metrics import METRICS
+from utils.evaluation.metrics import EXTRACTORS, METRICS, inception
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
 
@@ -161,9 +162,14 @@ class Samples:
         return collect(pairs(), "features of samples", keep=True, logits=True)
 
 
+def load_extractor(H: Hparams, device: torch.device, load: Callable = inception) -> Any:
+    """The extractor that a metric's function loads; --extractor decides which one it is in the place of Inception."""
+    return EfficientNetExtractor(device) if load is inception and H.extractor != EXTRACTORS[0] else load(H, device)
+
+
 def load_extractors(H: Hparams, names: list[str], device: torch.device) -> dict:
     """The extractors of some metrics, by the functions that load them."""
-    return {load: load(H, device) for load in dict.fromkeys(METRICS[name].extractor for name in names)}
+    return {load: load_extractor(H, device, load) for load in dict.fromkeys(METRICS[name].extractor for name in names)}
 
 
 def compare(H: Hparams, names: list[str], extractors: dict, real: Any, fake: Any) -> dict:

@@ -16,7 +16,7 @@ from utils.core.checkpoint import LOGS, checkpoints_of
 from utils.core.device import pick_device
 from utils.core.errors import UserError
 from utils.core.progress import say
-from utils.evaluation.weight_files import WEIGHT_FILES
+from utils.evaluation.metrics import EXTRACTORS
 from utils.training.amp import Precision
 from utils.training.run import Run
 from utils.training.start import agree_on_steps
@@ -99,4 +99,5 @@ def dry_run_of_sampler(H: SimpleNamespace) -> None:
     """--dry_run of a script that uses a sampler."""
     with torch.device("meta"):
         print_dry_run(H, describe_sampler(H, build_sampler(H)))
-    note_missing_weights(H, *(name for name in ("inception", "alexnet") if hasattr(H, WEIGHT_FILES[name].flag)))
+    needed = dict(inception=("extractor", EXTRACTORS[0]), alexnet=("net", "alexnet"))
+    note_missing_weights(H, *(name for name, (flag, value) in needed.items() if getattr(H, flag, None) == value))

@@ -26,6 +26,7 @@ from utils.display.html import as_text
 from utils.display.images import enlarge, save_png
 from utils.display.live_dashboard import Dashboard
 from utils.display.report import report_at_end
+from utils.evaluation.metrics import EXTRACTORS
 
 
 def command_of(H: Hparams) -> str:
@@ -145,7 +146,8 @@ class Report:
         """Report what measure.compare found, as `values` does. more: the end of the title."""
         if self.is_main:
             sides = f"{values['samples']} samples against {values['training_images']} training images"
-            self.values(f"{sides} of '{self.H.dataset}'{more}", values, **about)
+            network = "" if self.H.extractor == EXTRACTORS[0] else f", features of {self.H.extractor}"
+            self.values(f"{sides} of '{self.H.dataset}'{more}{network}", values, **about)
 
     def append(self, row: dict) -> None:
         """Append one line to metrics.jsonl in a single write: several commands may write to the same file."""

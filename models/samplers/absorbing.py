@@ -25,7 +25,7 @@ FLAGS = {
     },
     "mask_schedule": {
         "default": "random",
-        "help": "mask each code with probability t/T, or exactly round(tL/T) codes (absorbing)",
+        "help": "mask each code with probability t/T, or round(tL/T) codes (absorbing)",
         "role": "training sampling keyed",
         "choices": ["random", "fixed"],
     },

@@ -17,6 +17,7 @@ from plain import lpips_distances
 from scripts import experiment, sampler_flags, train_stage_1, train_stage_2
 
 from experiments import calc_nearest_neighbours as script
+from experiments.common.efficientnet import load_distance
 from experiments.common.weights import load_lpips
 from utils.core.errors import UserError, run_main
 from utils.core.files import load_tensors, save_tensors
@@ -84,6 +85,16 @@ def test_neighbours_are_those_of_lpips_called_pair_by_pair(model, pictures):
     assert [i for _, i in found[0][3:5]] == [11, 12]
     assert found[1][0] == (0.0, 12)
     assert (QueryDistances(model, queries)(pictures) - expected).abs().max() < 1e-6
+
+
+def test_neighbours_by_another_network(pictures):
+    distance, queries = load_distance(), pictures[[3, 12]]
+    with torch.no_grad():
+        expected = torch.stack([distance(query.expand_as(pictures), pictures).flatten() for query in queries])
+    found = search(distance, queries, pictures, 5, range(30), 8)
+    for row, values in zip(found, expected):
+        assert [d for d, _ in row] == pytest.approx(values.sort().values[:5].tolist(), abs=1e-5)
+    assert found[0][:3] == [(0.0, 3), (0.0, 7), (0.0, 20)] and found[1][0] == (0.0, 12)
 
 
 def test_neither_the_batches_nor_their_order_matter(model, pictures):
@@ -207,6 +218,18 @@ def call(*args, **kw):
     """The script in this process. Returns the JSON that it wrote."""
     script.main(experiment(script, flags_of(*args, **kw)))
     return json.loads(Path("logs/nn/nearest_neighbours.json").read_text())
+
+
+def test_another_network_needs_no_file(here, shapes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    more = "--load_dir absorbing --load_step 2 --n_samples 2 --n_neighbours 3"
+    flags = sampler_flags(shapes, "nn", "ae", 2, more)
+    with pytest.raises(UserError, match="needs no download: --net efficientnet_lite0"):
+        script.main(experiment(script, flags))
+    script.main(experiment(script, [*flags, "--net", "efficientnet_lite0"]))
+    row = json.loads(Path("logs/nn/metrics.jsonl").read_text())
+    assert 0 < row["values"]["minimum"] < 4 and "efficientnet_lite0" in row and "lpips" not in row
+    assert "distance by efficientnet_lite0 to the nearest training image" in capsys.readouterr().out
 
 
 def last_line(capsys):

@@ -621,6 +621,49 @@ def test_prdc_with_too_little(place, shapes, tmp_path):
         call(calc_PRDC, prior_flags(shapes, "p", "--n_samples 9 --fake_feats latents"))
 
 
+# ---------------------------------------------------------------------- the network that needs no download
+
+EFFICIENT = "--extractor efficientnet_lite0"
+
+
+def test_distances_by_another_network_have_other_names(place, shapes, capsys):
+    row = call(calc_FID, prior_flags(shapes, "fid", f"--n_samples 6 --kid {EFFICIENT}"))
+    names = {"fd_efficientnet_lite0", "kd_efficientnet_lite0", "kd_efficientnet_lite0_std"}
+    assert row["values"].keys() == names | {"samples", "training_images"}
+    assert row["values"]["fd_efficientnet_lite0"] > 0 and row["features"]["extractor"] == "efficientnet-lite0"
+    out = capsys.readouterr().out
+    assert "features of efficientnet_lite0" in out and not re.search(r"FID|KID|^ +[fk]id", out, re.MULTILINE)
+    assert SmallExtractor.seen == 0
+    before = len(list(Path(features.FEATURES).iterdir()))
+    row = call(calc_PRDC, prior_flags(shapes, "prdc", f"--n_samples 6 {EFFICIENT}"))
+    assert row["features"]["extractor"] == "efficientnet-lite0" and "coverage" in row["values"]
+    assert len(list(Path(features.FEATURES).iterdir())) == before + 1, "the samples were cached"
+    assert "fid" in call(calc_FID, prior_flags(shapes, "fid", "--n_samples 6"))["values"] and SmallExtractor.seen > 0
+
+
+def test_reconstructions_by_another_network(place, shapes, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_HOME", str(place))
+    monkeypatch.setattr(features, "Inception", Inception)
+    flags = vqgan_flags(shapes, "rfid", f"--ae_load_dir ae --ae_load_step 4 --n_samples 5 {EFFICIENT}")
+    values = call(calc_VQGAN_FID, flags)["values"]
+    assert values["rfd_efficientnet_lite0"] > 0 and 0 < values["perceptual_efficientnet_lite0"] < 4
+    assert not {"rfid", "lpips"} & values.keys() and "left out" not in capsys.readouterr().out
+
+
+def test_missing_inception_names_the_other_network(place, shapes, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(place))
+    monkeypatch.setattr(features, "Inception", Inception)
+    for script in (calc_FID, calc_PRDC):
+        with pytest.raises(UserError, match=f"needs no download: {EFFICIENT}$"):
+            call(script, prior_flags(shapes, "fid", "--n_samples 6"))
+
+
+def test_an_inception_score_of_another_network_is_refused(place, shapes, capsys):
+    with pytest.raises(SystemExit) as stop:
+        call(calc_FID, prior_flags(shapes, "fid", f"--n_samples 6 --isc {EFFICIENT}"))
+    assert stop.value.code == 2 and "--isc contradicts --extractor" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------------- reconstructions
 
 

@@ -81,6 +81,7 @@ COMMON = {
     "gumbel_straight_through": ("bool", False),
     "base_lr": ("float", 4.5e-6),
     "perceptual_weight": ("float", 1.0),
+    "perceptual_net": ("str", "vgg", ["efficientnet_lite0", "vgg"]),
     "perceptual_weights": ("str", None),
     "ndf": ("int", 64),
     "disc_layers": ("int", 3),

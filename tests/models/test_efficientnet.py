@@ -164,6 +164,23 @@ def test_the_gradient_is_finite_where_nothing_differs_or_varies(distance):
             assert torch.autograd.grad(distance(other, x).sum(), x)[0].isfinite().all()
 
 
-def test_images_that_are_too_small_are_refused(distance):
-    with pytest.raises(ValueError, match="images of 40 x 31 pixels are too small: 32 are needed"):
-        distance(torch.rand(1, 3, 31, 40), torch.rand(1, 3, 31, 40))
+def test_small_images_are_enlarged_by_a_whole_factor(distance):
+    x, y = torch.rand(2, 1, 3, 11, 20).unbind()
+    larger = [im.repeat_interleave(3, 2).repeat_interleave(3, 3) for im in (x, y)]
+    assert torch.equal(distance(x, y), distance(*larger))
+
+
+def test_embeddings_have_this_distance(distance):
+    x, y = torch.rand(2, 3, 3, 48, 40).unbind()
+    with torch.no_grad():
+        embedded = (distance.embed(x) - distance.embed(y)).square().sum(1)
+        assert torch.allclose(embedded, distance(x, y).flatten(), rtol=1e-4)
+
+
+def test_the_distance_hides_its_network_from_checkpoints_and_moves_with_it(net):
+    model = torch.nn.ModuleDict(dict(perceptual=PerceptualDistance(load_efficientnet())))
+    assert not model.state_dict() and not list(model.parameters())
+    inner = model["perceptual"].net
+    assert model.double()["perceptual"].net is inner and inner.classifier.weight.dtype == torch.float64
+    model.load_state_dict({})
+    assert torch.equal(inner.classifier.weight.float(), net.classifier.weight)

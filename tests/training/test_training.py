@@ -15,7 +15,7 @@ from scripts import run, sampler_flags, train_stage_1, train_stage_2, vqgan_flag
 import train_sampler
 import train_vqgan
 import utils.training.run_display
-from experiments.common.weights import load_autoencoder, load_sampler
+from experiments.common.weights import has_perceptual, load_autoencoder, load_sampler
 from hparams import get_hparams
 from hparams.config import QUANTIZERS
 from models.build import build_vqgan
@@ -282,6 +282,44 @@ def test_perceptual_weights_come_from_a_file_or_a_checkpoint(here, shapes, monke
         "--img_size 32 --perceptual_weight 1 --perceptual_weights logs/ae/saved_models/vqgan_1.th "
         "--resume --train_steps 2",
     )
+
+
+def test_the_perceptual_network_that_needs_no_file(here, shapes, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(here / "nowhere"))
+    with pytest.raises(UserError, match="--perceptual_net efficientnet_lite0"):
+        train_stage_1(shapes, "vgg", "--perceptual_weight 1 --train_steps 1")
+    flags = "--perceptual_weight 1 --perceptual_net efficientnet_lite0 --ema --steps_per_eval 2"
+    train_stage_1(shapes, "whole", f"{flags} --train_steps 4")
+    assert all(value > 0 for name in ("perceptual", "val_perceptual") for value in curve("whole", name))
+    for name in ("vqgan", "vqgan_ema"):
+        path = f"logs/whole/saved_models/{name}_4.th"
+        assert {key.split(".")[0] for key in load_tensors(path)} == {"ae", "disc"} and not has_perceptual(path)
+    train_stage_1(shapes, "parts", f"{flags} --train_steps 2")
+    train_stage_1(shapes, "parts", "--resume --perceptual_weight 1 --train_steps 4")
+    for name in ("vqgan", "vqgan_ema", "ae_optim"):
+        one, two = (load_tensors(f"logs/{run}/saved_models/{name}_4.th") for run in ("whole", "parts"))
+        assert_equal(one, two)
+    train_stage_1(shapes, "without", "--steps_per_eval 2 --train_steps 4")
+    other = load_tensors("logs/without/saved_models/vqgan_4.th")
+    assert not torch.equal(other["ae.encoder.blocks.0.weight"], one_weight("whole")), "it changes the gradient"
+    state = dict(other, **{"perceptual.net.slice1.0.weight": torch.zeros(3)})  # of a VQGAN that was trained with VGG16
+    save_tensors("logs/published/saved_models/vqgan_4.th", state)
+    train_stage_1(shapes, "later", f"{flags} --load_dir published --load_step 4 --train_steps 5")
+    assert not has_perceptual("logs/later/saved_models/vqgan_5.th")
+
+
+def one_weight(run):
+    return load_tensors(f"logs/{run}/saved_models/vqgan_4.th")["ae.encoder.blocks.0.weight"]
+
+
+def assert_equal(a, b):
+    """Nested dictionaries and lists of tensors."""
+    if isinstance(a, (dict, list)):
+        assert len(a) == len(b)
+        for key in a if isinstance(a, dict) else range(len(a)):
+            assert_equal(a[key], b[key])
+    else:
+        assert torch.equal(a, b) if torch.is_tensor(a) else a == b
 
 
 # ---------------------------------------------------------------------- what must not change training

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from utils.evaluation.features import FeatureSet, Inception
 
+EXTRACTORS = ("inception", "efficientnet_lite0")  # of --extractor; the first is the original's
 KID_SUBSET = 1000
 ISC_SAMPLES = 5000
 
@@ -39,7 +40,8 @@ METRICS: dict[str, Metric] = {}
 
 
 def inception(H: Any, device: "torch.device") -> "Inception":
-    """The Inception network of the original FID. An extractor maps images, uint8 (B, 3 or 1, H, W), to features (B, D)
+    """The Inception network of the original FID, for which --extractor puts another (experiments.common.measure). An
+    extractor maps images, uint8 (B, 3 or 1, H, W), to features (B, D)
     and logits (B, K), both float32 on the CPU (K is 0 if it has none). `identity`, a dict of JSON values, tells it
     from all others: it is part of the keys of caches."""
     from utils.evaluation import features
@@ -71,12 +73,19 @@ def metric(
     return enter
 
 
+def named(distance: str, H: Any) -> str:
+    """The name of a distance, 'fid' or 'kid', which say that Inception is the network: fd_<network> with another."""
+    network = getattr(H, "extractor", EXTRACTORS[0])
+    return distance if network == EXTRACTORS[0] else f"{distance[0]}d_{network}"
+
+
 @metric()
 def fid(real: "FeatureSet", fake: "FeatureSet", H: Any) -> dict[str, float]:
     """Frechet inception distance (Heusel et al. 2017), by torch-fidelity."""
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
-    return dict(fid=fid_statistics_to_metric(real.statistics(), fake.statistics(), verbose=False)[KEY_METRIC_FID])
+    distance = fid_statistics_to_metric(real.statistics(), fake.statistics(), verbose=False)[KEY_METRIC_FID]
+    return {named("fid", H): distance}
 
 
 @metric("the kernel inception distance (Binkowski et al. 2018) too", keep=True, most_real=100_000)
@@ -91,9 +100,10 @@ def kid(real: "FeatureSet", fake: "FeatureSet", H: Any) -> dict[str, float]:
 
     size = min(KID_SUBSET, len(real.features), len(fake.features))
     if size < KID_SUBSET:
-        say(f"note: KID over subsets of {size} images, not {KID_SUBSET}: there are no more")
+        say(f"note: {named('kid', H)} over subsets of {size} images, not {KID_SUBSET}: there are no more")
     found = kid_features_to_metric(fake.features, real.features, kid_subset_size=size, verbose=False)
-    return dict(kid=found["kernel_inception_distance_mean"], kid_std=found["kernel_inception_distance_std"])
+    mean, std = (found[f"kernel_inception_distance_{name}"] for name in ("mean", "std"))
+    return {named("kid", H): mean, f"{named('kid', H)}_std": std}
 
 
 @metric("the inception score (Salimans et al. 2016) too, of 10 parts of the samples")

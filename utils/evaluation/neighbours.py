@@ -46,9 +46,13 @@ def lpips_input(x: torch.Tensor) -> torch.Tensor:
 def lpips_features(model: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Images, floats in [0, 1] (B, 3 or 1, H, W) -> features a (B, D) float32 and signs s (D,), 1 or -1.
 
-    LPIPS(x, y) = sum_i s_i (a_i(x) - a_i(y))^2. model: lpips.LPIPS. The heads' weights are folded in; those that
-    were published are not negative, so that all signs are 1. With AlexNet at 256 x 256 pixels D is 640,128.
+    LPIPS(x, y) = sum_i s_i (a_i(x) - a_i(y))^2. model: lpips.LPIPS, or a distance of images in [0, 1] with a method
+    `embed`, such as models.efficientnet.PerceptualDistance: here and below. The weights of LPIPS's heads are folded in;
+    the published ones are not negative, so that all signs are 1. With AlexNet at 256 x 256 pixels D is 640,128.
     """
+    if hasattr(model, "embed"):
+        features = model.embed(x)
+        return features, torch.ones_like(features[0])
     import lpips
 
     features, signs = [], []
@@ -66,8 +70,8 @@ def lpips_of_pairs(model: Any, query: torch.Tensor, images: Iterable[torch.Tenso
     A pair a call: a batch of another size is rounded otherwise in the eighth digit, and images that are equal would
     not come out as equally near.
     """
-    query = lpips_input(query[None])
-    return [model(query, lpips_input(image[None])).item() for image in images]
+    prepared = (lambda x: x[None]) if hasattr(model, "embed") else (lambda x: lpips_input(x[None]))
+    return [model(prepared(query), prepared(image)).item() for image in images]
 
 
 class QueryDistances:

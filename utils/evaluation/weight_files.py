@@ -22,12 +22,13 @@ PATIENCE = 60.0  # seconds that a server may be silent
 @dataclass(frozen=True)
 class WeightFile:
     """what: the weights in messages. flag: the flag that names another place. folder: the address without the file's
-    name; None: torch-fidelity's package states it."""
+    name; None: torch-fidelity's package states it. instead: flags with which a script does without these weights."""
 
     what: str
     file: str
     flag: str
     folder: str | None = "https://download.pytorch.org/models/"
+    instead: str = ""
 
     @property
     def address(self) -> str:
@@ -53,9 +54,18 @@ class WeightFile:
 
 WEIGHT_FILES = {
     "vgg": WeightFile("VGG16 weights for LPIPS", "vgg16-397923af.pth", "perceptual_weights"),
-    "alexnet": WeightFile("AlexNet weights for LPIPS", "alexnet-owt-7be5be79.pth", "alexnet_weights"),
+    "alexnet": WeightFile(
+        "AlexNet weights for LPIPS",
+        "alexnet-owt-7be5be79.pth",
+        "alexnet_weights",
+        instead="--net efficientnet_lite0",
+    ),
     "inception": WeightFile(
-        "Inception weights", "weights-inception-2015-12-05-6726825d.pth", "feature_weights", folder=None
+        "Inception weights",
+        "weights-inception-2015-12-05-6726825d.pth",
+        "feature_weights",
+        folder=None,
+        instead="--extractor efficientnet_lite0",
     ),
 }
 
@@ -73,7 +83,7 @@ def missing(name: str, given: str | None = None) -> str | None:
     return (
         f"the {weights.what} are missing: `python experiments/get_weights.py {name}` fetches {weights.address} to "
         f"{weights.place}; or name the file with --{weights.flag} PATH"
-    )
+    ) + (f"; or measure with another network, which needs no download: {weights.instead}" if weights.instead else "")
 
 
 def fetch(name: str) -> bool:
