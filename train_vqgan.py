@@ -46,7 +46,7 @@ from utils.training.output import Output
 from utils.training.run import Run
 
 N_FOR_CODES = 256  # images for the picture of the codebook
-CODES_SHOWN = 1 << 15  # of a larger codebook there is no picture: it takes some 25 KB of memory for each code
+CODES_SHOWN = 1 << 15  # a larger codebook has no picture, which takes some 25 KB of memory per code
 
 
 def generator_step(vqgan, optimiser, precision, H, x, step, rng, parts=1):

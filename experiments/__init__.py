@@ -1,1 +1,1 @@
-"""Scripts for the two training stages, and what they share (common/)."""
+"""The scripts that a user runs after training, and what all scripts share (common/)."""

@@ -72,7 +72,7 @@ from utils.core.device import pick_device
 from utils.core.errors import UserError, run_main
 from utils.core.progress import say
 from utils.data.pixels import to_float, to_uint8
-from utils.display.grids import SAYS_TRIPLES
+from utils.display.grids import TRIPLES_CAPTION
 from utils.display.images import TRIPLES, sheet, triples
 from utils.evaluation.features import collect
 from utils.evaluation.metrics import EXTRACTORS, fid
@@ -197,7 +197,7 @@ def main(H):
             return
         values = {f"r{name}": value for name, value in fid(real, fake, H).items()} if real else {}
         values.update(**errors, **usage, codebook_size=H.codebook_size, images=fake.count)
-        path = report.picture("reconstructions", picture, SAYS_TRIPLES)
+        path = report.picture("reconstructions", picture, TRIPLES_CAPTION)
         report.picture("codebook", reconstruct.codes.sheet(), reconstruct.codes.caption(), 512)
         report.values(
             f"reconstructions of {fake.count} images ('{H.split}') of '{H.dataset}'; {path}",

@@ -26,7 +26,7 @@ class ELBOConfig:
     elbo_images: int = opt(None, "validation images, spread evenly over the set (default: all)", min=1)
     elbo_passes: int = opt(
         0,
-        "network passes an image for the prior's bound, stratified: far less noise a pass; "
+        "network passes per image for the prior's bound, stratified: far less noise per pass; "
         "0: the original's estimator, one pass for each of --total_steps",
         min=0,
         needs="sampler absorbing",

@@ -106,10 +106,10 @@ def read_pictures(H):
 
 
 def read_again(images, i):
-    """Image i of an ImageSet, which was readable before. Raises UserError if it no longer is."""
+    """Read image i of an ImageSet a second time. Raises UserError if it can no longer be read."""
     image = images.load(i)
     if image is None:
-        raise UserError(f"{images.source.name(images.indices[i])!r} was there and cannot be read any more")
+        raise UserError(f"{images.source.name(images.indices[i])!r} could be read before, and cannot be read now")
     return image
 
 

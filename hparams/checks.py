@@ -152,7 +152,7 @@ def check_shapes(H: Any) -> None:
         )
     if side == 1 and H.nf == 32 and 1 in H.ch_mult[-2:]:
         raise UsageError(
-            f"--nf 32 is too small where {by} give 1 x 1 codes: the normalisation needs 2 values a group: give --nf 64"
+            f"--nf 32 is too small if {by} give 1 x 1 codes: the normalisation needs 2 values per group: give --nf 64"
         )
 
 

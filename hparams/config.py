@@ -139,7 +139,7 @@ class RunConfig:
     device: str = opt("auto", "where to compute", "machine common", choices=["auto", "cpu", "cuda", "mps"])
     num_workers: int = opt(
         None,
-        "processes that decode images, for each of torchrun's (default: all together one a core, at most 8)",
+        "processes that decode images, for each of torchrun's (default: one per core for all together, at most 8)",
         "machine",
         min=0,
         max=1024,
@@ -159,7 +159,7 @@ class TrainConfig:
     train_steps: int = opt(100_000_000, "train up to and including this step", "training common", min=1)
     batch_size: int = opt(
         None,
-        "images (or code sequences) a step, of all processes together (default: 3 for the VQGAN, 20 for samplers)",
+        "images (or code sequences) per step, of all processes together (default: 3 for the VQGAN, 20 for samplers)",
         "general common",
         min=1,
         max=1_000_000,
@@ -252,7 +252,7 @@ class VQGANConfig:
         max=1024,
         older=PAPER_LEVELS,
     )
-    res_blocks: int = opt(2, "residual blocks a level", "autoencoder", min=1, max=100)
+    res_blocks: int = opt(2, "residual blocks per level", "autoencoder", min=1, max=100)
     attn_resolutions: list[int] = opt(
         None, "resolutions with attention (default: the latents' side)", "autoencoder", min=1
     )
@@ -268,7 +268,7 @@ class VQGANConfig:
 class VQGANTrainingConfig:
     """VQGAN"""
 
-    base_lr: float = opt(4.5e-6, "learning rate an image of the batch, unless --lr", "vqgan", above=0.0)
+    base_lr: float = opt(4.5e-6, "learning rate per image of the batch, unless --lr", "vqgan", above=0.0)
     perceptual_weight: float = opt(1.0, "weight of LPIPS; 0: no VGG weights needed", "vqgan common", min=0.0)
     perceptual_net: str = opt(
         "vgg",
@@ -310,7 +310,7 @@ class SamplerConfig:
     bert_n_emb: int = opt(512, "width of the Transformer", "sampler common", min=1, max=65_536)
     bert_n_head: int = opt(8, "attention heads; must divide bert_n_emb", "sampler keyed", min=1, max=65_536)
     bert_n_layers: int = opt(24, "layers of the Transformer", "sampler common", min=1, max=1000)
-    block_size: int = opt(None, "tokens a sequence (default: from latent_shape)", "sampler", min=1)
+    block_size: int = opt(None, "tokens per sequence (default: from latent_shape)", "sampler", min=1)
     embd_pdrop: float = opt(0.0, "dropout of the embeddings", "training", min=0.0, max=0.999)
     attn_pdrop: float = opt(0.0, "dropout of the attention weights", "training", min=0.0, max=0.999)
     resid_pdrop: float = opt(0.0, "dropout of the residual branches", "training", min=0.0, max=0.999)

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from hparams.config import Flag
 from utils.core.errors import discard_output, printable
-from utils.core.job import first_to_tell
+from utils.core.job import first_to_report
 
 LINE = 65  # characters of help beside a flag, where a line has 100
 OTHERS = "others"
@@ -46,7 +46,7 @@ class OneLineParser(argparse.ArgumentParser):
     """argparse with one-line errors, printed by one process of a job."""
 
     def error(self, message: str) -> NoReturn:
-        if first_to_tell():
+        if first_to_report():
             print(f"{self.prog}: error: {printable(' '.join(str(message).splitlines()))}", file=sys.stderr)
         raise SystemExit(2)
 

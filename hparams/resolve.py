@@ -184,7 +184,7 @@ def continues(values: Values) -> bool:
 
 
 def origin(values: Values, given: Values, flags: Mapping[str, Flag]) -> dict[str, Any]:
-    """load_dir, load_step and load_optim of a run that is resumed. What it recorded is where it began, and stays;
+    """load_dir, load_step and load_optim of a run that is resumed. The recorded values are kept;
     a run that has no checkpoint yet and recorded nothing takes them from the command line."""
     saved = (values["resume"] and sources.saved_config(values["log_dir"], flags)) or {}
     found = {name: saved[name] for name in names_of("origin") if name in saved}

@@ -23,10 +23,10 @@ ENTRY_KEYS = ("paths", "val_paths", "category", "preset", "hparams")
 STAGES = ("vqgan", "sampler")
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-_SHORT = reprlib.Repr()  # of what a file holds: YAML can say 10 to the 9th values in ten lines
+_SHORT = reprlib.Repr()  # shortens a file's values in messages: ten lines of YAML can expand to 10^9 values
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxstring, _SHORT.maxother = 2, 20, 200, 200
 _OTHER_WORDS = {"gpu": "cuda", "cpus": "cpu", "ar": "autoregressive", "diffusion": "absorbing"}
-_LARGEST_INT = 10**12  # of what has no bound of its own: beyond, arithmetic overflows somewhere
+_LARGEST_INT = 10**12  # for flags without a maximum of their own: larger values overflow somewhere
 
 
 # ---------------------------------------------------------------------- one value
@@ -157,7 +157,7 @@ def _read_datasets(file: str) -> dict[str, Any] | None:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(entries, dict):
-        raise UsageError(f"{file} must hold one entry a data set ('name:' with 'paths:' under it)")
+        raise UsageError(f"{file} must hold one entry per data set ('name:' with 'paths:' under it)")
     return {str(k): v for k, v in entries.items()}
 
 

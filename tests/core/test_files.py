@@ -147,11 +147,13 @@ def test_a_run_appends_to_no_file_outside_of_its_folder(trained, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     shutil.copytree(trained / "logs", "logs")
     Path("precious").write_bytes(b"no newline at the end")
-    Path("logs/prior", name).unlink(missing_ok=True)
-    Path("logs/prior", name).symlink_to(tmp_path / "precious")
+    folder = Path("logs", "samples" if name == "metrics.jsonl" else "prior")
+    folder.mkdir(exist_ok=True)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "precious")
     with pytest.raises(UserError, match=f"{name} is a symbolic link"):
         if name == "metrics.jsonl":
-            get_samples.main(experiment(get_samples, prior_flags(shapes, "prior", "--n_sheets 1")))
+            get_samples.main(experiment(get_samples, prior_flags(shapes, "samples", "--n_sheets 1")))
         else:
             train_stage_2(shapes, "prior", "ae", 4, "--resume --train_steps 4")
     assert Path("precious").read_bytes() == b"no newline at the end"

@@ -76,8 +76,8 @@ def test_a_live_run_is_left_alone(tmp_path, shapes, trained):
         ]:
             text = run(script, flags, tmp_path, code=1)
             assert "error: logs/run is in use by " + owner in text
-        # An experiment that writes into the same folder takes no lock.
-        run("experiments/get_samples.py", prior_flags(shapes, "run", "--n_sheets 1 --n_samples 4"), tmp_path)
+        text = run("experiments/get_samples.py", prior_flags(shapes, "run", "--n_sheets 1"), tmp_path, code=2)
+        assert "logs/run holds a training run" in text
         at = len((tmp_path / "logs/run/stats.jsonl").read_text().splitlines())
         wait_for_step(tmp_path / "logs/run", at + 3, run_1)
     finally:

@@ -296,7 +296,7 @@ def test_sheets():
     assert triples(x[:1] + 100, x[:1])[2].unique().tolist() == [255]  # four times 100, as much as there is room for
 
 
-# ---------------------------------------------------------------------- output that nobody reads
+# ---------------------------------------------------------------------- closed output
 
 
 @pytest.mark.parametrize(
@@ -304,10 +304,10 @@ def test_sheets():
     [
         ("lambda: print(1, flush=True)", 141),  # a script that only prints ends, as other programs do
         ("lambda: print(1)", 141),
-        ("lambda: (say(1), say(2), print(3), print('done', file=sys.stderr))", 0),  # the work goes on
+        ("lambda: (say(1), say(2), print(3), print('done', file=sys.stderr))", 0),  # the work continues
     ],
 )
-def test_a_script_whose_output_nobody_reads_is_quiet(main, code):
+def test_a_script_whose_output_is_closed_is_quiet(main, code):
     program = f"""
 import sys
 from utils.core.errors import run_main

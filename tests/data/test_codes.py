@@ -279,7 +279,7 @@ def test_codes_cannot_run_code(four, latents, tmp_path):
 
 
 class Encoder:
-    """The codes of an image are its grey value; the sizes of the batches are noted."""
+    """The codes of an image are its grey value; it records the sizes of the batches."""
 
     def __init__(self):
         self.batches = []
@@ -328,7 +328,7 @@ class Caches:
         return ids, sum(self.encoder.batches)
 
     def features(self, images, keep=False):
-        """(features' mean (4,), how many images were looked at)"""
+        """(mean of the features (4,), number of images that were read)"""
         extractor = Extractor()
         self.capsys.readouterr()
         found = Images(self.H, images).features(extractor, keep)

@@ -40,7 +40,7 @@ from experiments import (
     get_samples,
 )
 from utils.display.dashboard_panes import UNITS
-from utils.display.grids import SAYS_TRIPLES
+from utils.display.grids import TRIPLES_CAPTION
 from utils.display.live_dashboard import Dashboard
 from utils.evaluation import features
 
@@ -207,7 +207,7 @@ def test_the_page_of_a_vqgan(visit, runs):
     shown = panes_of(page)
     *titles, reconstructions, codebook = shown  # in this order, on a page that is opened anew
     assert titles == ["progress", "loss", "properties", *STAGE_1[1:], "codebook_usage"]
-    assert reconstructions == f"reconstructions ({SAYS_TRIPLES}), step 24"
+    assert reconstructions == f"reconstructions ({TRIPLES_CAPTION}), step 24"
     assert codebook.startswith("what codes stand for") and codebook.endswith(", step 24")
     for name in STAGE_1:
         pane = shown[name]

@@ -277,7 +277,7 @@ def test_non_finite_values_are_not_sent(fake, make):
 def test_hanging_server_delays_nobody(fake, make):
     fake.mode = "hang"
     dashboard = make(fake, timeouts=(5.0, 30.0))
-    time.sleep(0.2)  # the thread is within a request by now
+    time.sleep(0.2)  # by now the thread waits for an answer
     image = np.zeros((3, 64, 64), np.uint8)
     start = time.perf_counter()
     for step in range(1000):

@@ -1,4 +1,4 @@
-"""The nearest training images: equal to LPIPS called pair by pair, however they come; the script end to end."""
+"""The nearest training images: equal to LPIPS called pair by pair, for any source of images; the script end to end."""
 
 import json
 import runpy

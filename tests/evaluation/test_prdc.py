@@ -85,7 +85,7 @@ def test_a_ball_of_radius_zero_is_empty():
 
 
 def test_distances_are_scikit_learns_to_the_last_digit():
-    # A digit more or less decides comparisons: 4 of the 10^8 pairs of 10,000 x 2048 features, when it was wrong.
+    # The last digit can decide a comparison: 4 of the 10^8 pairs of 10,000 x 2048 features, before this was exact.
     real, fake = normal(300, 200, 64)
     assert (distances(real, fake).numpy() == pairwise_distances(real.numpy(), fake.numpy())).all()
 

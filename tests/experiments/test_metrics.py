@@ -484,7 +484,7 @@ def test_prdc_against_fewer_training_images(place, shapes, tmp_path, capsys):
     first = call(calc_PRDC, flags)["values"]
     assert first["training_images"] == 9 and len(np.load("r.npy")) == 9
     assert call(calc_PRDC, flags)["values"] == first, "what it has written it reads"
-    assert capsys.readouterr().out.count("note: 9 training images stand against 12 samples") == 2
+    assert capsys.readouterr().out.count("note: 9 training images are compared with 12 samples") == 2
     flags = prior_flags(shapes, "prdc", "--n_samples 12 --real_feats r.npy")  # of which there are more
     with pytest.raises(UserError, match="r.npy holds features of 9 images; 12 are asked for"):
         call(calc_PRDC, flags)
@@ -587,7 +587,7 @@ def test_prdc_of_a_folder_with_a_broken_image(place, shapes, tmp_path, capsys):
     (tmp_path / "fake" / "0003.png").write_bytes(b"no image")
     flags = ["--n_samples", "40", "--fake_images_path", str(tmp_path / "fake"), "--fake_feats", "f.npy"]
     row = call(calc_PRDC, prior_flags(shapes, "prdc", flags))
-    assert row["values"]["samples"] == 39 and "40 training images stand against 39" in capsys.readouterr().out
+    assert row["values"]["samples"] == 39 and "40 training images are compared with 39" in capsys.readouterr().out
     of_file = without_sampler(prior_flags(shapes, "prdc", flags[:2] + flags[4:]))
     assert call(calc_PRDC, of_file)["values"] == row["values"]
 

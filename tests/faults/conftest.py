@@ -100,8 +100,8 @@ def trained_place(new_place, whole):
 
 
 @pytest.fixture(scope="session")
-def whole_experiment(trained_place):
-    """whole_experiment(script): (place of the undisturbed one, its events)."""
+def finished_experiment(trained_place):
+    """finished_experiment(script): (place of the experiment without faults, its events)."""
     known = {}
 
     def run(script):

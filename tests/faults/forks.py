@@ -225,7 +225,7 @@ REFUSED = {
 
 
 def refuse_from(target, number):
-    """From this event on the disk is full, read-only, or not ours, as the error's number says."""
+    """From this event on, every write fails with the error of this number: disk full, read-only, no permission."""
     refusing = False
 
     def act(disk, _, event, do, half):

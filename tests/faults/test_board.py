@@ -1,5 +1,4 @@
-"""A run and the misfortunes of its dashboard: the run does not notice, and when the server is well again all its curves
-are complete."""
+"""A run whose dashboard fails: the run is not affected, and its curves are complete when the server works again."""
 
 import json
 import statistics

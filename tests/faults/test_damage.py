@@ -165,9 +165,9 @@ def test_averaged_weights_that_are_gone_are_missed(trained_place):
 
 @pytest.mark.parametrize("script", MEASURING)
 def test_an_experiment_gives_the_same_or_says_why_not(
-    script, few_or_all, trained_place, whole_experiment, tmp_path, figures
+    script, few_or_all, trained_place, finished_experiment, tmp_path, figures
 ):
-    same, _ = whole_experiment(script)
+    same, _ = finished_experiment(script)
     rng, tried = random.Random(script), figures(f"damage, {script}")
     for turn in range(few_or_all(8, 75)):
         place = copied(same, tmp_path / str(turn))

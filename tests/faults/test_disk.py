@@ -45,7 +45,7 @@ def refusable(events, number):
         if e.kind not in REFUSED[number] or (e.kind == "mkdir" and e.file in made):
             continue
         if e.kind == "fsync" and e.file in new:
-            continue  # of a folder: where the system cannot, that is no error
+            continue  # of a folder: a system that cannot do this reports no error
         made.add(e.file)
         chosen.append(e)
     return chosen
@@ -114,8 +114,8 @@ def test_a_limit_of_the_size_of_files(stage, few_or_all, whole, new_place, figur
 
 
 @pytest.mark.parametrize("script", EXPERIMENTS)
-def test_a_disk_that_takes_nothing_of_an_experiment(script, few_or_all, trained_place, whole_experiment, figures):
-    same, events = whole_experiment(script)
+def test_a_disk_that_takes_nothing_of_an_experiment(script, few_or_all, trained_place, finished_experiment, figures):
+    same, events = finished_experiment(script)
     tried = figures(f"ENOSPC, {script}")
     goal = refusable(events, errno.ENOSPC)
     if len(goal) > (count := few_or_all(4, len(goal))):

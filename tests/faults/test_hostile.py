@@ -298,7 +298,7 @@ NAMES = {
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_what_a_run_is_called(place, kind, figures):
-    """A run's folder is within logs/, whatever it is called, or there is none and one line says why."""
+    """For any name, either the run's folder is within logs/, or there is none and one line says why."""
     name, code = NAMES[kind]
     (place / "logs" / "file").write_text("x")
     before = tree(place.parent)

@@ -697,8 +697,8 @@ def test_empty_names_and_deep_names():
         ("\x00", ["datasets.yaml is not valid YAML"]),
         ("mine: {paths: 2001-99-99}", ["datasets.yaml is not valid YAML"]),
         ("[" * 5000, ["datasets.yaml is not valid YAML"]),
-        ("", ["one entry a data set"]),
-        ("- mine", ["one entry a data set"]),
+        ("", ["one entry per data set"]),
+        ("- mine", ["one entry per data set"]),
         ("other: {paths: x}", ["--dataset mine", "no entry", "other, custom"]),
         ("mine2: {paths: x}", ["--dataset mine", "did you mean mine2?"]),
         ("mine:", ["'mine'", "'paths'"]),
@@ -761,7 +761,7 @@ def test_local_entries_are_read_over_the_shared_ones(workplace):
     (workplace / "datasets.local.yaml").write_text("mine: {paths: }")
     assert "datasets.local.yaml, 'mine': needs an attribute 'paths'" in refused("", dataset="mine")
     (workplace / "datasets.local.yaml").write_text("- mine")
-    assert "datasets.local.yaml must hold one entry a data set" in refused("", dataset="mine")
+    assert "datasets.local.yaml must hold one entry per data set" in refused("", dataset="mine")
     (workplace / "datasets.yaml").unlink()
     (workplace / "datasets.local.yaml").write_text("new: {paths: b}")
     assert resolved("", dataset="new").data_entry["paths"] == ["b"], "it may be the only one"

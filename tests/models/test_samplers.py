@@ -117,7 +117,7 @@ def test_perfect_denoiser_reproduces_the_data():
     # With so many steps no two tokens are revealed at once, so that nothing is drawn independently.
     p = data_distribution()
     assert chi_square_p(draws(with_oracle(p, sample_steps=1_000_000), 40_000), p) > 1e-3
-    # And the test can fail: one step draws all tokens independently.
+    # The test is able to fail: one step draws all tokens independently.
     assert chi_square_p(draws(with_oracle(p, sample_steps=1), 40_000), p) < 1e-6
 
 

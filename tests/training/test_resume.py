@@ -65,7 +65,7 @@ def assert_same_runs(one, other, step):
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["stdout", "stdout and stderr"])
-def test_a_run_whose_output_nobody_reads_stops_with_a_checkpoint(tmp_path, shapes, both):
+def test_a_run_whose_output_is_closed_stops_with_a_checkpoint(tmp_path, shapes, both):
     """`train_vqgan.py ... | head -1`"""
     flags = vqgan_flags(shapes, "run", "--train_steps 100000 --steps_per_checkpoint 0 --steps_per_save_output 0")
     words = [sys.executable, str(ROOT / "train_vqgan.py"), *flags]

@@ -153,10 +153,10 @@ class Checkpoints:
     def prune(self, keep: int) -> None:
         """Remove all checkpoints that are older than the `keep` newest complete ones (at least 2). Only steps with a
         manifest are removed, and only the files that the manifest lists."""
-        whole = 0
+        complete = 0
         for step in reversed(self.steps()):
-            if whole < max(keep, 2):
-                whole += self._is_whole(step)
+            if complete < max(keep, 2):
+                complete += self._is_complete(step)
                 continue
             with contextlib.suppress(DamagedFile):  # which files it listed is unknown
                 self.manifest(step)
@@ -165,7 +165,7 @@ class Checkpoints:
         fsync_folder(self.models)
         self.sweep()
 
-    def _is_whole(self, step: int) -> bool:
+    def _is_complete(self, step: int) -> bool:
         with contextlib.suppress(DamagedFile, OSError):
             return step in self._whole or bool(self.verify(step))
         return False

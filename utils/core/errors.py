@@ -13,7 +13,7 @@ from utils.core import job
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
-SIGPIPE = 13  # its number where there is one; Windows has no name for it
+SIGPIPE = 13  # its number on Linux and macOS; Windows has no such signal
 
 
 def printable(text: object) -> str:
@@ -50,7 +50,7 @@ def fail(message: object, exit_code: int = EXIT_FAILURE) -> NoReturn:
         sys.stdout.flush()
     except OSError:  # a closed pipe or a full disk
         discard_output()
-    if job.first_to_tell():
+    if job.first_to_report():
         warn(f"error: {printable(' '.join(str(message).splitlines()))}")
     sys.exit(exit_code)
 

@@ -82,7 +82,7 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def first_to_tell() -> bool:
+def first_to_report() -> bool:
     """Whether no other process of the job has reported an error on this machine (since torchrun's last restart).
 
     All processes meet the same mistake at once, and when one ends, the others lose their connection to it. Only the
@@ -91,9 +91,9 @@ def first_to_tell() -> bool:
     record = os.environ.get("TORCHELASTIC_ERROR_FILE")  # <a folder for each start>/<local rank>/error.json
     if world_size() > 1 and record:
         with contextlib.suppress(OSError):  # not writable: all processes report
-            told = os.path.join(os.path.dirname(os.path.dirname(record)), "told")
+            reported = os.path.join(os.path.dirname(os.path.dirname(record)), "told")
             try:
-                os.close(os.open(told, os.O_CREAT | os.O_EXCL))
+                os.close(os.open(reported, os.O_CREAT | os.O_EXCL))
             except FileExistsError:
                 return False
     return True

@@ -150,7 +150,7 @@ class Forecast:
 
     STEPS, SECONDS = 20, 30.0  # measured over so many steps after the first, or so many seconds
     SHORT = 10.0  # seconds: shorter times are not reported
-    LONG = 3650 * 86400.0  # seconds: longer times have no date
+    LONG = 3650 * 86400.0  # seconds: for longer times no date is given
 
     def __init__(self, total: int):
         self.total, self.told, self.left = total, False, 0.0

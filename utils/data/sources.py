@@ -24,7 +24,7 @@ END = 1 << 16  # bytes at each end of an image that belong to a sample of its co
 MOST_TYPES = 5  # types of files that are not read, in a message
 LMDB_SLACK = 1 << 20  # bytes by which a complete LMDB file may be shorter than its page count
 
-# Temporary errors of a disk, a network or this machine: the file itself may be good.
+# Temporary errors of a disk, a network or this machine, which do not mean that the file is damaged.
 _DISK = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)
 _MACHINE = (errno.EAGAIN, errno.ENOMEM, errno.ENFILE, errno.EMFILE)
 PASSING = _DISK + _MACHINE

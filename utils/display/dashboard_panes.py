@@ -246,7 +246,9 @@ def _curves_layout(name: str, images_per_step: int | None, legend_rows: int) -> 
     layout["margin"]["t"] = 37 + 18 * max(1, legend_rows)
     position = dict(x=1, xanchor="right", y=1, yanchor="bottom")
     layout["legend"] = dict(position, orientation="h", font=dict(size=11), tracegroupgap=0)
-    layout["yaxis2"] = dict(overlaying="y", visible=False, fixedrange=True)  # of the images seen, which only hover
+    layout["yaxis2"] = dict(
+        overlaying="y", visible=False, fixedrange=True
+    )  # for the images seen, which only the hover text shows
     return layout
 
 

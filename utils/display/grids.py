@@ -24,7 +24,7 @@ CELLS = (64, 128)  # bounds of the side of an image in strips, in pixels
 INK, PAPER = (70, 70, 70), (255, 255, 255)
 MOST_ROWS, MOST_COLUMNS = 8, 8  # of a progress strip
 AMPLIFIED = 4  # times that differences are shown larger than they are
-SAYS_TRIPLES = f"original, reconstruction, difference x {AMPLIFIED}"
+TRIPLES_CAPTION = f"original, reconstruction, difference x {AMPLIFIED}"
 MOST_STRIPS = 24  # a run has a few
 MOST_PIXELS = 1 << 26  # of a picture that is read
 

@@ -42,7 +42,7 @@ TRIPLES = dict(n_columns=12, group=3, gap=6)  # how a sheet of them is laid out
 
 
 def enlarge(image: Tensor, min_side: int) -> Tensor:
-    """uint8 (C, H, W), each pixel repeated by the least whole factor that makes both sides min_side or more."""
+    """uint8 (C, H, W), each pixel repeated by the smallest integer factor that makes both sides at least min_side."""
     factor = max(1, math.ceil(min_side / min(image.shape[1:])))
     return image.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
 

@@ -30,7 +30,7 @@ def read_rows(path: str) -> tuple[list[dict[str, Any]], int]:
     if not os.path.isfile(path):
         return rows, damaged
     with open(path, encoding="utf-8", errors="replace") as f:
-        while line := f.readline(LONGEST):  # of a longer one the parts count as lines: none of them is a row
+        while line := f.readline(LONGEST):  # a longer line is read in parts, which are damaged rows
             try:
                 row = parse_json(line)
             except ValueError:

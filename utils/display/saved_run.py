@@ -14,16 +14,16 @@ from utils.core.checkpoint import LOGS, Checkpoints
 from utils.core.errors import DamagedFile, printable
 from utils.core.files import read_json
 from utils.display import run_files
-from utils.display.grids import SAYS_TRIPLES, open_picture, write_strips
+from utils.display.grids import TRIPLES_CAPTION, open_picture, write_strips
 from utils.display.run_files import is_number
 
 LARGEST = 1600  # pixels of the longer side of a picture
-MOST_PICTURES = 24  # with a step, and as many without, as experiments draw them
-MOST_CURVES = 100  # drawing one takes 50 ms, and 17 KB of the page
+MOST_PICTURES = 24  # that have a step in their name, and as many of those that have none
+MOST_CURVES = 100  # each takes 50 ms to draw, and 17 KB of the page
 MOST_BARS = 24
 MOST_ROWS = 10_000  # of one kind: more points of a curve are not visible
-SAYS = dict(
-    reconstructions=SAYS_TRIPLES,
+CAPTIONS = dict(
+    reconstructions=TRIPLES_CAPTION,
     codebook="the mean of the pixels where a code is used, most used first",
     denoising="samples while they are drawn, by the completed share of sampling",
 )
@@ -152,7 +152,7 @@ class SavedRun:
         for name, files in self._first(series, MOST_PICTURES, f"series of pictures in {self.images}").items():
             step, path = files[-1]
             about = f", step {step}" if self.rows else f" {step}"
-            about += f": {SAYS[name]}" if name in SAYS else ""
+            about += f": {CAPTIONS[name]}" if name in CAPTIONS else ""
             found.append(Picture(name, name + about, path))
             if strip := others.pop(f"{name}_progress.png", None):
                 found.append(Picture(f"{name}_progress", f"{name} through training", strip))

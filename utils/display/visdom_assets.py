@@ -1,7 +1,7 @@
 """Installs the third-party scripts, styles and fonts that visdom's page needs, without visdom's server.
 
 visdom's package does not contain them. Its server downloads them from several hosts at its first start, accepts any
-answer, and shows an empty page from then on if a file was missing. This module fetches them as npm packages (from one
+answer, and if one was missing, its page stays empty. This module fetches them as npm packages (from one
 registry, which may be a mirror) and checks each against a known hash. Without npm it tries visdom's own download, with
 time-outs, and checks the files before they are used. Standard library only.
 """

@@ -179,7 +179,7 @@ def tensor_of_npy(path: str | Path) -> torch.Tensor:
     try:
         return torch.from_numpy(array)
     except (TypeError, ValueError):  # an archive of arrays, text, bytes in another order
-        raise UserError(f"{path} holds no array of numbers as this machine writes them") from None
+        raise UserError(f"{path} is not an array of numbers in this machine's byte order") from None
 
 
 def is_plain(value: Any) -> bool:

@@ -131,7 +131,7 @@ def prdc(real: "FeatureSet", fake: "FeatureSet", H: Any) -> dict[str, float]:
 
     a, b = (distributed.broadcast_tensor(side and side.features) for side in (real, fake))
     if len(a) != len(b):
-        say(f"note: {len(a)} training images stand against {len(b)} samples")
+        say(f"note: {len(a)} training images are compared with {len(b)} samples")
     device = pick_device(H.device)
     progress = partial(track, description="distances", each=distributed.world_size())
     return prdc.prdc(a.to(device), b.to(device), H.nearest_k, progress=progress)

@@ -101,8 +101,8 @@ def distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     a, b = a.double(), b.double()
     scale = a.square().sum(1)[:, None] + b.square().sum(1)
     squared = torch.addmm(scale, a, b.T, alpha=-2)
-    # Below the bound of its rounding errors a square is noise. Equal rows must be at 0, and no row inside a
-    # ball of radius 0, however the matrix product orders its sums.
+    # A squared distance that is smaller than its possible rounding error is noise. Equal rows must be at 0, and no
+    # row inside a ball of radius 0, however the matrix product orders its sums.
     noise = (a.shape[1] + 2) * torch.finfo(torch.float64).eps
     squared.masked_fill_(squared <= noise * scale, 0)
     # The square is rounded, then its root. torch's root of float32 can be off by its last digit (on the CPU:

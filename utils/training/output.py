@@ -1,4 +1,4 @@
-"""Several losses of one output of a network, back-propagated through the network once."""
+"""Gradients of several losses of the same network output, with one backward pass through the network."""
 
 from typing import Any
 

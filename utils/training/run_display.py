@@ -15,7 +15,7 @@ from utils.core.errors import DamagedFile
 from utils.core.files import write_json
 from utils.core.progress import Progress, duration
 from utils.display.dashboard_panes import notes_of, plan_of, time_left
-from utils.display.grids import SAYS_TRIPLES, write_strips
+from utils.display.grids import TRIPLES_CAPTION, write_strips
 from utils.display.images import TRIPLES, enlarge, save_png, sheet, sheet_grid, triples
 from utils.display.live_dashboard import Dashboard
 from utils.display.run_files import curve_rows, curves_of, pictures_by_step, read_bars
@@ -100,7 +100,7 @@ class RunDisplay:
 
     def comparison(self, name: str, left: torch.Tensor, right: torch.Tensor, save: bool) -> None:
         """Show originals, reconstructions and their difference, uint8 (N, C, H, W) each, as one picture."""
-        images, caption = triples(left, right), f"{name} ({SAYS_TRIPLES})"
+        images, caption = triples(left, right), f"{name} ({TRIPLES_CAPTION})"
         self.picture(name, sheet(images, **TRIPLES), caption, save, sheet_grid(images, **TRIPLES))
         if save:
             self._save_individually(name, right)
