@@ -273,7 +273,8 @@ def everything_written(place):
 
 
 def assert_close(a, b):
-    """Equal, but for floats, which sums over all processes round."""
+    """Equal, but for floats: sums over all processes are rounded, and the updates of Adam that the likelihood makes
+    enlarge that."""
     if isinstance(a, dict):
         assert a.keys() == b.keys()
         for key in a:
@@ -283,6 +284,6 @@ def assert_close(a, b):
         for x, y in zip(a, b, strict=True):
             assert_close(x, y)
     elif isinstance(a, float):
-        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
     else:
         assert a == b
