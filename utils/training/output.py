@@ -1,4 +1,4 @@
-"""Gradients of several losses of the same network output, with one backward pass through the network."""
+"""Gradients of losses that share one network output. The network is back-propagated once."""
 
 from typing import Any
 
