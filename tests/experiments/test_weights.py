@@ -33,7 +33,7 @@ def test_the_samplers_weights_are_chosen_and_its_autoencoder_stays(place, shapes
         H = experiment(calc_FID, prior_flags(shapes, "fid", f"--n_samples 4 {weights}"))
         models = load_models(H)
         header = Samples(H, models, 4).header()
-        found[weights] = names(models), cache_path(dict(kind="samples", **header))
+        found[weights] = names(models), cache_path(dict(**header))
     assert found[""] == found["--weights ema"] and found[""][0] == ["vqgan_ema_4.th", "absorbing_ema_3.th"]
     assert found["--weights raw"][0] == ["vqgan_ema_4.th", "absorbing_3.th"]
     assert found["--weights raw"][1] != found[""][1], "its cached features are others"
