@@ -105,9 +105,10 @@ class RunConfig:
     )
     preset: str = opt(
         None,
-        "defaults to take (default: those of the loaded model's run, else of the data set)",
+        f"defaults to take: {', '.join(PRESETS)} (default: those of the loaded model's run, else of the data set)",
         "stages common",
         choices=list(PRESETS),
+        metavar="NAME",
     )
     log_dir: str = opt("test", "the run's folder under logs/", "place common", metavar="NAME")
     load_dir: str = opt(

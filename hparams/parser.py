@@ -215,9 +215,10 @@ def _argparse_facts(flag: Flag, brief: bool) -> dict[str, Any]:
 
 
 def _metavar(flag: Flag) -> str:
+    usual = {int: "INT", float: "FLOAT", str: "STR"}[flag.type]
     if flag.meta.get("choices"):
-        return "{" + ",".join(map(str, flag.meta["choices"])) + "}"
-    return flag.meta.get("metavar", {int: "INT", float: "FLOAT", str: "STR"}[flag.type])
+        usual = "{" + ",".join(map(str, flag.meta["choices"])) + "}"
+    return flag.meta.get("metavar", usual)
 
 
 def _default(flag: Flag) -> str:

@@ -217,9 +217,9 @@ EXPERIMENTS = {
     "FID": (calc_FID, "--n_samples 13 --kid --isc --save_images --save_latents --batch_size 3 --feature_batch 8"),
     "PRDC": (calc_PRDC, "--n_samples 25 --batch_size 4 --real_feats real.npy --fake_feats fake.npy"),
     "reconstructions": (calc_VQGAN_FID, "--save_images --feature_batch 7"),
-    "likelihood": (
+    "likelihood": (  # of a low rate: Adam enlarges the rounding of sums
         calc_approximate_ELBO,
-        "--train_steps 4 --steps_per_eval 2 --batch_size 2 --lr 1e-4 --elbo_passes 4 --steps_per_log 1",
+        "--train_steps 4 --steps_per_eval 2 --batch_size 2 --lr 1e-5 --elbo_passes 4 --steps_per_log 1",
     ),
     "neighbours": (calc_nearest_neighbours, "--n_samples 5 --n_neighbours 3 --query_batch 3 --batch_size 4"),
     "larger images": (generate_big_samples, "--shape 6 5 --n_samples 3 --batch_size 1"),
@@ -273,8 +273,7 @@ def everything_written(place):
 
 
 def assert_close(a, b):
-    """Equal, but for floats: sums over all processes are rounded, and the updates of Adam that the likelihood makes
-    enlarge that."""
+    """Equal, but for floats, which sums over all processes round."""
     if isinstance(a, dict):
         assert a.keys() == b.keys()
         for key in a:
@@ -284,6 +283,6 @@ def assert_close(a, b):
         for x, y in zip(a, b, strict=True):
             assert_close(x, y)
     elif isinstance(a, float):
-        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
     else:
         assert a == b
