@@ -32,8 +32,7 @@ class PRDCConfig:
 
 EXAMPLES = """examples:
   python experiments/calc_PRDC.py --sampler absorbing --dataset churches --log_dir PRDC_log \\
-      --ae_load_dir vqgan_churches --ae_load_step 2200000 --load_dir absorbing_churches --load_step 2000000 \\
-      --ema --n_samples 50000
+      --ae_load_dir vqgan_churches --load_dir absorbing_churches --n_samples 50000
   python experiments/calc_PRDC.py ... --n_samples 50000 --fake_images_path ~/other_model/samples
 
 Features are cached: samples that calc_FID.py measured with the same flags are not drawn again.
