@@ -219,11 +219,9 @@ def find_autoencoder(run: FoundRun, folder: str | Path | None, device: torch.dev
         folder = next((path for path in beside if path.is_dir()), folder)
     recorded = re.fullmatch(r"(vqgan(?:_ema)?)_(\d+)\.th", Path(known.get("path", "")).name)
     ae_run = find_run(folder, ("vqgan",), int(recorded[2]) if recorded else step)
-    if recorded:
-        state, path = ae_run.store.load(recorded[1], ae_run.step), str(ae_run.store.path(recorded[1], ae_run.step))
-    else:
-        state, path = find_weights("vqgan", ae_run.name, ae_run.step)
-    loaded = autoencoder_of(configuration(ae_run.saved), named(state, path), path, device)
+    raw = recorded is not None and recorded[1] == "vqgan"
+    state, path = find_weights("vqgan", ae_run.name, ae_run.step, raw)
+    loaded = autoencoder_of(configuration(ae_run.saved), state, path, device)
     if known and known["hash"] != loaded.hash:
         raise ValueError(f"{run.folder} was trained on the codes of {known['path']}, which is not this {path}")
     return ae_run, loaded
