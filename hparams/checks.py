@@ -194,8 +194,8 @@ def notes(H: Any, flags: Iterable[Flag], idle: Collection[str] = ()) -> Iterator
     if H.older:
         kept = ", ".join(f"{name} {shown(value)}" for name, value in H.older.items())
         yield f"logs/{H.log_dir} was started by an earlier version and continues as it began: {kept}"
-    for name, origin in H.chosen.items():
-        yield f"--{name} {getattr(H, name)}: {origin}"
+    for name in H.chosen:
+        yield f"--{name} {getattr(H, name)}: {H.sources[name]}"
     if H.sources["ch_mult"] == "derived" and H.ch_mult != PAPER_LEVELS:
         yield (
             f"--ch_mult {shown(H.ch_mult)}, chosen for --img_size {H.img_size}: {H.latent_shape[1]} x "

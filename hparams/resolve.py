@@ -19,6 +19,7 @@ from hparams.environment import COMMON, require_packages
 from hparams.parser import build_parser
 from utils.core.errors import UsageError, quit_quietly_at_interrupt
 from utils.core.job import is_main, recorded
+from utils.core.manifests import Manifests
 
 # By kind of script: the roles of flags that it ignores, and those that --help does not show although they are common.
 IGNORED = {"vqgan": (), "sampler": ("vqgan", "discriminator")}
@@ -35,10 +36,10 @@ NOT_FLAGS = "explicit given_before data_entry script older chosen usual unknown 
 class Hparams(SimpleNamespace):
     """The resolved configuration: one attribute a flag. `explicit` lists what the command line gave; `given_before`
     what earlier command lines of a resumed run gave; `older` holds the settings that a resumed run keeps from an
-    earlier version, by name; `chosen` says of each step that the command line left open where it comes from; `usual`
-    holds what the flags are without a command line and without a model; `unknown` lists flags that the script ignores
-    and that no loaded model has recorded; `sources` holds where the value of each flag comes from ("": the default);
-    `changed` what the command line changes of a resumed run, as text: "lr 1e-4 -> 1e-3"."""
+    earlier version, by name; `chosen` lists the steps that the command line left open and that are found; `usual`
+    holds what the flags are without a command line and without a model; `unknown` lists flags that the script
+    ignores and that no loaded model has recorded; `sources` holds where the value of each flag comes from ("": the
+    default); `changed` what the command line changes of a resumed run, as text: "lr 1e-4 -> 1e-3"."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for config.json."""
@@ -127,13 +128,17 @@ def resolve(
     entry = sources.dataset_entry(given["dataset"], given.get("custom_dataset_path"), reads_images)
     own = sources.own_hparams(entry, family, by_name)
     values = {name: flag.default for name, flag in every.items()} | own
+    resumed = None  # what a run that is resumed recorded
+    if (values | given)["resume"] and "resume" not in idle:
+        resumed = recorded_by((values | given)["log_dir"], every)
     if trains:
-        values |= origin(values | given, given, every)
-    chosen = chosen_steps(values | given, given, every, idle)
+        values |= origin(values | given, given, resumed or {})
+    chosen = chosen_steps(values | given, given, resumed or {}, idle)
     values |= {name: step for name, (step, _) in chosen.items()} | given
     require_loaded(values, trains)
     models = [
-        (load, sources.saved_config(load.folder, every, load.step)) for load in loads(values, family, every, idle)
+        (load, resumed if load.option == "resume" else recorded_by(load.folder, every, load.step))
+        for load in loads(values, family, every, idle)
     ]
     place, of_model = recorded_preset(models)
     preset = given.get("preset") or of_model or sources.preset_of(entry)
@@ -155,7 +160,7 @@ def resolve(
     H.sources = {name: place for place, some in layers for name in some}
     H.explicit, H.data_entry = sorted(given), entry
     H.given_before = sources.flags_given(H.log_dir) if H.resume and "resume" not in idle else []
-    H.chosen = {name: why for name, (_, why) in chosen.items()}
+    H.chosen = list(chosen)
     H.usual = {name: value for _, some in usual for name, value in some.items()}
     if H.usual["num_workers"] is None:
         H.usual["num_workers"] = usual_workers()
@@ -178,15 +183,29 @@ def steps_of_stage_2(H: Hparams) -> int:
 # ---------------------------------------------------------------------- loaded models
 
 
+def manifests_of(name: str) -> Manifests:
+    """The manifests of logs/<name>."""
+    return Manifests(sources.run_folder(name))
+
+
+def recorded_by(name: str, flags: Mapping[str, Flag], step: int | None = None) -> dict[str, Any] | None:
+    """What logs/<name> recorded with a step (None: the newest); None if it recorded nothing."""
+    folder = sources.run_folder(name)
+    saved = sources.saved_config(folder, flags, step)
+    if saved is None and manifests_of(name).steps() and is_main():
+        gone = folder / "config.json"
+        print(f"note: {gone} is gone: what the command line does not give has its default", file=sys.stderr)
+    return saved
+
+
 def continues(values: Values) -> bool:
     """Whether --resume finds a checkpoint in --log_dir. values: {flag: value}."""
-    return values["resume"] and bool(sources.checkpoint_steps(values["log_dir"]))
+    return values["resume"] and bool(manifests_of(values["log_dir"]).steps())
 
 
-def origin(values: Values, given: Values, flags: Mapping[str, Flag]) -> dict[str, Any]:
-    """load_dir, load_step and load_optim of a run that is resumed. The recorded values are kept;
-    a run that has no checkpoint yet and recorded nothing takes them from the command line."""
-    saved = (values["resume"] and sources.saved_config(values["log_dir"], flags)) or {}
+def origin(values: Values, given: Values, saved: Values) -> dict[str, Any]:
+    """load_dir, load_step and load_optim of a run that is resumed, which recorded `saved`. The recorded values are
+    kept; a run that has no checkpoint yet and recorded nothing takes them from the command line."""
     found = {name: saved[name] for name in names_of("origin") if name in saved}
     if not (found.get("load_step") or continues(values)):
         return {}
@@ -201,13 +220,10 @@ def origin(values: Values, given: Values, flags: Mapping[str, Flag]) -> dict[str
     return found
 
 
-def chosen_steps(
-    values: Values, given: Values, flags: Mapping[str, Flag], idle: Collection[str]
-) -> dict[str, tuple[int, str]]:
-    """{flag: (step, where it comes from)} of the models whose folder is given without a step: that of the run that is
-    resumed, else the newest complete step. What training begins with must be given."""
+def chosen_steps(values: Values, given: Values, saved: Values, idle: Collection[str]) -> dict[str, tuple[int, str]]:
+    """{flag: (step, where it comes from)} of the models whose folder is given without a step: that in `saved`, which
+    the run that is resumed recorded, else the newest complete step. What training begins with must be given."""
     trains = "load_optim" not in idle
-    saved = (values["resume"] and "resume" not in idle and sources.saved_config(values["log_dir"], flags)) or {}
     wanted = [("ae_load_dir", "ae_load_step", "vqgan")] if values.get("ae_load_dir") else []
     if "load_dir" in given and not (trains and continues(values)):
         wanted.append(("load_dir", "load_step", values.get("sampler", "vqgan")))
@@ -219,7 +235,7 @@ def chosen_steps(
         if saved.get(option) == folder and saved.get(name):
             found[name] = (saved[name], f"recorded by logs/{values['log_dir']}")
             continue
-        steps = list(itertools.islice(sources.complete_steps(folder, model), None if trains else 1))
+        steps = list(itertools.islice(manifests_of(folder).complete_steps(model), None if trains else 1))
         if name == "load_step" and trains:
             sources.require_folder(option, folder)
             raise UsageError(

@@ -5,10 +5,9 @@ import contextlib
 import difflib
 import math
 import os
-import re
 import reprlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from hparams.presets import OF_DATA_SETS, PRESETS
 from utils.core.errors import UsageError
 from utils.core.job import LOGS, REPOSITORY, ROOT, ROOT_VARIABLE, describe_root, in_root, is_main
 from utils.core.json_files import hash_json, read_json
+from utils.core.manifests import Manifests
 
 DATASETS, LOCAL_DATASETS = (str(ROOT / name) for name in ("datasets.yaml", "datasets.local.yaml"))
 ENTRY_KEYS = ("paths", "val_paths", "category", "preset", "hparams")
@@ -230,54 +230,16 @@ def holds_training(name: str) -> bool:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         if read_json(folder / "config.json")["script"] in ("train_vqgan", "train_sampler"):
             return True
-    weights = re.compile(rf"(?:vqgan|{'|'.join(SAMPLERS)})(?:_ema)?_\d+\.th")
-    models = folder / "saved_models"
-    return models.is_dir() and any(map(weights.fullmatch, os.listdir(models)))
+    return any(Manifests(folder).steps_of_model(model) for model in ("vqgan", *SAMPLERS))
 
 
-def checkpoint_steps(name: str) -> list[int]:
-    """The steps of logs/<name> that have a manifest, the newest first."""
-    folder = run_folder(name) / "saved_models"
-    names = os.listdir(folder) if folder.is_dir() else []
-    return sorted((int(m[1]) for m in map(re.compile(r"manifest_(\d+)\.json").fullmatch, names) if m), reverse=True)
-
-
-def complete_steps(name: str, model: str) -> Iterator[int]:
-    """The steps of a model ('vqgan', or a sampler) that logs/<name> holds, the newest first: those whose manifest lists
-    weights that are there; if there are none, those of the weights without a manifest, as published folders hold."""
-    models = run_folder(name) / "saved_models"
-    known = checkpoint_steps(name)
-    complete = (step for step in known if _is_complete(models, model, step))
-    if (newest := next(complete, None)) is not None:
-        yield newest
-        yield from complete
-        return
-    weights = re.compile(rf"{re.escape(model)}(?:_ema)?_(\d+)\.th")
-    names = os.listdir(models) if models.is_dir() else []
-    steps = {int(m[1]) for m in map(weights.fullmatch, names) if m} - set(known)
-    unfinished = {step for step in steps if (models / f".unfinished_{step}.json").exists()}
-    yield from sorted(steps - unfinished, reverse=True)
-
-
-def _is_complete(models: Path, model: str, step: int) -> bool:
-    """Whether a manifest is what was written, and the weights of this model that it lists have the listed sizes."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        manifest = read_json(models / f"manifest_{step}.json")
-        digest, files = manifest.pop("digest", None), manifest["files"]
-        names = [name for name in (f"{model}_{step}.th", f"{model}_ema_{step}.th") if f"saved_models/{name}" in files]
-        right = digest == hash_json(manifest) or (digest is None and "hparams" not in manifest)  # the first versions
-        sizes = [(models / name).stat().st_size == files[f"saved_models/{name}"]["bytes"] for name in names]
-        return right and bool(names) and all(sizes)
-    return False
-
-
-def saved_config(name: str, flags: Mapping[str, Flag], step: int | None = None) -> dict[str, Any] | None:
-    """The hparams that a run in logs/<name> saved with the checkpoint of a step (None: the newest), or in its
+def saved_config(folder: Path, flags: Mapping[str, Flag], step: int | None = None) -> dict[str, Any] | None:
+    """The hparams that the run in a folder saved with the checkpoint of a step (None: the newest), or in its
     config.json if the manifest holds none. None for a published checkpoint, which has neither. flags: {name: Flag} of
     this script; the values of its flags are checked."""
-    path = run_folder(name) / "config.json"
+    path, manifests = folder / "config.json", Manifests(folder)
     try:
-        saved = _of_manifest(path.parent, checkpoint_steps(name) if step is None else [step])
+        saved = manifests.hparams(reversed(manifests.steps()) if step is None else [step])
         if saved is None:
             config = read_json(path)
             saved = config["hparams"]
@@ -286,8 +248,6 @@ def saved_config(name: str, flags: Mapping[str, Flag], step: int | None = None) 
         saved = {k: checked(flags[k], v) if k in flags else v for k, v in saved.items() if v is not None}
         return {k: in_root(v) if k in names_of("path") else v for k, v in saved.items()}
     except FileNotFoundError:
-        if checkpoint_steps(name) and is_main():
-            print(f"note: {path} is gone: what the command line does not give has its default", file=sys.stderr)
         return None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
@@ -302,17 +262,6 @@ def flags_given(name: str) -> list[str]:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return [str(flag) for flag in read_json(run_folder(name) / "config.json")["given"]]
     return []
-
-
-def _of_manifest(folder: Path, steps: Iterable[int]) -> dict[str, Any] | None:
-    """The hparams in the first of these steps' manifests that is what was written; None if it holds none."""
-    for step in steps:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            manifest = read_json(folder / "saved_models" / f"manifest_{step}.json")
-            right = manifest.pop("digest") == hash_json(manifest) and isinstance(manifest.get("hparams", {}), dict)
-            if right:  # else utils.core.checkpoint reports it when it is loaded
-                return manifest.get("hparams")
-    return None
 
 
 def same_images(one: Values, other: Values) -> bool:

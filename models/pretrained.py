@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from hparams.checks import derive
 from hparams.config import ALL_FLAGS, names_of
-from hparams.sources import checked, run_folder
+from hparams.sources import run_folder, saved_config
 from models.build import build_autoencoder, build_sampler
 from models.samplers import SAMPLERS, Sampler
 from utils.core.checkpoint import Checkpoints, checkpoints_of, load_into
 from utils.core.device import pick_device
 from utils.core.errors import DamagedFile, UserError
-from utils.core.files import hash_tensors, read_json
+from utils.core.files import hash_tensors
 from utils.core.job import LOGS
 from utils.core.seed import sample_uniforms
 from utils.data.pixels import to_float, to_uint8
@@ -172,28 +172,20 @@ def find_run(name: str | Path, kinds: tuple[str, ...], step: int | None = None) 
     if not store.folder.is_dir():
         raise FileNotFoundError(f"there is no folder {store.folder}")
     for kind in kinds:
-        steps = sorted({*store.steps_with(kind), *store.steps_with(f"{kind}_ema")})
+        steps = store.steps_of_model(kind)
         if steps:
-            complete = [s for s in steps if store.manifest_path(s).is_file()] or steps
-            chosen = complete[-1] if step is None else step
+            chosen = next(store.complete_steps(kind), steps[-1]) if step is None else step
             if chosen not in steps:
                 there = ", ".join(map(str, steps[-20:]))
                 raise FileNotFoundError(f"{store.models} holds no step {chosen} of '{kind}': there are {there}")
-            return FoundRun(str(path), kind, chosen, saved_hparams(store, chosen))
+            return FoundRun(str(path), kind, chosen, recorded_config(store, chosen))
     raise FileNotFoundError(f"{store.models} holds no weights of {' or '.join(kinds)}")
 
 
-def saved_hparams(store: Checkpoints, step: int) -> dict[str, Any]:
-    """The values of flags in a step's manifest, or in config.json if the manifest has none; {} if there are none."""
-    path = store.manifest_path(step)
-    saved = store.manifest(step).get("hparams") if path.is_file() else None
-    if saved is None:
-        path = store.folder / "config.json"
-        saved = read_json(path) if path.is_file() else dict(hparams={})
-        saved = saved.get("hparams") if isinstance(saved, dict) else None
-    if not isinstance(saved, dict):
-        raise DamagedFile(f"{path} is damaged: it holds no configuration")
-    return {k: checked(FLAGS[k], v, f"{path}: ") for k, v in saved.items() if k in FLAGS and v is not None}
+def recorded_config(store: Checkpoints, step: int) -> dict[str, Any]:
+    """The values of flags that a run recorded with a step; {} if it is a published one."""
+    saved = saved_config(store.folder, FLAGS, step) or {}
+    return {k: v for k, v in saved.items() if k in FLAGS}
 
 
 def configuration(saved: dict[str, Any], **more: Any) -> SimpleNamespace:
@@ -206,7 +198,7 @@ def configuration(saved: dict[str, Any], **more: Any) -> SimpleNamespace:
 
 def find_autoencoder(run: FoundRun, folder: str | Path | None, device: torch.device) -> tuple[FoundRun, "Loaded"]:
     """The autoencoder of a sampler: the weights that its manifest records. folder: where they are now."""
-    known, step = recorded_autoencoder(run.store, run.step) or {}, run.saved.get("ae_load_step")
+    known = recorded_autoencoder(run.store, run.step)
     if folder is None:
         folder = run.saved.get("ae_load_dir")
         if folder is None:
@@ -217,10 +209,9 @@ def find_autoencoder(run: FoundRun, folder: str | Path | None, device: torch.dev
         run_folder(folder)  # of a file that may come from someone else: refuses names that lead elsewhere
         beside = [parent / folder for parent in Path(run.name).parents if Path(run.name).is_absolute()]
         folder = next((path for path in beside if path.is_dir()), folder)
-    recorded = re.fullmatch(r"(vqgan(?:_ema)?)_(\d+)\.th", Path(known.get("path", "")).name)
-    ae_run = find_run(folder, ("vqgan",), int(recorded[2]) if recorded else step)
-    raw = recorded is not None and recorded[1] == "vqgan"
-    state, path = find_weights("vqgan", ae_run.name, ae_run.step, raw)
+    weights, step = named_weights(known) or ("", run.saved.get("ae_load_step"))
+    ae_run = find_run(folder, ("vqgan",), step)
+    state, path = find_weights("vqgan", ae_run.name, ae_run.step, raw=weights == "vqgan")
     loaded = autoencoder_of(configuration(ae_run.saved), state, path, device)
     if known and known["hash"] != loaded.hash:
         raise ValueError(f"{run.folder} was trained on the codes of {known['path']}, which is not this {path}")
@@ -263,6 +254,12 @@ def recorded_autoencoder(store: Checkpoints, step: int) -> dict[str, str] | None
     """The autoencoder that the manifest of a sampler's checkpoint names: dict(path, hash). None if it names
     none, as in a published folder."""
     return store.manifest(step).get("autoencoder") if store.manifest_path(step).is_file() else None
+
+
+def named_weights(autoencoder: dict[str, str] | None) -> tuple[str, int] | None:
+    """('vqgan' or 'vqgan_ema', step) of the weights that `recorded_autoencoder` names; None if it names none."""
+    match = re.fullmatch(r"(vqgan(?:_ema)?)_(\d+)\.th", Path(autoencoder["path"]).name) if autoencoder else None
+    return (match[1], int(match[2])) if match else None
 
 
 def named(state: Any, path: str) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ ALSO = {"models.pretrained": {"hparams"}}
 # The benchmark times what the scripts do.
 BENCHMARK = {"experiments.benchmark", "experiments.scaling", "experiments.common.jobs"}
 # What parsing the command line may import: standard library only, so that --help is fast.
-LIGHT = {"utils.core.errors", "utils.core.address", "utils.core.job", "utils.core.json_files"}
+LIGHT = {f"utils.core.{name}" for name in ("errors", "address", "job", "json_files", "manifests")}
 
 
 def module_name(path):

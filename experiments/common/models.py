@@ -10,7 +10,7 @@ from experiments.common.images import note_images
 from experiments.common.weights import Loaded, load_autoencoder, load_sampler, note_missing_weights
 from hparams.sources import require_folder, same_images
 from models.build import build_sampler
-from models.pretrained import recorded_autoencoder, saved_hparams
+from models.pretrained import recorded_autoencoder, recorded_config
 from models.summary import describe_sampler, print_dry_run
 from utils.core.checkpoint import LOGS, checkpoints_of
 from utils.core.device import pick_device
@@ -67,10 +67,10 @@ def check_autoencoder(run: Run, autoencoder: Loaded) -> None:
 def check_pair(H: SimpleNamespace, autoencoder: Loaded) -> None:
     """Refuse a sampler that was trained on another autoencoder's codes (where the run recorded it)."""
     known = recorded_autoencoder(checkpoints_of(H.load_dir), H.load_step)
-    if known and known.get("hash") != autoencoder.hash:
+    if known and known["hash"] != autoencoder.hash:
         raise UserError(
             f"the sampler logs/{H.load_dir} (step {H.load_step}) was trained on the codes of "
-            f"{known.get('path')}, which is not {autoencoder.path}: give that autoencoder (or --allow_other_ae)"
+            f"{known['path']}, which is not {autoencoder.path}: give that autoencoder (or --allow_other_ae)"
         )
 
 
@@ -82,7 +82,7 @@ def dry_run_on_images(H: SimpleNamespace) -> None:
 
 def warn_of_other_data(H: SimpleNamespace, folder: str, step: int) -> None:
     """Warn if --dataset is not the data set that the run logs/<folder> was trained on."""
-    trained, now = saved_hparams(checkpoints_of(folder), step), vars(H)
+    trained, now = recorded_config(checkpoints_of(folder), step), vars(H)
     if not trained.get("dataset"):
         return  # a published checkpoint
     if not H.data_entry["paths"]:  # the images are not read, and the command line does not say which they are

@@ -2,14 +2,21 @@
 
 import os
 import warnings
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models.pretrained import Loaded, autoencoder_of, find_weights, named, recorded_autoencoder, sampler_of
+from models.pretrained import (
+    Loaded,
+    autoencoder_of,
+    find_weights,
+    named,
+    named_weights,
+    recorded_autoencoder,
+    sampler_of,
+)
 from utils.core.checkpoint import Checkpoints, load_into
 from utils.core.errors import UserError
 from utils.core.files import load_tensors
@@ -27,10 +34,7 @@ def load_autoencoder(
     sampler: (Checkpoints, step) of the sampler that uses it: the weights are those that it was trained with, averaged
     or raw. None: there is no sampler, and --weights decides.
     """
-    raw = H.weights == "raw"
-    if sampler is not None:
-        known = recorded_autoencoder(*sampler)
-        raw = known is not None and Path(known["path"]).name == f"vqgan_{H.ae_load_step}.th"
+    raw = named_weights(recorded_autoencoder(*sampler)) == ("vqgan", H.ae_load_step) if sampler else H.weights == "raw"
     return autoencoder_of(H, *find_weights("vqgan", H.ae_load_dir, H.ae_load_step, raw), device)
 
 

@@ -9,7 +9,6 @@ logs/<log_dir>/saved_models/.unfinished_<step>.json  while a checkpoint is writt
 
 import contextlib
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,88 +25,28 @@ from utils.core.files import (
     write_json,
 )
 from utils.core.job import LOGS
+from utils.core.manifests import Manifests, files_of
 
 FORMAT = 1
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
-
-
-def _has(**fields: Callable) -> Callable:
-    """A check for a dict in which each of these fields passes its own check."""
-    return lambda value: isinstance(value, dict) and all(k in value and ok(value[k]) for k, ok in fields.items())
-
-
-_is_file = _has(bytes=_is_count, sha256=_is_text)
-# The fields of a manifest. It always has `step` and `files`; the others depend on the run and on the version that
-# wrote it. Unknown fields are ignored.
-_FIELDS = dict(
-    step=_is_count,
-    files=lambda value: isinstance(value, dict) and all(map(_is_file, value.values())),
-    stats_bytes=_is_count,
-    stats_sha256=_is_text,
-    run=_is_text,
-    script=_is_text,
-    hparams=_has(),
-    images=_has(count=_is_count, names=_is_text),
-    autoencoder=_has(path=_is_text, hash=_is_text),
-)
-
-
-def _file_of(step: int) -> re.Pattern:
-    """A pattern that matches the names of a step's files in manifests."""
-    return re.compile(rf"saved_models/\w+_{step}\.th|saved_stats/stats_{step}")
-
-
-class Checkpoints:
+class Checkpoints(Manifests):
     """The checkpoints of one run folder (logs/<log_dir>)."""
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self.models = self.folder / "saved_models"
+        super().__init__(folder)
         self.stats = self.folder / "saved_stats"
         self._whole: set[int] = set()  # steps that this process has written or verified
 
-    def path(self, name: str, step: int) -> Path:
-        return self.models / f"{name}_{step}.th"
-
     def stats_path(self, step: int) -> Path:
         return self.stats / f"stats_{step}"
-
-    def manifest_path(self, step: int) -> Path:
-        return self.models / f"manifest_{step}.json"
-
-    def _unfinished_path(self, step: int) -> Path:
-        return self.models / f".unfinished_{step}.json"
-
-    def _key(self, path: Path) -> str:
-        """A file's name in manifests."""
-        return path.relative_to(self.folder).as_posix()
-
-    def steps(self) -> list[int]:
-        """Steps that have a manifest, ascending."""
-        return self._steps_of(r"manifest_(\d+)\.json")
-
-    def steps_with(self, name: str) -> list[int]:
-        """Steps that have a file of this name, with or without a manifest (published checkpoints have none)."""
-        return self._steps_of(re.escape(name) + r"_(\d+)\.th")
-
-    def _steps_of(self, pattern: str, folder: Path | None = None) -> list[int]:
-        folder = folder or self.models
-        matches = (re.fullmatch(pattern, entry) for entry in (os.listdir(folder) if folder.is_dir() else ()))
-        return sorted(int(m.group(1)) for m in matches if m)
 
     def lost_steps(self) -> list[int]:
         """Steps that have a file in saved_stats but nothing in saved_models. The stats file is written after the
         weights, so saved_models is no longer the same folder (not mounted, or emptied). An interrupted checkpoint
         leaves weights or a note."""
         steps = self._steps_of(r"stats_(\d+)", self.stats)
-        return [s for s in steps if not (any(self.models.glob(f"*_{s}.th")) or self._unfinished_path(s).exists())]
+        return [s for s in steps if not (any(self.models.glob(f"*_{s}.th")) or self.unfinished_path(s).exists())]
 
     # ------------------------------------------------------------------ writing
 
@@ -117,10 +56,10 @@ class Checkpoints:
         self.sweep()
         values = {self.path(name, step): state for name, state in state_dicts.items()}
         values[self.stats_path(step)] = extra
-        write_json(self._unfinished_path(step), dict(files=list(map(self._key, values))))
+        write_json(self.unfinished_path(step), dict(files=list(map(self.key, values))))
         self._whole.discard(step)
         try:
-            files = {self._key(path): save_tensors(path, value) for path, value in values.items()}
+            files = {self.key(path): save_tensors(path, value) for path, value in values.items()}
             manifest = dict(format=FORMAT, step=step, **about, files=files)
             write_json(self.manifest_path(step), dict(manifest, digest=hash_json(manifest)))
         except OSError:
@@ -139,13 +78,13 @@ class Checkpoints:
             if not self.manifest_path(step).is_file():
                 for path in self._files_of_unfinished(step):
                     path.unlink(missing_ok=True)
-            self._unfinished_path(step).unlink(missing_ok=True)
+            self.unfinished_path(step).unlink(missing_ok=True)
 
     def _files_of_unfinished(self, step: int) -> list[Path]:
         """The files that a note (or a former manifest) lists, except names that cannot belong to this step."""
-        allowed = _file_of(step)
+        allowed = files_of(step)
         try:
-            names = [str(name) for name in read_json(self._unfinished_path(step))["files"]]
+            names = [str(name) for name in read_json(self.unfinished_path(step))["files"]]
         except (DamagedFile, KeyError, TypeError):
             names = []
         return [self.folder / name for name in names if allowed.fullmatch(name)]
@@ -161,7 +100,7 @@ class Checkpoints:
             with contextlib.suppress(DamagedFile):  # which files it listed is unknown
                 self.manifest(step)
                 # One atomic step: it is no longer a checkpoint, and the files to remove are noted.
-                os.replace(self.manifest_path(step), self._unfinished_path(step))
+                os.replace(self.manifest_path(step), self.unfinished_path(step))
         fsync_folder(self.models)
         self.sweep()
 
@@ -171,25 +110,6 @@ class Checkpoints:
         return False
 
     # ------------------------------------------------------------------ reading
-
-    def manifest(self, step: int) -> dict:
-        """The manifest of a step as it was written. Raises DamagedFile if the file holds anything else: the folder may
-        come from someone else."""
-        path = self.manifest_path(step)
-        manifest = read_json(path)
-        if not isinstance(manifest, dict):
-            manifest = {}
-        digest = manifest.pop("digest", None)
-        wrong = [name for name, is_right in _FIELDS.items() if name in manifest and not is_right(manifest[name])]
-        wrong += [name for name in ("step", "files") if name not in manifest]
-        # The first versions wrote manifests without a digest and without a configuration.
-        if digest != hash_json(manifest) and (digest is not None or "hparams" in manifest):
-            wrong.append("digest")
-        if not wrong and (manifest["step"] != step or not all(map(_file_of(step).fullmatch, manifest["files"]))):
-            wrong.append("step")
-        if wrong:
-            raise DamagedFile(f"{path} is damaged: not the manifest that was written (see '{wrong[0]}')")
-        return manifest
 
     def verify(self, step: int) -> dict:
         """The manifest of a step. Raises DamagedFile unless all files match it."""
@@ -222,9 +142,7 @@ class Checkpoints:
     def has(self, name: str, step: int) -> bool:
         """Whether <name>_<step>.th exists, or existed: a manifest lists it."""
         path = self.path(name, step)
-        return path.is_file() or (
-            self.manifest_path(step).is_file() and self._key(path) in self.manifest(step)["files"]
-        )
+        return path.is_file() or (self.manifest_path(step).is_file() and self.key(path) in self.manifest(step)["files"])
 
     def load(self, name: str, step: int) -> dict:
         """The state dict <name>_<step>.th, verified if a manifest lists it.
@@ -236,7 +154,7 @@ class Checkpoints:
             there = ", ".join(map(str, self.steps_with(name)[-20:])) or "none"
             raise UserError(f"{path} does not exist; steps of '{name}' in {self.models}: {there}")
         manifest = self.manifest(step) if self.manifest_path(step).is_file() else {"files": {}}
-        if expected := manifest["files"].get(self._key(path)):
+        if expected := manifest["files"].get(self.key(path)):
             self._verify_file(path, expected)
         state = load_tensors(path)
         if not isinstance(state, dict):
