@@ -20,7 +20,7 @@ class BatchNorm(nn.BatchNorm2d):
     momentum: float
 
     def forward(self, x):
-        if not self.training:
+        if not self.training or not distributed.join_group():
             return super().forward(x)
         x = x.float()  # as under autocast: sums over many pixels
         mean = distributed.mean_with_gradient(x.mean((0, 2, 3)))
@@ -45,13 +45,12 @@ class Discriminator(nn.Module):
         super().__init__()
         layers = [nn.Conv2d(n_channels, ndf, kernel_size=4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         width = ndf
-        norm = BatchNorm if distributed.world_size() > 1 else nn.BatchNorm2d
         for n in range(1, disc_layers + 1):
             c_in, width = width, ndf * min(2**n, 8)
             stride = 2 if n < disc_layers else 1
             layers += [
                 nn.Conv2d(c_in, width, kernel_size=4, stride=stride, padding=1, bias=False),
-                norm(width),
+                BatchNorm(width),
                 nn.LeakyReLU(0.2),
             ]
         layers.append(nn.Conv2d(width, 1, kernel_size=4, stride=1, padding=1))

@@ -89,6 +89,8 @@ def test_the_flags_of_scaling(tmp_path):
     assert code == 0 and "--seconds" in out and "torchrun --nproc_per_node" in out
     for words, named in [("--seconds 0", "--seconds 0.0"), ("--device mps", "mps"), ("--log_dir ../x", "'../x'")]:
         assert named in refused("experiments/scaling.py", words, tmp_path)
+    code, _, err = call("experiments/scaling.py", "", tmp_path)
+    assert code == 1 and err.startswith("error: scaling is of several processes") and err.count("\n") == 1
 
 
 @pytest.mark.slow
