@@ -13,7 +13,7 @@ from typing import Any
 
 from hparams.config import ALL_FLAGS, RECORDED, SAMPLERS, Flag, Values, names_of
 from hparams.presets import OF_DATA_SETS, PRESETS
-from utils.core.errors import UsageError
+from utils.core.errors import DamagedFile, UsageError
 from utils.core.job import LOGS, REPOSITORY, ROOT, ROOT_VARIABLE, describe_root, in_root, is_main
 from utils.core.json_files import hash_json, read_json
 from utils.core.manifests import Manifests
@@ -226,11 +226,11 @@ def require_folder(option: str, name: str) -> None:
 def holds_training(name: str) -> bool:
     """Whether logs/<name> is the folder of a training run, as this program writes it or as published: one whose
     checkpoint is not written yet, too."""
-    folder = run_folder(name)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        if read_json(folder / "config.json")["script"] in ("train_vqgan", "train_sampler"):
+    run = Manifests(run_folder(name))
+    with contextlib.suppress(OSError, DamagedFile):
+        if run.config().get("script") in ("train_vqgan", "train_sampler"):
             return True
-    return any(Manifests(folder).steps_of_model(model) for model in ("vqgan", *SAMPLERS))
+    return any(run.steps_of_model(model) for model in ("vqgan", *SAMPLERS))
 
 
 def saved_config(folder: Path, flags: Mapping[str, Flag], step: int | None = None) -> dict[str, Any] | None:
@@ -260,7 +260,7 @@ def flags_given(name: str) -> list[str]:
     """The names of the flags that the command lines of the run in logs/<name> gave, from its config.json; [] if that
     does not list them."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return [str(flag) for flag in read_json(run_folder(name) / "config.json")["given"]]
+        return [str(flag) for flag in Manifests(run_folder(name)).config()["given"]]
     return []
 
 

@@ -124,6 +124,14 @@ class Manifests:
             raise DamagedFile(f"{path} is damaged: not the manifest that was written (see '{wrong[0]}')")
         return manifest
 
+    def config(self) -> dict[str, Any]:
+        """The contents of config.json; {} if there is none. Raises DamagedFile if it holds anything else."""
+        path = self.folder / "config.json"
+        config = read_json(path) if path.exists() else {}
+        if not isinstance(config, dict):
+            raise DamagedFile(f"{path} is damaged: it holds no configuration")
+        return config
+
     def hparams(self, steps: Iterable[int]) -> dict[str, Any] | None:
         """The configuration in the first of these steps' manifests that is not damaged; None if it holds none."""
         for step in steps:

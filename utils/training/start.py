@@ -1,12 +1,10 @@
 """What a training run starts from: its newest checkpoint, the weights that the command line names, or nothing."""
 
-import os
 from typing import Any
 
 from utils.core import distributed
 from utils.core.checkpoint import LOGS, Checkpoints
 from utils.core.errors import DamagedFile, UserError
-from utils.core.files import read_json
 from utils.core.progress import say
 
 
@@ -24,7 +22,7 @@ def choose_start(H: Any, name: str, load_step: int, store: Checkpoints) -> tuple
     name: of the model's files. load_step: 0 if no weights are to be loaded. store: the run's checkpoints.
     """
     folder, steps = store.folder, store.steps()
-    config = _recorded_config(folder)
+    config = _recorded_config(store)
     if config.get("script", H.script) != H.script:
         raise UserError(f"{folder} is not a run of this script (but of {config['script']}): give another --log_dir")
     if not steps:
@@ -55,12 +53,10 @@ def choose_start(H: Any, name: str, load_step: int, store: Checkpoints) -> tuple
     return load_step, None, False
 
 
-def _recorded_config(folder: Any) -> dict[str, Any]:
+def _recorded_config(store: Checkpoints) -> dict[str, Any]:
     """The contents of config.json; {} if it does not exist. A damaged one is reported, and is replaced later."""
-    path = os.path.join(folder, "config.json")
     try:
-        config = read_json(path) if os.path.exists(path) else {}
-        return config if isinstance(config, dict) else {}
+        return store.config()
     except DamagedFile as error:
         say(f"warning: {error}; it is written again with the next checkpoint")
         return {}
