@@ -42,6 +42,8 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes are 
     CONFIG = parse_own(ScalingConfig, what, EPILOG, check=lambda config: run_folder(config.log_dir))
     require_packages(*COMMON)
 
+import contextlib
+import os
 import statistics
 import warnings
 
@@ -58,6 +60,17 @@ from utils.core.progress import say
 LEAST_ROUNDS = 3
 
 
+@contextlib.contextmanager
+def as_one_process():
+    """Context in which this process acts as if it were the only one of its job."""
+    before = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE")}
+    os.environ.update(RANK="0", WORLD_SIZE="1")
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
 def seconds_of(function, config, device):
     """The median time of a call, of as many calls as fit into --seconds. All processes make the same number."""
     timed(function, device)  # the first call warms up
@@ -70,7 +83,7 @@ def alone(function, config, device):
     """seconds_of the main process, while the others wait."""
 
     def measure_one():
-        with distributed.as_one_process():
+        with as_one_process():
             return seconds_of(function, config, device)
 
     return distributed.from_main(measure_one)
@@ -82,7 +95,7 @@ def measure(make, batch, config, bench):
     world = distributed.world_size()
 
     def rate(share, seconds, processes):
-        with distributed.as_one_process():
+        with as_one_process():
             job = make("" if batch is None else f"--batch_size {share}")
         return job.name, job.unit, job.items * processes / seconds(job.fast, config, bench.device)
 
@@ -95,7 +108,7 @@ def measure(make, batch, config, bench):
 
 def gradients(bench, config):
     """For both stages: the number of parameters whose gradients are averaged in a step, and the time for that alone."""
-    with distributed.as_one_process():
+    with as_one_process():
         vqgan, sampler = build_vqgan(bench.vqgan_H()), bench.sampler(bench.sampler_H())
     for stage, modules in (("VQGAN step", (vqgan.ae, vqgan.disc)), ("sampler step", (sampler,))):
         count = sum(p.numel() for module in modules for p in module.parameters())

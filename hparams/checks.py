@@ -119,8 +119,12 @@ def check(H: Any, flags: Collection[Flag], idle: Collection[str]) -> None:
         most = int(math.log2(H.img_size / 3))
         remedy = f"--disc_layers {most} or fewer" if most else "--img_size 6 or more, with --disc_layers 1"
         raise UsageError(f"--disc_layers {H.disc_layers} is too many for --img_size {H.img_size}: give {remedy}")
-    if "loss_type" not in idle and getattr(H, "sampler", None) == "absorbing":
-        check_loss(H)
+    absorbing = "loss_type" not in idle and getattr(H, "sampler", None) == "absorbing"
+    if absorbing and H.loss_type == "reweighted_elbo" and H.total_steps == 1:
+        raise UsageError(
+            f"--loss_type {H.loss_type} is always 0 with --total_steps 1: its weight is 1 - t / total_steps; give "
+            "--loss_type elbo or mlm, or more --total_steps"
+        )
     if "train_steps" not in idle:
         check_shares(H, 1 if "accumulate_steps" in idle else H.accumulate_steps)
 
@@ -166,14 +170,6 @@ def check_codes(H: Any) -> None:
         raise UsageError(
             f"--bert_n_head {H.bert_n_head} does not divide --bert_n_emb {H.bert_n_emb}: give --bert_n_emb "
             f"{near(H.bert_n_emb, H.bert_n_head, 65_536)}"
-        )
-
-
-def check_loss(H: Any) -> None:
-    if H.loss_type == "reweighted_elbo" and H.total_steps == 1:
-        raise UsageError(
-            f"--loss_type {H.loss_type} is always 0 with --total_steps 1: its weight is 1 - t / total_steps; give "
-            "--loss_type elbo or mlm, or more --total_steps"
         )
 
 

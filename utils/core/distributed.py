@@ -5,7 +5,6 @@ The first call joins the group. CPU tensors are sent by gloo, CUDA tensors by NC
 sent by gloo, so that nothing waits for a GPU.
 """
 
-import contextlib
 import datetime
 import math
 import os
@@ -25,43 +24,23 @@ from utils.core.job import is_main, local_rank, local_size, rank, world_size  # 
 PATIENCE = datetime.timedelta(hours=1)
 
 
-_in_group: bool | None = None  # None: join_group was not called yet
-
-
 def join_group() -> bool:
-    """Join the group of processes, if there is more than one; the first call does it. Returns whether there is."""
-    global _in_group
-    if _in_group is None:
-        _in_group = world_size() > 1
-        if _in_group:
-            store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
-            # After a restart, torchrun's store can still hold the addresses of the previous processes.
-            store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=PATIENCE)
-    return _in_group
+    """Join the group of processes, if there is more than one. Returns whether there is."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:  # job.world_size(), here because every update asks several times
+        return False
+    if not dist.is_initialized():
+        store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+        # After a restart, torchrun's store can still hold the addresses of the previous processes.
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size(), timeout=PATIENCE)
+    return True
 
 
 def cleanup() -> None:
     """Leave the group, after everything that uses it has succeeded."""
-    global _in_group
     if dist.is_initialized():
         dist.destroy_process_group()
-    _in_group = None
-
-
-@contextlib.contextmanager
-def as_one_process() -> Iterator[None]:
-    """Context in which this process acts as if it were the only one of its job."""
-    global _in_group
-    joined, before = _in_group, {name: os.environ[name] for name in ("RANK", "WORLD_SIZE")}
-    os.environ.update(RANK="0", WORLD_SIZE="1")
-    _in_group = False
-    try:
-        yield
-    finally:
-        os.environ.update(before)
-        _in_group = joined
 
 
 # ---------------------------------------------------------------------- tensors

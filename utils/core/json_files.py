@@ -39,7 +39,7 @@ def _children(value: Any) -> Iterable:
 def read_json(path: str | Path) -> Any:
     """Read a JSON file. Raises DamagedFile if it is not one that parse_json() takes, or no regular file."""
     try:
-        with open(path, encoding="utf-8", opener=_without_waiting) as f:
+        with open(path, encoding="utf-8", opener=without_waiting) as f:
             found = os.fstat(f.fileno())
             if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
                 raise ValueError(f"it is not a regular file of at most {MOST_BYTES >> 20} MiB")
@@ -48,7 +48,7 @@ def read_json(path: str | Path) -> Any:
         raise DamagedFile(f"{path} is damaged: not readable as JSON ({error})") from None
 
 
-def _without_waiting(name: str, flags: int) -> int:
+def without_waiting(name: str, flags: int) -> int:
     """Open a pipe at once instead of waiting for its other end. Windows has no such pipes."""
     return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from utils.core.errors import UsageError, UserError
 from utils.core.files import hash_json
 from utils.core.job import from_root
+from utils.core.json_files import without_waiting
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LARGEST_FILE = 1 << 30  # bytes of an encoded image
@@ -72,7 +73,7 @@ def read_file(path: Any) -> bytes:
 
 
 def _read_file(path: Any, ends_only: bool = False) -> bytes:
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as f:
+    with open(path, "rb", opener=without_waiting) as f:
         status = os.fstat(f.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a file", path)
@@ -200,19 +201,15 @@ def real_file() -> Callable[[bytes], bytes]:
 def find_images(folder: Any, others: Counter[str] | None = None) -> list[str]:
     """Paths of the images under a folder. Links to folders are followed, each real folder once. others: counts of the
     other files by extension, which are added to."""
-
-    def walk() -> tuple[list[str], Counter[str]]:
-        counts = Counter[str]()
-        return list(_walk(folder, counts)), counts
-
-    found, counts = patiently(walk, folder)
+    found, counts = patiently(lambda: _walk(folder), folder)
     if others is not None:
         others.update(counts)
     return found
 
 
-def _walk(folder: Any, others: Counter[str]) -> Iterator[str]:
-    seen = set()
+def _walk(folder: Any) -> tuple[list[str], Counter[str]]:
+    """(paths of the images, counts of the other files by extension)."""
+    found, others, seen = [], Counter[str](), set()
     for root, dirs, names in os.walk(folder, followlinks=True, onerror=_raise_passing):
         dirs.sort()  # if two paths lead to one folder, every machine takes the same one
         real = os.path.realpath(root)
@@ -225,9 +222,10 @@ def _walk(folder: Any, others: Counter[str]) -> Iterator[str]:
             # macOS writes "._x.png" next to x.png on some file systems; it is not an image.
             if name.lower().endswith(EXTENSIONS) and not name.startswith("._"):
                 if _is_file(path):
-                    yield path
+                    found.append(path)
             elif not name.startswith("."):
                 others[os.path.splitext(name)[1].lower()] += 1
+    return found, others
 
 
 def _raise_passing(error: OSError) -> None:
