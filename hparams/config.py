@@ -288,6 +288,18 @@ class VQGANTrainingConfig:
     ndf: int = opt(64, "width of the discriminator's first layer", "discriminator", min=1, max=16_384)
     disc_layers: int = opt(3, "layers of the discriminator", "discriminator", min=1, max=30)
     disc_start_step: int = opt(30_001, "step at which the discriminator joins", "vqgan common", min=0)
+    disc_warmup_steps: int = opt(
+        0,
+        "steps from --disc_start_step on in which the discriminator learns, but its gradient does not count",
+        "vqgan",
+        min=0,
+    )
+    disc_ramp_steps: int = opt(
+        0, "steps afterwards over which its weight grows from 0 to the adaptive weight", "vqgan", min=0
+    )
+    lecam_weight: float = opt(
+        0.0, "weight of the discriminator's LeCam regularisation (Tseng et al. 2021)", "vqgan", min=0.0
+    )
     disc_weight_max: float = opt(1.0, "upper bound of the discriminator's adaptive weight", "vqgan", min=0.0)
     diff_aug: bool = opt(False, "differentiable augmentation of the discriminator's inputs", "vqgan common")
     horizontal_flip: bool = opt(
