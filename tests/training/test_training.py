@@ -165,6 +165,29 @@ def test_mixed_precision(here, shapes, dtype):
         assert load_tensors("logs/ae/saved_stats/stats_12")["precision"]["scaler"]["scale"] > 0
 
 
+def test_crops_of_both_stages(here, shapes, capsys):
+    """Three views of each of 38 images, as they are and mirrored; validation has the two others, as they are."""
+    events = "--steps_per_eval 2 --horizontal_flip"
+    train_stage_1(shapes, "plain", f"--train_steps 2 {events}")
+    train_stage_1(shapes, "ae", f"--train_steps 2 --random_crop 0.5 {events}")
+    assert curve("ae", "l1") != curve("plain", "l1")
+    train_stage_2(shapes, "one", "ae", 2, f"--train_steps 2 {events}")
+    before = sorted(Path("latents").iterdir())
+    train_stage_2(shapes, "three", "ae", 2, f"--train_steps 2 --crops 3 {events}")
+    assert len(before) == 3 and len(list(Path("latents").iterdir())) == 7
+    assert "230 code sequences of 'custom' (228 train, 2 validate)" in Path("logs/three/log.txt").read_text()
+    assert json.loads(Path("logs/three/config.json").read_text())["hparams"]["random_crop"] == 0.5
+    for name in ("one", "three"):
+        assert len(curve(name, "val_bits")) == 1
+    train_stage_2(shapes, "three", "ae", 2, f"--train_steps 4 {events} --resume")
+    with pytest.raises(SystemExit):
+        sampler_H(shapes, "other", "plain", 2, "--crops 3")
+    assert "--crops 3 needs a VQGAN that was trained with --random_crop" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        vqgan_H(shapes, "other", "--random_crop 0.5 --cache_images")
+    assert "--random_crop 0.5 contradicts --cache_images" in capsys.readouterr().err
+
+
 def test_discriminator_joins_when_it_should(here, shapes):
     train_stage_1(shapes, "ae", "--train_steps 6 --disc_start_step 3 --steps_per_log 1")
     by_step = {row["step"]: row for row in rows("ae") if "loss" in row}
