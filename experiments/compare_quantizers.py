@@ -40,7 +40,7 @@ EXAMPLES = f"""examples:
   python experiments/compare_quantizers.py --dataset custom --custom_dataset_path ~/photos --preset small \\
       --log_dir compared --quantizers nearest ema --seeds 5 --train_steps 2500 --prior_steps 2500
 
-Stage 1 takes --preset (small for --dataset custom) and the flags of models; --train_steps is {STEPS} unless given.
+Stage 1 takes the flags of train_vqgan.py and has its defaults; only --train_steps is {STEPS} unless given.
 The same command continues what was stopped.
 """
 
@@ -70,6 +70,7 @@ COMMAND_LINE = dict(
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
     H = get_hparams(**COMMAND_LINE)
 
+import contextlib
 import json
 import math
 import os
@@ -84,8 +85,8 @@ from matplotlib.figure import Figure
 from experiments.common.calls import curve, environment, finished, run_script
 from experiments.common.images import load_images
 from experiments.common.results import Report
+from hparams import sources
 from hparams.checks import shown
-from hparams.presets import PRESETS
 from utils.core.errors import UserError, run_main
 from utils.core.files import read_json, write_json
 from utils.core.job import LOGS
@@ -124,11 +125,6 @@ def as_typed(name, value):
     return name, ",".join(map(str, value)) if isinstance(value, list) else shown(value)
 
 
-def flags_of_stage_1(H):
-    flags = given(H, PASSED)
-    return flags if H.preset or H.dataset != "custom" else dict(flags, preset="small")
-
-
 def events(steps):
     """When a training of so many steps validates and writes."""
     often = max(1, steps // EVALUATIONS)
@@ -145,7 +141,7 @@ def commands_of(H, quantizer, seed):
     mirror = given(H, ["horizontal_flip"])
     loaded = dict(ae_load_dir=f"{cell}/vqgan", ae_load_step=H.train_steps)
     measures = dict(log_dir=f"{cell}/measures", split="val", extractor="efficientnet_lite0", n_samples=MEASURED)
-    yield "stage 1", f"{cell}/vqgan", H.train_steps, command("train_vqgan.py", **vqgan | flags_of_stage_1(H))
+    yield "stage 1", f"{cell}/vqgan", H.train_steps, command("train_vqgan.py", **vqgan | given(H, PASSED))
     yield (
         "reconstructions",
         f"{cell}/measures",
@@ -163,8 +159,11 @@ def is_done(folder, step):
 def measured(folder):
     """The values of the last line of a folder's metrics.jsonl; {} if there is none."""
     path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return json.loads(lines[-1])["values"] if lines else {}
+    values = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a disk was full, or the computer failed
+            values = json.loads(line)["values"]
+    return values
 
 
 def train_all(H):
@@ -189,7 +188,7 @@ def seeds_of(H):
 def check_settings(H):
     """UserError if the folder holds a comparison with other flags: their results do not belong in one table."""
     path = LOGS / H.log_dir / "settings.json"
-    now = dict(flags_of_stage_1(H), train_steps=H.train_steps, prior_steps=H.prior_steps)
+    now = dict(given(H, PASSED), train_steps=H.train_steps, prior_steps=H.prior_steps)
     now = {name: value for name, value in now.items() if name not in names_of("machine")}
     if H.custom_dataset_path:
         now["custom_dataset_path"] = os.path.abspath(os.path.expanduser(H.custom_dataset_path))
@@ -282,10 +281,11 @@ def plot(table, cells):
 
 def recommended(H, quantizer):
     """The command that trains with a quantizer, for as long as here if the preset does not say how long."""
-    flags = flags_of_stage_1(H)
-    of_preset = PRESETS.get(flags.get("preset", H.preset), {}).get("vqgan", {})
+    of_preset = sources.preset_values(H.preset or sources.preset_of(H.data_entry), "vqgan")
     steps = {} if "train_steps" in of_preset else dict(train_steps=H.train_steps)
-    return command("train_vqgan.py", **flags, quantizer=quantizer, log_dir=new_name(f"vqgan_{quantizer}"), **steps)
+    return command(
+        "train_vqgan.py", **given(H, PASSED), quantizer=quantizer, log_dir=new_name(f"vqgan_{quantizer}"), **steps
+    )
 
 
 def main(H):

@@ -63,7 +63,7 @@ def test_command_lines_are_those_of_the_scripts(tmp_path, shapes, monkeypatch):
     """Each is understood by its script, and has what was given."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "logs/compared/ema_7/vqgan").mkdir(parents=True)
-    H = configuration(shapes, "--seed 7 --train_steps 400 --no_horizontal_flip --lecam_weight 0.1")
+    H = configuration(shapes, "--preset small --seed 7 --train_steps 400 --no_horizontal_flip --lecam_weight 0.1")
     assert H.quantizers == list(QUANTIZERS) and H.seeds == 3
     one, measures, prior = [shlex.split(line)[2:] for _, _, _, line in commands_of(H, "ema", 7)]
     stage_1 = get_hparams("vqgan", "", one)
