@@ -24,8 +24,8 @@ from experiments.common.pictures import code_means
 from experiments.common.weights import load_lpips, note_missing_weights
 from hparams.resolve import continues, steps_of_stage_2
 from models.build import build_vqgan
-from models.diffaug import diff_augment
-from models.losses import LeCam, adaptive_weight, hinge_discriminator_loss, ramp, reconstruction_nll
+from models.discriminator import LeCam, adaptive_weight, diff_augment, hinge_discriminator_loss, ramp
+from models.layers import in_parts
 from models.quantizers import usage_figures
 from models.summary import count_parameters, describe_stage_1, print_dry_run
 from utils.core import distributed
@@ -38,11 +38,10 @@ from utils.data.packed import pack
 from utils.data.pixels import to_float, to_uint8
 from utils.display import commands
 from utils.training import compilation
-from utils.training.amp import Precision
+from utils.training.amp import Output, Precision
 from utils.training.codebook import Codebook
 from utils.training.ema import EMA
 from utils.training.meters import CodeUsage, Meters
-from utils.training.output import Output
 from utils.training.run import Run
 
 N_FOR_CODES = 256  # images for the picture of the codebook
@@ -88,7 +87,7 @@ def generator_step(vqgan, optimiser, precision, H, x, step, rng, parts=1):
 def discriminator_step(vqgan, optimiser, precision, H, x, x_hat, rng, lecam=None):
     """One update of the discriminator on images and the same step's reconstructions -> scalars.
 
-    lecam: models.losses.LeCam, or None if its weight is 0.
+    lecam: models.discriminator.LeCam, or None if its weight is 0.
     """
     with precision.autocast():
         real, fake = augment(x, H, rng), augment(x_hat, H, rng)
@@ -104,6 +103,20 @@ def discriminator_step(vqgan, optimiser, precision, H, x, x_hat, rng, lecam=None
     distributed.average_gradients(vqgan.disc.parameters())
     precision.step(optimiser)
     return scalars
+
+
+def reconstruction_nll(x, x_hat, perceptual, perceptual_weight, parts=1):
+    """mean(|x - x_hat| + perceptual_weight * LPIPS(x, x_hat)) and its two parts, all ().
+
+    perceptual: a callable (x, x_hat) -> (B, 1, 1, 1), or None if the weight is 0. It gets
+    images in [0, 1] although LPIPS expects [-1, 1], because the published models were trained like this.
+    parts: the number of parts of the batch that are computed one after the other (models.layers.in_parts).
+    """
+    l1 = (x - x_hat).abs().mean()
+    if perceptual is None:
+        return l1, l1, l1.new_zeros(())
+    distance = in_parts(parts, perceptual, x.contiguous(), x_hat.contiguous()).float().mean()
+    return l1 + perceptual_weight * distance, l1, distance
 
 
 def augment(x, H, rng):

@@ -75,7 +75,7 @@ from experiments.common.codes import encode_batch
 from experiments.common.images import load_images
 from experiments.common.models import check_autoencoder, dry_run_on_images, load_models
 from experiments.common.results import Report
-from models.losses import gaussian_nll
+from models.autoencoder import gaussian_nll
 from models.summary import count_parameters
 from utils.core import distributed
 from utils.core.device import pick_device

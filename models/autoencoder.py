@@ -3,10 +3,12 @@
 Shapes: B images, C image channels, h x w latents, E = emb_dim, K = codebook_size.
 """
 
+import math
+
+import torch
 from torch import nn
 
-from models.layers import AttnBlock, Downsample, ResBlock, Upsample, conv3x3, group_norm, run_blocks
-from models.parts import in_parts
+from models.layers import AttnBlock, Downsample, ResBlock, Upsample, conv3x3, group_norm, in_parts, run_blocks
 
 
 class Encoder(nn.Module):
@@ -73,6 +75,12 @@ class Generator(nn.Module):
         return self.blocks[-1](features), self.logsigma(features)
 
 
+def gaussian_nll(x, mean, logsigma):
+    """-log N(x; mean, exp(logsigma)) summed over the subpixels: (B, C, H, W) -> (B,) in nats."""
+    z = (x - mean) * torch.exp(-logsigma)
+    return (0.5 * z.square() + logsigma + 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
+
+
 class VQAutoEncoder(nn.Module):
     """Encoder, quantizer (models.quantizers.Quantizer), generator."""
 
@@ -86,7 +94,7 @@ class VQAutoEncoder(nn.Module):
         """Reconstruct. x (B, C, H, W) in [0, 1] -> (x_hat like x, quantizers.Quantized).
 
         step: the training step, if the quantizer anneals something; None: as after training.
-        parts: the number of parts of the batch that are computed one after the other (models.parts)."""
+        parts: the number of parts of the batch that are computed one after the other (models.layers.in_parts)."""
         quantized = self.quantize(in_parts(parts, self.encoder, x), step=step, rng=rng)
         features = in_parts(parts, self.generator.features, quantized.z_q)
         return self.generator.blocks[-1](features), quantized

@@ -1,4 +1,4 @@
-"""Fast forms of what models/transformer.py and models/layers.py define: the same numbers up to rounding, as
+"""Fast forms of what models/transformer.py defines: the same numbers up to rounding, as
 tests/models/test_samplers.py and tests/models/test_plain.py check.
 
 Shapes: B sequences, L tokens, D width, N heads of width d, K output classes. `net`: a models.transformer.Transformer.
@@ -9,20 +9,6 @@ import contextlib
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-
-def attention(q, k, v, dropout_p=0.0, is_causal=False):
-    """softmax(q k^T / sqrt(d)) v with q (B, N, Q, d), k and v (B, N, L, d), by the fastest implementation.
-
-    That is PyTorch's fused kernel, except on a CPU in bf16: there the fused kernel computes the matrix of weights in
-    float32 and takes twice as long (measured forward and backward, B 8, N 8, L 256, d 64). The matrix is therefore
-    written out there, up to a length at which it fits the cache.
-    """
-    written_out = q.dtype == torch.bfloat16 and q.device.type == "cpu" and not is_causal and k.shape[-2] <= 1024
-    if not written_out:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=is_causal)
-    weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
-    return F.dropout(weights, dropout_p) @ v
 
 
 def logits_at(net, ids, at):

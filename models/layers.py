@@ -1,4 +1,4 @@
-"""Convolutional blocks of the autoencoder.
+"""Convolutional blocks of the autoencoder, and functions that other networks use, too.
 
 Shapes: B images, C channels, h x w pixels or latents.
 Parameter names are those of the published checkpoints: do not rename.
@@ -7,8 +7,7 @@ Parameter names are those of the published checkpoints: do not rename.
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-from models.fast import attention
+from torch.utils.checkpoint import checkpoint
 
 NORM_GROUPS = 32
 
@@ -86,6 +85,20 @@ class AttnBlock(nn.Module):
         return x + self.proj_out(in_layout_of(x, out))
 
 
+def attention(q, k, v, dropout_p=0.0, is_causal=False):
+    """softmax(q k^T / sqrt(d)) v with q (B, N, Q, d), k and v (B, N, L, d), by the fastest implementation.
+
+    That is PyTorch's fused kernel, except on a CPU in bf16: there the fused kernel computes the matrix of weights in
+    float32 and takes twice as long (measured forward and backward, B 8, N 8, L 256, d 64). The matrix is therefore
+    written out there, up to a length at which it fits the cache.
+    """
+    written_out = q.dtype == torch.bfloat16 and q.device.type == "cpu" and not is_causal and k.shape[-2] <= 1024
+    if not written_out:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=is_causal)
+    weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)
+    return F.dropout(weights, dropout_p) @ v
+
+
 def in_layout_of(x, y):
     """y (B, C, h, w) in the memory format of x: channels last, or contiguous.
 
@@ -100,3 +113,18 @@ def run_blocks(blocks, x):
     for block in blocks:
         x = block(x)
     return x
+
+
+def in_parts(parts, module, *inputs):
+    """Return module(*inputs), inputs (B, ...), for batches larger than the memory. Each row of the result must depend
+    only on the same row of the inputs.
+
+    With parts > 1, the forward and the backward pass process B/parts rows at a time. The backward pass computes each
+    part once more, so activations are kept for one part only. The rest of the step sees the complete batch, so batch
+    norms and means over the batch do not change.
+    """
+    if parts == 1:
+        return module(*inputs)
+    chunks = zip(*(x.chunk(parts) for x in inputs), strict=True)
+    # These modules use no randomness, so the generators' states need not be saved for the second computation.
+    return torch.cat([checkpoint(module, *c, use_reentrant=False, preserve_rng_state=False) for c in chunks])

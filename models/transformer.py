@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models import fast
+from models.layers import attention
 
 
 @dataclass
@@ -40,7 +41,7 @@ class SelfAttention(nn.Module):
         self.causal = causal
         self.attn_pdrop = config.attn_pdrop
         self.resid_drop = nn.Dropout(config.resid_pdrop)
-        self.joined = None  # the result of `joined_projection` within `fast.frozen`
+        self.joined = None  # the result of `joined_projection` within `models.fast.frozen`
         if causal:
             # Never read: attention uses its own causal flag. The published checkpoints hold it.
             self.register_buffer("mask", torch.ones(1, 1, L, L).tril())
@@ -58,7 +59,7 @@ class SelfAttention(nn.Module):
 
     def attend(self, q, k, v, causal):
         """Values weighted by softmax(q k^T / sqrt(D/N)): q (B, N, Q, D/N) -> (B, Q, D), all heads side by side."""
-        out = fast.attention(q, k, v, self.attn_pdrop if self.training else 0.0, causal)
+        out = attention(q, k, v, self.attn_pdrop if self.training else 0.0, causal)
         return out.transpose(1, 2).flatten(2)
 
     def project(self, x):

@@ -13,9 +13,9 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 
-from models.diffaug import diff_augment
-from models.losses import adaptive_weight, hinge_discriminator_loss, reconstruction_nll
+from models.discriminator import adaptive_weight, diff_augment, hinge_discriminator_loss
 from models.samplers.base import draw_codes, invert_cdf
+from train_vqgan import reconstruction_nll
 
 
 def _attention(q, k, v, dropout_p=0.0, is_causal=False, scale=None):

@@ -10,9 +10,9 @@ from conftest import GOLDEN, assert_close
 import train_vqgan
 from hparams import config, sampler_family, vqgan_family
 from hparams.resolve import resolve
+from models.autoencoder import gaussian_nll
 from models.build import build_sampler, build_vqgan
 from models.canvas import sample_canvas
-from models.losses import gaussian_nll
 from models.quantizers import perplexity
 from train_sampler import sampler_step
 from utils.training.amp import Precision

@@ -1,10 +1,18 @@
-"""What imports what, read from the source, imports inside functions included."""
+"""What imports what, read from the source, imports inside functions included; how many files an update reads."""
 
 import ast
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
+from scripts import vqgan_flags
+
+import train_vqgan
+from hparams import get_hparams
+from models.build import build_vqgan
+from utils.core.seed import StepRandom
+from utils.training.amp import Precision
 
 FOLDERS = ("hparams", "utils", "models", "experiments")
 # The folders, and what each may import besides itself. docs: the first lines of their __init__.py.
@@ -141,3 +149,27 @@ def test_models_name_no_device(name):
             assert node.value.split(":")[0] not in ("cuda", "mps"), f"line {node.lineno}"
         if isinstance(node, ast.Attribute):
             assert node.attr not in ("cuda", "mps"), f"line {node.lineno}"
+
+
+def test_an_update_of_stage_1_runs_through_few_files():
+    H = get_hparams("vqgan", "", vqgan_flags("unused", "unused", "--diff_aug"))
+    precision = Precision(False, "auto", torch.device("cpu"))
+    vqgan = build_vqgan(H)
+    vqgan.perceptual = lambda x, x_hat: (x - x_hat).square().mean((1, 2, 3))
+    ae_optim, disc_optim = (torch.optim.Adam(part.parameters()) for part in (vqgan.ae, vqgan.disc))
+    x, step = torch.rand(2, 3, H.img_size, H.img_size), H.disc_start_step + 1
+    rng = StepRandom("vqgan", 0, step)
+
+    def update():
+        x_hat = train_vqgan.generator_step(vqgan, ae_optim, precision, H, x, step, rng)[1]
+        train_vqgan.discriminator_step(vqgan, disc_optim, precision, H, x, x_hat, rng)
+
+    update()
+    code = set()
+    sys.setprofile(lambda frame, event, value: code.add(frame.f_code.co_filename))
+    try:
+        update()
+    finally:
+        sys.setprofile(None)
+    read = code & {str(path) for path in FILES}
+    assert str(ROOT / "models/discriminator.py") in read and len(read) <= 8, sorted(read)

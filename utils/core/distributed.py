@@ -6,6 +6,7 @@ sent by gloo, so that nothing waits for a GPU.
 """
 
 import datetime
+import functools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -24,8 +25,9 @@ from utils.core.job import is_main, local_rank, local_size, rank, world_size  # 
 PATIENCE = datetime.timedelta(hours=1)
 
 
+@functools.cache
 def join_group() -> bool:
-    """Join the group of processes, if there is more than one. Returns whether there is."""
+    """Join the group of processes, if there is more than one; the first call does it. Returns whether there is."""
     if world_size() == 1:
         return False
     if not dist.is_initialized():
@@ -41,6 +43,7 @@ def cleanup() -> None:
     """Leave the group, after everything that uses it has succeeded."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    join_group.cache_clear()
 
 
 # ---------------------------------------------------------------------- tensors

@@ -1,8 +1,11 @@
-"""Automatic mixed precision: one object for float32, bf16 and fp16 (with loss scaling)."""
+"""The backward pass in float32, bf16 and fp16 (with loss scaling): automatic mixed precision, and losses that share
+one output of a network."""
 
 from typing import Any
 
 import torch
+
+from utils.core import distributed
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -68,3 +71,30 @@ class Precision:
         if self.scaling and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.skipped.copy_(state["skipped"])
+
+
+class Output:
+    """An output of a network whose losses are differentiated one by one, down to the output.
+
+    A weighted sum of these gradients then goes through the network in a single backward pass. So LPIPS and the
+    discriminator are back-propagated once a step, not twice, although the weight depends on the gradients.
+    All gradients of losses are multiplied by the loss scale.
+    """
+
+    def __init__(self, tensor: torch.Tensor, precision: Precision) -> None:
+        self.tensor, self.precision = tensor, precision
+        self.value = tensor.detach().requires_grad_()  # what the losses are computed from
+
+    def gradient(self, loss: torch.Tensor) -> torch.Tensor:
+        """The gradient of a loss of `value` with respect to it."""
+        return torch.autograd.grad(self.precision.scale(loss), self.value)[0]
+
+    def gradients_at(self, weight: torch.Tensor, *gradients: torch.Tensor) -> Any:
+        """Gradients with respect to the output -> those with respect to a weight of the last layer, stacked: a
+        vector-Jacobian product through one layer. They are means over the processes, without the loss scale."""
+        rows = [torch.autograd.grad(self.tensor, weight, g, retain_graph=True)[0] for g in gradients]
+        return self.precision.unscaled(distributed.all_reduce_mean(torch.stack(rows)))
+
+    def backward(self, gradient: torch.Tensor, loss: torch.Tensor) -> None:
+        """Back-propagate this gradient of the output, and another loss of the network."""
+        torch.autograd.backward([self.tensor, self.precision.scale(loss)], [gradient, None])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.losses import LeCam, ramp
+from models.discriminator import LeCam, ramp
 
 
 def test_a_ramp_is_linear_between_0_and_1():
