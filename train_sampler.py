@@ -90,14 +90,16 @@ def validate(sampler, ids, H, run, precision):
 
 
 def all_codes(H, split, autoencoder, run):
-    """The codes of a split, (N, L); with --horizontal_flip training has those of the mirror images too."""
+    """The codes of a split, (N, L). Training also has those of --crops, and of mirror images with --horizontal_flip."""
     images = load_images(H, split)
     if split == "train":
         run.trains_on(images)
-    ids = [cached_codes(H, images, split, autoencoder, run.device, run.say)]
-    if H.horizontal_flip and split == "train":
-        ids.append(cached_codes(H, images, split, autoencoder, run.device, run.say, flip=True))
-    return torch.cat(ids)
+    views, flips = [images], [False]
+    if split == "train":
+        views += [images.cropped(H.random_crop, number) for number in range(1, H.crops)]
+        flips += [True] if H.horizontal_flip else []
+    codes = [cached_codes(H, view, split, autoencoder, run.device, run.say, flip) for view in views for flip in flips]
+    return torch.cat(codes)
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from experiments.common.pictures import code_means
 from experiments.common.weights import load_lpips, note_missing_weights
 from hparams.resolve import continues, steps_of_stage_2
 from models.build import build_vqgan
-from models.discriminator import adaptive_weight, diff_augment, hinge_discriminator_loss
+from models.discriminator import LeCam, adaptive_weight, diff_augment, hinge_discriminator_loss, ramp
 from models.layers import in_parts
 from models.quantizers import usage_figures
 from models.summary import count_parameters, describe_stage_1, print_dry_run
@@ -64,12 +64,13 @@ def generator_step(vqgan, optimiser, precision, H, x, step, rng, parts=1):
     loss = nll.detach() + quantized.loss.detach()
     scalars = dict(l1=l1, perceptual=perceptual, nll_loss=nll, codebook_loss=quantized.loss)
 
-    if step >= H.disc_start_step:
+    share = ramp(step - H.disc_start_step - H.disc_warmup_steps, H.disc_ramp_steps)
+    if share > 0:
         with precision.autocast():
             g_loss = -vqgan.disc(augment(x_hat, H, rng)).float().mean()
         g_gradient = output.gradient(g_loss)
         at_last_layer = output.gradients_at(vqgan.ae.generator.last_layer, gradient, g_gradient)
-        d_weight = adaptive_weight(at_last_layer[0], at_last_layer[1], H.disc_weight_max)
+        d_weight = share * adaptive_weight(at_last_layer[0], at_last_layer[1], H.disc_weight_max)
         gradient = gradient + d_weight * g_gradient
         if precision.scaling:  # where scaled gradients overflow, the update is skipped; the loss is no worse for it
             d_weight = d_weight.nan_to_num(0.0)
@@ -83,17 +84,25 @@ def generator_step(vqgan, optimiser, precision, H, x, step, rng, parts=1):
     return dict(scalars, loss=loss), x_hat.detach(), quantized
 
 
-def discriminator_step(vqgan, optimiser, precision, H, x, x_hat, rng):
-    """One update of the discriminator on images and the same step's reconstructions -> {'d_loss': ()}."""
+def discriminator_step(vqgan, optimiser, precision, H, x, x_hat, rng, lecam=None):
+    """One update of the discriminator on images and the same step's reconstructions -> scalars.
+
+    lecam: models.discriminator.LeCam, or None if its weight is 0.
+    """
     with precision.autocast():
         real, fake = augment(x, H, rng), augment(x_hat, H, rng)
         # Two calls, not one on the concatenation: batch norm sees real and fake apart, as published.
-        d_loss = hinge_discriminator_loss(vqgan.disc(real).float(), vqgan.disc(fake).float())
+        logits_real, logits_fake = vqgan.disc(real).float(), vqgan.disc(fake).float()
+    loss = d_loss = hinge_discriminator_loss(logits_real, logits_fake)
+    scalars = dict(d_loss=d_loss)
+    if lecam is not None:
+        scalars["lecam"] = lecam(logits_real, logits_fake)
+        loss = d_loss + H.lecam_weight * scalars["lecam"]
     optimiser.zero_grad(set_to_none=True)
-    precision.scale(d_loss).backward()
+    precision.scale(loss).backward()
     distributed.average_gradients(vqgan.disc.parameters())
     precision.step(optimiser)
-    return dict(d_loss=d_loss)
+    return scalars
 
 
 def reconstruction_nll(x, x_hat, perceptual, perceptual_weight, parts=1):
@@ -126,6 +135,7 @@ class Training:
         self.vqgan = build_vqgan(H, perceptual).to(device, memory_format=memory_format(device))
         adam = partial(torch.optim.Adam, lr=H.lr, fused=device.type != "mps")
         self.ae_optim, self.disc_optim = adam(self.vqgan.ae.parameters()), adam(self.vqgan.disc.parameters())
+        self.lecam = LeCam().to(device) if H.lecam_weight else None
         self.ema = EMA(self.vqgan, H.ema_beta, (perceptual,), H.ema_warmup) if H.ema else None
         self.best = self.ema.model if self.ema else self.vqgan  # the weights that will be used
         self.codebook = Codebook([self.vqgan, self.best] if H.ema else [self.vqgan], H, device)
@@ -135,7 +145,8 @@ class Training:
         if self.ema:
             files["vqgan_ema"] = self.ema
         usage, recent_usage = self.codebook.usage, self.codebook.recent_usage
-        run.restore(files, extra=dict(precision=self.precision, usage=usage, recent_usage=recent_usage))
+        extra = dict(precision=self.precision, usage=usage, recent_usage=recent_usage)
+        run.restore(files, extra, optional=dict(lecam=self.lecam) if self.lecam else {})
         for optimiser in (self.ae_optim, self.disc_optim):
             optimiser.param_groups[0]["lr"] = self.H.lr
 
@@ -144,8 +155,9 @@ class Training:
         H, vqgan, precision = self.H, self.vqgan, self.precision
         vqgan.train()
         scalars, x_hat, quantized = generator_step(vqgan, self.ae_optim, precision, H, x, step, rng, H.accumulate_steps)
-        if step > H.disc_start_step:
-            scalars.update(discriminator_step(vqgan, self.disc_optim, precision, H, x, x_hat, rng))
+        # As published, its gradient counts one step before it learns; with a warm-up it learns first.
+        if step > H.disc_start_step or (step == H.disc_start_step and H.disc_warmup_steps):
+            scalars.update(discriminator_step(vqgan, self.disc_optim, precision, H, x, x_hat, rng, self.lecam))
         precision.update()
         if self.ema and step % H.steps_per_update_ema == 0:
             self.ema.update(step // H.steps_per_update_ema)

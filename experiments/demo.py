@@ -3,11 +3,7 @@
 Calls the scripts that a user calls. It skips finished work and resumes interrupted work.
 """
 
-import json
-import os
-import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LOGS = ROOT / "logs"
 sys.path.insert(0, str(ROOT))
 
+from experiments.common.calls import curve, environment, finished, run_script
 from hparams.environment import COMMON, require_packages
 from hparams.presets import PRESETS
 from utils.core.errors import UserError, run_main
@@ -32,21 +29,10 @@ SHEET = "samples_0-24.png"  # the first sheet that get_samples.py writes
 
 
 def call(command):
-    """Run one of the scripts as a user would, showing its output. A signal is passed on to it once, and
-    waited for: the script finishes its step and writes a checkpoint."""
+    """Run one of the scripts as a user would, showing its output."""
     print(f"\n$ python {command}", flush=True)
-    # As after `source .venv/bin/activate`: the commands that a script prints then begin with `python`, too.
-    env = dict(os.environ, PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]))
-    env[ROOT_VARIABLE] = "."  # `make clean-demo` looks for the runs in the repository
-    # In a session of its own: Ctrl-C would reach it a second time, which means "at once".
-    process = subprocess.Popen([sys.executable, *command.split()], cwd=ROOT, env=env, start_new_session=True)
-    previous = {n: signal.signal(n, lambda n, _: process.send_signal(n)) for n in (signal.SIGINT, signal.SIGTERM)}
-    code = process.wait()
-    for number, handler in previous.items():
-        signal.signal(number, handler)
-    if code < 0 or code > 128:
-        sys.exit(code if code > 0 else 128 - code)
-    if code:
+    # `make clean-demo` looks for the runs in the repository.
+    if run_script(command.split(), dict(environment(), **{ROOT_VARIABLE: "."}), ROOT):
         script = command.split()[0]
         raise UserError(f"{script} failed (see above); finished work is kept: `make demo` continues from there")
 
@@ -58,14 +44,9 @@ def no_dashboard():
         return "" if s.connect_ex(("127.0.0.1", 8097)) == 0 else " --no_visdom"
 
 
-def finished(log_dir, step):
-    return (LOGS / log_dir / "saved_models" / f"manifest_{step}.json").is_file()
-
-
 def final(log_dir, name):
     """The last value of a curve in a run's stats.jsonl."""
-    rows = [json.loads(line) for line in (LOGS / log_dir / "stats.jsonl").read_text().splitlines()]
-    return next((row[name] for row in reversed(rows) if name in row), float("nan"))
+    return [float("nan"), *curve(LOGS / log_dir, name)][-1]
 
 
 def summary(seconds):
@@ -97,9 +78,9 @@ def main():
     start = time.monotonic()
     print(f"The commands below are those of a terminal in which `{ACTIVATE}` was run.", flush=True)
     call("experiments/draw_openmoji.py")
-    if not finished(STAGE_1, VQGAN_STEPS):
+    if not finished(LOGS / STAGE_1, VQGAN_STEPS):
         call(f"train_vqgan.py --dataset demo --log_dir {STAGE_1} --train_steps {VQGAN_STEPS} --resume{no_dashboard()}")
-    if not finished(STAGE_2, SAMPLER_STEPS):
+    if not finished(LOGS / STAGE_2, SAMPLER_STEPS):
         call(f"{TRAIN_PRIOR} --train_steps {SAMPLER_STEPS} --resume{no_dashboard()}")
     if not (LOGS / SAMPLES / "images" / SHEET).is_file():
         call(f"{DRAW} --log_dir {SAMPLES} --n_sheets 1 --show_steps{no_dashboard()}")

@@ -119,6 +119,16 @@ def check(H: Any, flags: Collection[Flag], idle: Collection[str]) -> None:
         most = int(math.log2(H.img_size / 3))
         remedy = f"--disc_layers {most} or fewer" if most else "--img_size 6 or more, with --disc_layers 1"
         raise UsageError(f"--disc_layers {H.disc_layers} is too many for --img_size {H.img_size}: give {remedy}")
+    if "cache_images" not in idle and H.cache_images and H.random_crop < 1:
+        raise UsageError(
+            f"--random_crop {H.random_crop} contradicts --cache_images, which keeps the centre of each image: leave "
+            "one of them out"
+        )
+    if "crops" not in idle and getattr(H, "crops", 1) > 1 and H.random_crop == 1:
+        raise UsageError(
+            f"--crops {H.crops} needs a VQGAN that was trained with --random_crop, which logs/{H.ae_load_dir} was not: "
+            "train one, or leave --crops out"
+        )
     absorbing = "loss_type" not in idle and getattr(H, "sampler", None) == "absorbing"
     if absorbing and H.loss_type == "reweighted_elbo" and H.total_steps == 1:
         raise UsageError(

@@ -288,8 +288,29 @@ class VQGANTrainingConfig:
     ndf: int = opt(64, "width of the discriminator's first layer", "discriminator", min=1, max=16_384)
     disc_layers: int = opt(3, "layers of the discriminator", "discriminator", min=1, max=30)
     disc_start_step: int = opt(30_001, "step at which the discriminator joins", "vqgan common", min=0)
+    disc_warmup_steps: int = opt(
+        0,
+        "steps from --disc_start_step on in which the discriminator learns, but its gradient does not count",
+        "vqgan",
+        min=0,
+    )
+    disc_ramp_steps: int = opt(
+        0, "steps afterwards over which its weight grows from 0 to the adaptive weight", "vqgan", min=0
+    )
+    lecam_weight: float = opt(
+        0.0, "weight of the discriminator's LeCam regularisation (Tseng et al. 2021)", "vqgan", min=0.0
+    )
     disc_weight_max: float = opt(1.0, "upper bound of the discriminator's adaptive weight", "vqgan", min=0.0)
     diff_aug: bool = opt(False, "differentiable augmentation of the discriminator's inputs", "vqgan common")
+    random_crop: float = opt(
+        1.0,
+        "train on random crops of at least this share of an image's area; 1: on the centre of each image",
+        "vqgan",
+        above=0.0,
+        max=1.0,
+        metavar="SCALE_MIN",
+        older=1.0,
+    )
     horizontal_flip: bool = opt(
         False, "mirror images: each with probability 1/2 (VQGAN), both ways cached (samplers)", "training stages common"
     )
@@ -312,6 +333,14 @@ class SamplerConfig:
     bert_n_head: int = opt(8, "attention heads; must divide bert_n_emb", "sampler keyed", min=1, max=65_536)
     bert_n_layers: int = opt(24, "layers of the Transformer", "sampler common", min=1, max=1000)
     block_size: int = opt(None, "tokens per sequence (default: from latent_shape)", "sampler", min=1)
+    crops: int = opt(
+        1,
+        "codes of each image to train on: of its centre and of N - 1 random crops, as --random_crop of the VQGAN",
+        "training",
+        min=1,
+        max=1000,
+        metavar="N",
+    )
     embd_pdrop: float = opt(0.0, "dropout of the embeddings", "training", min=0.0, max=0.999)
     attn_pdrop: float = opt(0.0, "dropout of the attention weights", "training", min=0.0, max=0.999)
     resid_pdrop: float = opt(0.0, "dropout of the residual branches", "training", min=0.0, max=0.999)

@@ -180,7 +180,7 @@ def build_parser(
         for each in (parser, short):
             each.add(OTHERS, "--help_all", action=_Help, nargs=0, const=parser, help=more)
         rest = [f"--{flag.name}" for flag in flags if flag.name not in short.names]
-        names = textwrap.fill(" ".join(rest), 96, initial_indent="  ", subsequent_indent="  ")
+        names = textwrap.fill(" ".join(rest), 110, initial_indent="  ", subsequent_indent="  ")
         short.add_argument_group("the rest, by name (what they mean: --help_all)", names)
     parser.add_argument("-h", "--help", action=_Help, nargs=0, const=short, help=argparse.SUPPRESS)
     return parser

@@ -75,6 +75,7 @@ def get_hparams(
     argv: Sequence[str] | None = None,
     extra: Iterable[type] = (),
     reads: Iterable[str] = (),
+    passes: Iterable[str] = (),
     settle: Callable[[Hparams], None] | None = None,
     reads_images: bool = True,
     epilog: str | None = None,
@@ -83,7 +84,8 @@ def get_hparams(
     """Parse and resolve the command line of a script.
 
     family: 'vqgan' or 'sampler'. extra: config dataclasses of the flags of a script that measures models instead of
-    training them; reads: which of the flags of training and sampling it uses; settle: called with the Hparams, for what
+    training them; reads: which of the flags of training and sampling it uses; passes: which it passes on to other
+    scripts, without listing them in --help; settle: called with the Hparams, for what
     is particular to the script; reads_images: whether it reads the images of --dataset.
     On bad input: SystemExit(2) with one line on stderr.
     """
@@ -93,6 +95,7 @@ def get_hparams(
     idle = set(names_of(*IGNORED[kind])) - set(reads)
     common = set(names_of("common")) - set(names_of(*HIDDEN[kind]))
     parser = build_parser(flags, description, epilog, (common | set(reads)) - idle | {flag.name for flag in own})
+    idle -= set(passes)
     given = parser.parse(argv)
     if argv is None:
         quit_quietly_at_interrupt()

@@ -1,4 +1,4 @@
-"""The adversarial part of stage 1: the discriminator, the augmentation of what it sees, its loss and its weight."""
+"""The adversarial part of stage 1: the discriminator, the augmentation of what it sees, its losses and its weight."""
 
 import torch
 import torch.nn.functional as F
@@ -107,3 +107,32 @@ def adaptive_weight(nll_gradient, g_gradient, maximum):
     """clamp(|grad nll| / (|grad g| + 1e-4), 0, maximum), gradients at the last layer (VQGAN, eq. 7)."""
     ratio = nll_gradient.float().norm() / (g_gradient.float().norm() + ADAPTIVE_EPS)
     return ratio.clamp(0.0, maximum).detach()
+
+
+def ramp(step, length):
+    """The share of a weight that grows linearly from 0, at step 0, to 1, at step `length`: 0 before, 1 afterwards."""
+    if step < 0:
+        return 0.0
+    return min(1.0, step / length) if length else 1.0
+
+
+class LeCam(nn.Module):
+    """LeCam regularisation of a discriminator D (Tseng et al. 2021, arXiv 2104.03310):
+
+    mean((D(x) - a_fake)^2) + mean((D(x_hat) - a_real)^2), where a_real and a_fake are moving averages of the means of
+    D(x) and D(x_hat) over the images of all processes. They begin at 0, about the outputs of an untrained D.
+    """
+
+    DECAY = 0.99  # of the averages, as in the paper
+    averages: torch.Tensor  # (2,): a_real, a_fake
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("averages", torch.zeros(2))
+
+    def forward(self, logits_real, logits_fake):
+        """Update the averages, and return the loss () of logits (B, 1, h, w)."""
+        means = distributed.all_reduce_mean(torch.stack((logits_real.detach().mean(), logits_fake.detach().mean())))
+        updated = self.averages.lerp(means, 1 - self.DECAY)
+        self.averages = torch.where(means.isfinite(), updated, self.averages)  # fp16 overflows: that update is skipped
+        return (logits_real - self.averages[1]).square().mean() + (logits_fake - self.averages[0]).square().mean()

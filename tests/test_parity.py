@@ -42,6 +42,9 @@ def vqgan_case(golden):
         codebook_init_step=500,
         codebook_restart_steps=0,
         diff_aug=False,
+        disc_warmup_steps=0,
+        disc_ramp_steps=0,
+        lecam_weight=0.0,
     )
     model = build_vqgan(case.H)
     model.load_state_dict(case.state())

@@ -45,7 +45,8 @@ def cached_codes(
         precision=precision.describe(),
     )
     batch_size = min(ENCODED_IMAGES, max(1, ENCODED_PIXELS // H.img_size**2))
-    what = f"encoding {split} images" + (" (mirrored)" if flip else "")
+    what = f"encoding {split} images" + (f", crop {images.view[1]}" if images.view else "")
+    what += " (mirrored)" if flip else ""
 
     def encode(positions: range) -> Iterator[torch.Tensor]:
         progress.skip_to(positions.start)

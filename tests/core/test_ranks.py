@@ -103,6 +103,7 @@ def assert_equal_runs(one, other, start=None):
     [
         ("", [(2, 1), (3, 1), (1, 3)]),
         *((f"--quantizer {name} {CALM}", [(2, 3)]) for name in QUANTIZERS if name != "nearest"),
+        ("--disc_warmup_steps 2 --disc_ramp_steps 6 --lecam_weight 0.1", [(2, 1)]),
         *((f"--quantizer {name} {PLACED}", [(2, 1)]) for name in ("nearest", "ema")),
     ],
 )

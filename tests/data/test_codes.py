@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import draw_shapes
 from faults.forks import forked
+from PIL import Image
 from ranks import together
 from scripts import experiment, sampler_flags, train_stage_1, train_stage_2
 from test_data import folder_set, grey, write_folder, write_lmdb
@@ -356,6 +357,34 @@ def test_the_encoding_batch_does_not_depend_on_the_training_batch(place, monkeyp
         monkeypatch.setattr(images_to_codes, "ENCODED_PIXELS", pixels)
         caches.codes(images, split=f"{pixels}")
         assert max(caches.encoder.batches) == expected
+
+
+def test_crops_have_caches_of_their_own(place):
+    """The key of the images themselves stays; each crop has another, and is the same when it is computed again."""
+    folder = place / "images"
+    folder.mkdir()
+    for i in range(6):
+        Image.effect_noise((40, 30), 60).save(folder / f"{i}.png")
+    source = FolderImages([folder])
+    images, caches = ImageSet(source, range(6), 8), Caches()
+    whole = caches.codes(images)[0]
+    (path,) = Path("latents").iterdir()
+    crops = [caches.codes(images.cropped(0.3, number))[0] for number in (1, 2)]
+    assert len(list(Path("latents").iterdir())) == 3
+    assert not torch.equal(crops[0], crops[1]) and not torch.equal(whole, crops[0])
+    assert caches.codes(images.cropped(0.3, 1))[1] == 0, "read"
+    assert caches.codes(images.cropped(0.4, 1))[1] == 6, "encoded"
+    path.unlink()
+    assert torch.equal(caches.codes(images)[0], whole) and path.exists()
+    shutil.rmtree("latents")
+    assert torch.equal(caches.codes(images.cropped(0.3, 1))[0], crops[0])
+    assert "crop" not in json.dumps(images.identity()).replace("centre crop", "")
+
+
+def test_broken_images_of_crops_are_reported_once(place):
+    images, caches = folder_set(place / "images", 40, broken=[3]), Caches()
+    assert [len(caches.codes(some)[0]) for some in (images, images.cropped(0.3, 1), images)] == [39, 39, 39]
+    assert caches.pop_said().count("cannot be decoded") == 1
 
 
 def test_codes_are_encoded_in_float32_also_with_amp(place, shapes, monkeypatch):

@@ -22,6 +22,7 @@ from conftest import ROOT
 from PIL import Image
 from ranks import together
 from torchvision import transforms
+from torchvision.transforms.functional import pil_to_tensor, resized_crop
 
 from experiments.common.images import load_images
 from hparams import sources
@@ -31,7 +32,7 @@ from utils.data import batches
 from utils.data import images as images_module
 from utils.data import sources as files
 from utils.data.batches import batch_positions, one_pass, training_batches
-from utils.data.decoding import decode
+from utils.data.decoding import Crop, decode, random_box
 from utils.data.images import ImageSet, fixed_images, split_sizes
 from utils.data.sources import ByteStrings, FolderImages, LmdbImages, find_images, other_files
 from utils.training.run import Run
@@ -90,6 +91,7 @@ def configuration(folder=None, **given):
         seed=0,
         num_workers=0,
         horizontal_flip=False,
+        random_crop=1.0,
         unique_images=True,
         split_rule="hash",
         steps_per_log=1000,
@@ -456,6 +458,35 @@ def test_decode_is_resize_and_centre_crop(size, target):
     image = noise(*size)
     reference = transforms.Compose([transforms.Resize(target), transforms.CenterCrop(target), transforms.PILToTensor()])
     assert torch.equal(decode(encoded(image), target), reference(image))
+
+
+@pytest.mark.parametrize("size", [(64, 48), (33, 200), (200, 31), (1, 1), (1, 5000)])
+def test_a_crop_is_cropped_then_resized(size):
+    image = noise(*size)
+    for seed in range(5):
+        left, top, right, bottom = random_box(*size, Crop(0.2, seed))
+        assert 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]
+        reference = resized_crop(image, top, left, bottom - top, right - left, [16, 16])
+        assert torch.equal(decode(encoded(image), 16, 3, Crop(0.2, seed)), pil_to_tensor(reference))
+
+
+def test_crops_are_distributed_as_torchvisions():
+    """Sizes and places, by their means and quantiles: 4,000 boxes of each."""
+    torch.manual_seed(0)
+    ours = np.array([random_box(120, 80, Crop(0.3, seed)) for seed in range(4000)])
+    picture = torch.empty(1, 80, 120)
+    found = [transforms.RandomResizedCrop.get_params(picture, (0.3, 1.0), (3 / 4, 4 / 3)) for _ in range(4000)]
+    theirs = np.array([(left, top, left + w, top + h) for top, left, h, w in found])
+    for a, b in zip(ours.T, theirs.T, strict=True):
+        for q in (10, 50, 90):
+            assert abs(np.percentile(a, q) - np.percentile(b, q)) <= 3
+    areas = (ours[:, 2] - ours[:, 0]) * (ours[:, 3] - ours[:, 1]) / (120 * 80)
+    assert 0.29 < areas.min() < 0.31 and 0.88 < areas.max() < 0.9, "at most 4/3 x 80 x 80 of 120 x 80"
+
+
+def test_a_crop_that_never_fits_is_the_largest_in_the_centre():
+    assert random_box(10, 300, Crop(1.0, 0)) == (0, 143, 10, 156)  # 10 x 13: 3/4
+    assert random_box(300, 9, Crop(1.0, 0)) == (144, 0, 156, 9)  # 12 x 9: 4/3
 
 
 @pytest.mark.parametrize("size", [(5, 100), (300, 7), (3, 50)])
@@ -916,6 +947,38 @@ def test_the_flip_is_of_each_image_on_its_own(tmp_path):
     assert sum(len(set(row)) == 2 for row in flipped.tolist()) > 25, "not a batch at a time"
     assert (flipped == flips(horizontal_flip=True)).all()
     assert (flipped != flips(horizontal_flip=True, seed=1)).any()
+
+
+def test_crops_are_a_function_of_seed_step_and_sample(tmp_path, monkeypatch):
+    """The same for any start, number of workers and number of processes; the centre view without them."""
+    for i in range(10):
+        noise(40, 30, seed=i).save(tmp_path / f"{i}.png")
+    images = load_images(configuration(tmp_path), "train")
+
+    def batches(start=1, count=6, **given):
+        H = configuration(tmp_path, **dict(random_crop=0.3, horizontal_flip=True) | given)
+        return take(training_batches(images, H, start), count)
+
+    reference = batches()
+    for other, expected in (
+        (batches(num_workers=2), reference),
+        (batches(start=4, count=3), reference[3:]),
+    ):
+        assert all(torch.equal(a, b) for (a, _), (b, _) in zip(other, expected, strict=True))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    parts = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        parts.append(batches())
+    for (one, _), (two, _), (x, _) in zip(*parts, reference, strict=True):
+        assert torch.equal(torch.cat([one, two]), x)
+    monkeypatch.undo()
+    plain = batches(random_crop=1.0)
+    for other in (batches(seed=1), plain):
+        assert not any(torch.equal(a, b) for (a, _), (b, _) in zip(other, reference, strict=True))
+    seen = [x for batch, positions in batches(count=20) for x, i in zip(batch, positions, strict=True) if i == 0]
+    assert len({x.numpy().tobytes() for x in seen}) == len(seen) >= 8, "another crop each time"
+    assert plain[0][0].shape == reference[0][0].shape == (4, 3, SIZE, SIZE)
 
 
 @pytest.mark.parametrize("world", [2, 4])

@@ -160,7 +160,9 @@ def test_an_interrupt_while_torch_is_imported(script, workplace):
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    family = "" if script == "train_vqgan.py" else "--load_dir ae --load_step 1" if "VQGAN" in script else AE
+    family = "--load_dir ae --load_step 1" if "VQGAN" in script else AE
+    if script in ("train_vqgan.py", "experiments/compare_quantizers.py"):
+        family = ""
     flags = f"--dataset churches {family} {REQUIRED.get(script, '')}".split()
     env = dict(os.environ, PYTHONPATH=f"{workplace}:{ROOT}")
     done = subprocess.run(

@@ -86,8 +86,12 @@ COMMON = {
     "ndf": ("int", 64),
     "disc_layers": ("int", 3),
     "disc_start_step": ("int", 30001),
+    "disc_warmup_steps": ("int", 0),
+    "disc_ramp_steps": ("int", 0),
+    "lecam_weight": ("float", 0.0),
     "disc_weight_max": ("float", 1.0),
     "diff_aug": ("bool", False),
+    "random_crop": ("float", 1.0),
     "horizontal_flip": ("bool", False),
 }
 OF_SAMPLERS = {
@@ -98,6 +102,7 @@ OF_SAMPLERS = {
     "bert_n_head": ("int", 8),
     "bert_n_layers": ("int", 24),
     "block_size": ("int", 256),
+    "crops": ("int", 1),
     "embd_pdrop": ("float", 0.0),
     "attn_pdrop": ("float", 0.0),
     "resid_pdrop": ("float", 0.0),

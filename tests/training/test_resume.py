@@ -123,10 +123,15 @@ def test_killed_sampler_run_equals_the_uninterrupted(tmp_path, shapes, monkeypat
     )
 
 
-@pytest.mark.parametrize("quantizer", QUANTIZERS)
-def test_every_quantizer_resumes(tmp_path, shapes, monkeypatch, capsys, quantizer):
+OF_THE_DISCRIMINATOR = "--disc_start_step 1 --disc_warmup_steps 1 --disc_ramp_steps 3 --lecam_weight 0.5"
+
+
+@pytest.mark.parametrize(
+    "more", [*(f"--quantizer {name}" for name in QUANTIZERS), OF_THE_DISCRIMINATOR, "--random_crop 0.3"]
+)
+def test_every_kind_of_stage_1_resumes(tmp_path, shapes, monkeypatch, capsys, more):
     monkeypatch.chdir(tmp_path)
-    flags = f"--quantizer {quantizer} --train_steps 6 --steps_per_checkpoint 3 --steps_per_log 2 --steps_per_eval 4"
+    flags = f"{more} --train_steps 6 --steps_per_checkpoint 3 --steps_per_log 2 --steps_per_eval 4"
     train_stage_1(shapes, "whole", flags)
     shutil.copytree("logs/whole", "logs/stopped")
     Path("logs/stopped/saved_models/manifest_6.json").unlink()

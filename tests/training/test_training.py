@@ -165,11 +165,59 @@ def test_mixed_precision(here, shapes, dtype):
         assert load_tensors("logs/ae/saved_stats/stats_12")["precision"]["scaler"]["scale"] > 0
 
 
+def test_crops_of_both_stages(here, shapes, capsys):
+    """Three views of each of 38 images, as they are and mirrored; validation has the two others, as they are."""
+    events = "--steps_per_eval 2 --horizontal_flip"
+    train_stage_1(shapes, "plain", f"--train_steps 2 {events}")
+    train_stage_1(shapes, "ae", f"--train_steps 2 --random_crop 0.5 {events}")
+    assert curve("ae", "l1") != curve("plain", "l1")
+    train_stage_2(shapes, "one", "ae", 2, f"--train_steps 2 {events}")
+    before = sorted(Path("latents").iterdir())
+    train_stage_2(shapes, "three", "ae", 2, f"--train_steps 2 --crops 3 {events}")
+    assert len(before) == 3 and len(list(Path("latents").iterdir())) == 7
+    assert "230 code sequences of 'custom' (228 train, 2 validate)" in Path("logs/three/log.txt").read_text()
+    assert json.loads(Path("logs/three/config.json").read_text())["hparams"]["random_crop"] == 0.5
+    for name in ("one", "three"):
+        assert len(curve(name, "val_bits")) == 1
+    train_stage_2(shapes, "three", "ae", 2, f"--train_steps 4 {events} --resume")
+    with pytest.raises(SystemExit):
+        sampler_H(shapes, "other", "plain", 2, "--crops 3")
+    assert "--crops 3 needs a VQGAN that was trained with --random_crop" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        vqgan_H(shapes, "other", "--random_crop 0.5 --cache_images")
+    assert "--random_crop 0.5 contradicts --cache_images" in capsys.readouterr().err
+
+
 def test_discriminator_joins_when_it_should(here, shapes):
     train_stage_1(shapes, "ae", "--train_steps 6 --disc_start_step 3 --steps_per_log 1")
     by_step = {row["step"]: row for row in rows("ae") if "loss" in row}
     assert [step for step in by_step if "g_loss" in by_step[step]] == [3, 4, 5, 6]
     assert [step for step in by_step if "d_loss" in by_step[step]] == [4, 5, 6]
+
+
+def test_discriminator_learns_first_and_its_weight_grows(here, shapes):
+    common = "--train_steps 9 --disc_start_step 3 --steps_per_log 1 --disc_weight_max 1e-9"
+    train_stage_1(shapes, "ae", f"{common} --disc_warmup_steps 2 --disc_ramp_steps 2 --lecam_weight 0.1")
+    by_step = {row["step"]: row for row in rows("ae") if "loss" in row}
+    assert [step for step in by_step if "d_loss" in by_step[step]] == [3, 4, 5, 6, 7, 8, 9]
+    assert [step for step in by_step if "lecam" in by_step[step]] == [3, 4, 5, 6, 7, 8, 9]
+    # From step 5 on it counts: 0, 1/2, 1, 1, 1 of the adaptive weight, which is at its maximum here.
+    weights = {step: row["d_weight"] for step, row in by_step.items() if "d_weight" in row}
+    assert weights == pytest.approx({6: 0.5e-9, 7: 1e-9, 8: 1e-9, 9: 1e-9})
+    assert any(load_tensors("logs/ae/saved_stats/stats_9")["lecam"]["averages"] != 0)
+
+
+def test_a_warm_up_leaves_the_autoencoder_alone(here, shapes):
+    """Until its gradient counts, the discriminator changes nothing else: the autoencoder is bit for bit that of a run
+    without it."""
+    train_stage_1(shapes, "with", "--train_steps 5 --disc_start_step 2 --disc_warmup_steps 4 --lecam_weight 1")
+    train_stage_1(shapes, "without", "--train_steps 5 --disc_start_step 6")
+    one, other = (load_tensors(f"logs/{name}/saved_models/vqgan_5.th") for name in ("with", "without"))
+    assert all(torch.equal(one[key], other[key]) for key in one if key.startswith("ae."))
+    assert not all(torch.equal(one[key], other[key]) for key in one if key.startswith("disc."))
+    assert "lecam" not in load_tensors("logs/without/saved_stats/stats_5")
+    train_stage_1(shapes, "without", "--train_steps 8 --lecam_weight 1 --resume")  # a checkpoint that has no averages
+    assert "lecam" in load_tensors("logs/without/saved_stats/stats_8")
 
 
 def test_grey_images(here, shapes):

@@ -19,6 +19,7 @@ from utils.core.errors import UserError
 from utils.core.progress import say
 from utils.core.seed import derive_seed, permutation
 from utils.core.signals import StopRequest
+from utils.data.decoding import Crop
 from utils.data.images import ImageSet, Say
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # images uint8 (B, C, H, W), and their positions in the set (B,)
@@ -58,15 +59,18 @@ def local_batch(H: Any) -> int:
     return max(1, H.batch_size // (distributed.world_size() * H.accumulate_steps))
 
 
-def _items(H: Any, n: int, start_step: int) -> Iterator[list[tuple[int, bool]]]:
-    """Yield the items (index, flip) of this process's share of each step from start_step on."""
+def _items(H: Any, n: int, start_step: int) -> Iterator[list[tuple[int, bool, Crop | None]]]:
+    """Yield the items (index, flip, crop) of this process's share of each step from start_step on."""
     rows = local_rows(H.batch_size)
     for step in itertools.count(start_step):
         indices = batch_positions(H.seed, step, H.batch_size, n)
         flips = np.zeros(H.batch_size, dtype=bool)
         if H.horizontal_flip:
             flips = np.random.default_rng(derive_seed("flip", H.seed, step)).random(H.batch_size) < 0.5
-        yield list(zip(indices[rows].tolist(), flips[rows].tolist(), strict=True))
+        crops: list[Crop | None] = [None] * H.batch_size
+        if H.random_crop < 1:
+            crops = [Crop(H.random_crop, derive_seed("crop", H.seed, step, row)) for row in range(H.batch_size)]
+        yield list(zip(indices[rows].tolist(), flips[rows].tolist(), crops[rows], strict=True))
 
 
 # ---------------------------------------------------------------------- batches

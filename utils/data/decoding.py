@@ -2,8 +2,9 @@
 
 import contextlib
 import io
+import math
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +18,20 @@ LONGEST_SIDE = 1 << 20  # pixels: Pillow limits the area (179 million), but also
 PIECE = 1 << 22  # pixels converted at once: each copy of an image of the largest area takes 0.7 GB
 
 
-def decode(data: Any, size: int, n_channels: int = 3) -> torch.Tensor:
-    """Encoded bytes -> uint8 (C, size, size): short side resized to `size`, then cropped at the centre.
+WIDEST = 4 / 3  # aspect ratio of a random crop; 3/4 is the narrowest
+ATTEMPTS = 10  # at a random crop that fits into the image
+
+
+class Crop(NamedTuple):
+    """A random crop of an image: the least share of the area that it has, and the seed of its size and place."""
+
+    least: float
+    seed: int
+
+
+def decode(data: Any, size: int, n_channels: int = 3, crop: Crop | None = None) -> torch.Tensor:
+    """Encoded bytes -> uint8 (C, size, size): short side resized to `size`, then cropped at the centre. With crop, this
+    part of the image instead, resized.
 
     Accepts any size and mode. Transparent pixels are put on white, 16-bit greys are scaled, and the EXIF rotation is
     applied. An animation gives its first frame. Raises an Exception of any type if the bytes are not an image.
@@ -33,7 +46,7 @@ def decode(data: Any, size: int, n_channels: int = 3) -> torch.Tensor:
         image = to_rgb(image)
     if n_channels == 1:
         image = image.convert("L")
-    image = resize_and_crop(image, size)
+    image = resize_and_crop(image, size) if crop is None else crop_and_resize(image, size, crop)
     array = np.array(image, dtype=np.uint8).reshape(size, size, n_channels)
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
@@ -85,3 +98,25 @@ def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     if (w, h) != (new_w, new_h):
         image = image.resize((new_w, new_h), Image.Resampling.BILINEAR)
     return image.crop((left, top, left + size, top + size))
+
+
+def crop_and_resize(image: Image.Image, size: int, crop: Crop) -> Image.Image:
+    """RandomResizedCrop(size) of torchvision with the box that belongs to a crop."""
+    return image.crop(random_box(*image.size, crop)).resize((size, size), Image.Resampling.BILINEAR)
+
+
+def random_box(width: int, height: int, crop: Crop) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of a crop, with the distribution of torchvision's RandomResizedCrop: the share of the
+    area is uniform in [least, 1], the logarithm of the aspect ratio between those of 3/4 and 4/3. If no attempt fits
+    into the image: the largest box in the centre with such a ratio."""
+    rng = np.random.default_rng(crop.seed)
+    for _ in range(ATTEMPTS):
+        area = width * height * rng.uniform(crop.least, 1)
+        aspect = WIDEST ** rng.uniform(-1, 1)
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    w, h = min(width, round(height * WIDEST)), min(height, round(width * WIDEST))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h

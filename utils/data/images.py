@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import time
@@ -18,7 +19,8 @@ from utils.core.cache import versions
 from utils.core.errors import UserError
 from utils.core.files import hash_json
 from utils.core.progress import say
-from utils.data.decoding import decode
+from utils.core.seed import derive_seed
+from utils.data.decoding import Crop, decode
 from utils.data.sources import Source, open_source
 
 MAX_BROKEN_SHARE = 0.05
@@ -42,6 +44,7 @@ class ImageSet(Dataset):
     def __init__(self, source: Source, indices: Iterable[int], img_size: int, n_channels: int = 3) -> None:
         self.source, self.indices = source, np.asarray(indices)
         self.img_size, self.n_channels = img_size, n_channels
+        self.view: tuple[float, int] | None = None  # see cropped
         self.packed: Any = None  # utils.data.packed.PackedImages, if there is a cache of decoded images
         self.broken = torch.zeros(len(self.indices), dtype=torch.bool).share_memory_()
         self._reported: set[int] = set()
@@ -54,12 +57,21 @@ class ImageSet(Dataset):
         """The name of image i in messages."""
         return self.source.name(self.indices[i])
 
-    def load(self, i: int) -> torch.Tensor | None:
-        """Image i, uint8 (C, H, W); None if it cannot be decoded."""
-        if self.packed is not None and (image := self.packed.read(i)) is not None:
+    def cropped(self, least: float, number: int) -> ImageSet:
+        """The set with a random crop in place of each image: the `number`-th, of at least this share of its area."""
+        result = copy.copy(self)  # the same `broken`
+        result.view = least, number
+        return result
+
+    def load(self, i: int, crop: Crop | None = None) -> torch.Tensor | None:
+        """Image i or a crop of it, uint8 (C, H, W); None if it cannot be decoded."""
+        if self.view is not None:
+            least, number = self.view
+            crop = Crop(least, derive_seed("view", number, i))
+        if crop is None and self.packed is not None and (image := self.packed.read(i)) is not None:
             return image
         try:
-            return decode(self.source.read(self.indices[i]), self.img_size, self.n_channels)
+            return decode(self.source.read(self.indices[i]), self.img_size, self.n_channels, crop)
         except UserError:
             raise  # the source itself cannot be read
         except Exception:  # Pillow's readers raise many types, and one bad file must not end a run
@@ -67,13 +79,14 @@ class ImageSet(Dataset):
             return None
 
     def __getitem__(self, key: Any) -> tuple[Any, int]:
-        """key (i, flip) -> (image, i) with a replacement for a broken image; key i -> (image or None, i)."""
+        """key (i, flip) or (i, flip, crop) -> (image, i) with a replacement for a broken image; key i -> (image or
+        None, i). crop: a Crop or None."""
         if not isinstance(key, tuple):
             return None if self.broken[key] else self.load(key), key
-        i, flip = key
+        i, flip, *crop = key
         for offset in range(self.most_broken() + 1):
             j = (i + offset) % len(self)
-            image = None if self.broken[j] else self.load(j)
+            image = None if self.broken[j] else self.load(j, *crop)
             if image is not None:
                 return (image.flip(-1) if flip else image), j
         raise UserError(self._too_many())  # whoever iterates then calls check_broken, which names them
@@ -165,7 +178,7 @@ class ImageSet(Dataset):
             indices=hashlib.sha256(self.indices.astype("<i8").tobytes()).hexdigest(),
             img_size=self.img_size,
             n_channels=self.n_channels,
-            resize="short side, bilinear, centre crop",
+            resize="short side, bilinear, centre crop" if self.view is None else ["random crop", *self.view],
         )
 
     def origin(self) -> dict[str, Any]:

@@ -28,6 +28,7 @@ UNITS = dict(
     g_loss="-D(reconstruction)",
     d_loss="hinge loss",
     d_weight="weight",
+    lecam="regularisation",
     perplexity="codes, effectively",
     codes_used="codes",
     mean_distance="distance to the code",
@@ -52,7 +53,7 @@ def plan_of(H: Any, name: str, device_type: str) -> list[str]:
     if name == "vqgan":
         curves = ["l1", *(["perceptual"] if H.perceptual_weight else []), "nll_loss", "codebook_loss"]
         if H.disc_start_step <= H.train_steps:
-            curves += DISCRIMINATOR
+            curves += [*DISCRIMINATOR, *(["lecam"] if H.lecam_weight else [])]
         curves += ["perplexity", "codes_used", "mean_distance", "lr"]
         bars = ["codebook_usage"]
     elif name == H.sampler:

@@ -120,14 +120,16 @@ class Run:
             )
         self.about["images"] = now
 
-    def restore(self, files: dict[str, Any], extra: dict[str, Any]) -> None:
+    def restore(self, files: dict[str, Any], extra: dict[str, Any], optional: dict[str, Any] | None = None) -> None:
         """Declare what a checkpoint holds, and load what this run starts from. A fresh run then writes its config.json,
         before long work begins.
 
         files: {file name: object with state_dict and load_state_dict}, each saved in a .th file of its own.
         extra: {name: object} of the same kind, saved together in stats_<step>.
+        optional: as extra, but a checkpoint may lack them: the flag that asks for them was given later.
         """
-        self.files, self.extra = files, dict(extra, meters=self.meters)
+        self.files, self.optional = files, optional or {}
+        self.extra = dict(extra, meters=self.meters, **self.optional)
         if self.resumed:
             self._load(optimisers=True)
             self._load_extra()
@@ -159,7 +161,8 @@ class Run:
         state = self.store.load_stats(self.step)
         try:
             for name, item in self.extra.items():
-                item.load_state_dict(state[name])
+                if name in state or name not in self.optional:
+                    item.load_state_dict(state[name])
         except (KeyError, TypeError, RuntimeError, AttributeError) as error:
             raise DamagedFile(f"{self.store.stats_path(self.step)} does not fit this run: {error!r}") from None
 
