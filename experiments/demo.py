@@ -33,7 +33,7 @@ NO_DOWNLOAD = "efficientnet_lite0"  # its weights come with the packages
 SAMPLES_METRIC = f"experiments/calc_FID.py {MODELS} --log_dir demo_distance --n_samples 500 --extractor {NO_DOWNLOAD}"
 CODES_METRIC = (
     f"experiments/calc_VQGAN_FID.py --dataset demo --ae_load_dir {STAGE_1} --ae_load_step {VQGAN_STEPS} "
-    f"--log_dir demo_reconstructions --extractor {NO_DOWNLOAD}"
+    f"--log_dir demo_reconstructions --split val --extractor {NO_DOWNLOAD}"
 )
 NEIGHBOURS = f"experiments/calc_nearest_neighbours.py {MODELS} --log_dir demo_neighbours --net {NO_DOWNLOAD}"
 SHEET = "samples_0-24.png"  # the first sheet that get_samples.py writes
