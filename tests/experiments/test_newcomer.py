@@ -123,8 +123,8 @@ def read(folder, side):
 
 
 def distances(of, others):
-    """The Frechet distance of each set of images (N, 3, H, W) to the first, of the colours of 8 x 8 parts: what is where,
-    without details, which small models lack."""
+    """The Frechet distance of each set of images (N, 3, H, W) to the first, of the colours of 8 x 8 parts: what is
+    where, without details, which small models lack."""
     parts = [F.interpolate(images.float() / 255, (8, 8), mode="area").flatten(1) for images in (of, *others)]
     first, *rest = [collect([(colours, None)], "images") for colours in parts]
     return [fid(first, other, None)["fid"] for other in rest]
