@@ -24,7 +24,15 @@ ACTIVATE = "source .venv/bin/activate"
 STAGE_1, STAGE_2, SAMPLES = "demo_vqgan", "demo_absorbing", "demo_samples"
 PRIOR = f"--sampler absorbing --dataset demo --ae_load_dir {STAGE_1} --ae_load_step {VQGAN_STEPS}"
 TRAIN_PRIOR = f"train_sampler.py {PRIOR} --log_dir {STAGE_2}"
-DRAW = f"experiments/get_samples.py {PRIOR} --load_dir {STAGE_2} --load_step {SAMPLER_STEPS}"
+MODELS = f"{PRIOR} --load_dir {STAGE_2} --load_step {SAMPLER_STEPS}"
+DRAW = f"experiments/get_samples.py {MODELS}"
+NO_DOWNLOAD = "efficientnet_lite0"  # its weights come with the packages
+SAMPLES_METRIC = f"experiments/calc_FID.py {MODELS} --log_dir demo_distance --n_samples 500 --extractor {NO_DOWNLOAD}"
+CODES_METRIC = (
+    f"experiments/calc_VQGAN_FID.py --dataset demo --ae_load_dir {STAGE_1} --ae_load_step {VQGAN_STEPS} "
+    f"--log_dir demo_reconstructions --split val --extractor {NO_DOWNLOAD}"
+)
+NEIGHBOURS = f"experiments/calc_nearest_neighbours.py {MODELS} --log_dir demo_neighbours --net {NO_DOWNLOAD}"
 SHEET = "samples_0-24.png"  # the first sheet that get_samples.py writes
 
 
@@ -63,12 +71,15 @@ Stage 2: bits per code (bits, val_bits)       {final(STAGE_2, "bits"):<8.3f}  {f
 Codes in use: {final(STAGE_1, "codes_used")}, perplexity {final(STAGE_1, "perplexity"):.1f}
 
 Next:
-  in each terminal  {ACTIVATE}
-  more samples      python {DRAW} --log_dir more --n_sheets 4 --first_sample 1000
-  train for longer  python {TRAIN_PRIOR} --resume --train_steps {4 * SAMPLER_STEPS}
-  your own images   python train_vqgan.py --dataset custom --custom_dataset_path DIR --preset small \
+  in each terminal   {ACTIVATE}
+  more samples       python {DRAW} --log_dir more --n_sheets 4 --first_sample 1000
+  how good they are  python {SAMPLES_METRIC}
+  nearest emoji      python {NEIGHBOURS}
+  how good codes are python {CODES_METRIC}
+  train for longer   python {TRAIN_PRIOR} --resume --train_steps {4 * SAMPLER_STEPS}
+  your own images    python train_vqgan.py --dataset custom --custom_dataset_path DIR --preset small \
 --log_dir my_vqgan --train_steps {PRESETS["small"]["vqgan"]["train_steps"]}
-  start afresh      make clean-demo demo
+  start afresh       make clean-demo demo
 
 The emoji are OpenMoji's (openmoji.org), CC BY-SA 4.0; so are pictures made of them.""")
 

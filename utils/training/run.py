@@ -111,7 +111,7 @@ class Run:
         if not distributed.is_main():
             return
         if others := other_files(images.source):
-            self.say(f"note: {others} in the data set are not read")
+            self.say(f"note: not read: {others} in the data set")
         known, now = (self.manifest or {}).get("images"), images.sketch()
         if known and known != {k: now.get(k) for k in known}:  # earlier versions recorded less
             self.say(
