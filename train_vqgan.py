@@ -59,7 +59,7 @@ def generator_step(vqgan, optimiser, precision, H, x, step, rng, parts=1):
         x_hat, quantized = vqgan.ae(x, step=step, rng=rng, parts=parts)
         output = Output(x_hat.float(), precision)
         x_hat = output.value
-        nll, l1, perceptual = reconstruction_nll(x, x_hat, vqgan.perceptual, H.perceptual_weight, parts)
+        nll, l1, perceptual = reconstruction_nll(x, x_hat, vqgan.perceptual, H.perceptual_weight, H.mse_weight, parts)
     gradient = output.gradient(nll)
     loss = nll.detach() + quantized.loss.detach()
     scalars = dict(l1=l1, perceptual=perceptual, nll_loss=nll, codebook_loss=quantized.loss)
@@ -96,18 +96,21 @@ def discriminator_step(vqgan, optimiser, precision, H, x, x_hat, rng):
     return dict(d_loss=d_loss)
 
 
-def reconstruction_nll(x, x_hat, perceptual, perceptual_weight, parts=1):
-    """mean(|x - x_hat| + perceptual_weight * LPIPS(x, x_hat)) and its two parts, all ().
+def reconstruction_nll(x, x_hat, perceptual, perceptual_weight, mse_weight=0.0, parts=1):
+    """mean(|x - x_hat| + mse_weight * (x - x_hat)^2 + perceptual_weight * LPIPS(x, x_hat)), and the means of the
+    absolute error and of LPIPS, all (). The published models have mse_weight 0.
 
     perceptual: a callable (x, x_hat) -> (B, 1, 1, 1), or None if the weight is 0. It gets
     images in [0, 1] although LPIPS expects [-1, 1], because the published models were trained like this.
     parts: the number of parts of the batch that are computed one after the other (models.layers.in_parts).
     """
-    l1 = (x - x_hat).abs().mean()
+    error = x - x_hat
+    l1 = error.abs().mean()
+    nll = l1 + mse_weight * error.square().mean() if mse_weight else l1
     if perceptual is None:
-        return l1, l1, l1.new_zeros(())
+        return nll, l1, l1.new_zeros(())
     distance = in_parts(parts, perceptual, x.contiguous(), x_hat.contiguous()).float().mean()
-    return l1 + perceptual_weight * distance, l1, distance
+    return nll + perceptual_weight * distance, l1, distance
 
 
 def augment(x, H, rng):
@@ -163,7 +166,9 @@ def validate(vqgan, images, H, run, precision, step):
                 continue
             x = to_float(batch.to(run.device))
             x_hat, quantized = vqgan.ae(x, step)
-            nll, l1, perceptual = reconstruction_nll(x, x_hat.float(), vqgan.perceptual, H.perceptual_weight)
+            nll, l1, perceptual = reconstruction_nll(
+                x, x_hat.float(), vqgan.perceptual, H.perceptual_weight, H.mse_weight
+            )
             meters.add(
                 dict(val_nll_loss=nll, val_l1=l1, val_perceptual=perceptual, val_codebook_loss=quantized.loss), len(x)
             )

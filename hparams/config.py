@@ -270,6 +270,12 @@ class VQGANTrainingConfig:
     """VQGAN"""
 
     base_lr: float = opt(4.5e-6, "learning rate per image of the batch, unless --lr", "vqgan", above=0.0)
+    mse_weight: float = opt(
+        0.0,
+        "weight of the squared error, in addition to the absolute error; colours are learned earlier",
+        "vqgan",
+        min=0.0,
+    )
     perceptual_weight: float = opt(1.0, "weight of LPIPS; 0: no VGG weights needed", "vqgan common", min=0.0)
     perceptual_net: str = opt(
         "vgg",
