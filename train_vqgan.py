@@ -45,6 +45,7 @@ from utils.training.meters import CodeUsage, Meters
 from utils.training.run import Run
 
 N_FOR_CODES = 256  # images for the picture of the codebook
+ADAM_BETA1 = 0.9
 CODES_SHOWN = 1 << 15  # a larger codebook has no picture, which takes some 25 KB of memory per code
 
 
@@ -127,7 +128,7 @@ class Training:
         seed_everything("init", H.seed)
         perceptual = find_perceptual(H, checkpoint)
         self.vqgan = build_vqgan(H, perceptual).to(device, memory_format=memory_format(device))
-        adam = partial(torch.optim.Adam, lr=H.lr, fused=device.type != "mps")
+        adam = partial(torch.optim.Adam, lr=H.lr, betas=(ADAM_BETA1, H.adam_beta2), fused=device.type != "mps")
         self.ae_optim, self.disc_optim = adam(self.vqgan.ae.parameters()), adam(self.vqgan.disc.parameters())
         self.ema = EMA(self.vqgan, H.ema_beta, (perceptual,), H.ema_warmup) if H.ema else None
         self.best = self.ema.model if self.ema else self.vqgan  # the weights that will be used
@@ -140,7 +141,7 @@ class Training:
         usage, recent_usage = self.codebook.usage, self.codebook.recent_usage
         run.restore(files, extra=dict(precision=self.precision, usage=usage, recent_usage=recent_usage))
         for optimiser in (self.ae_optim, self.disc_optim):
-            optimiser.param_groups[0]["lr"] = self.H.lr
+            optimiser.param_groups[0].update(lr=self.H.lr, betas=(ADAM_BETA1, self.H.adam_beta2))
 
     def update(self, x, step, rng):
         """One step on images x (B, C, H, W) in [0, 1] -> scalars to report."""
