@@ -45,6 +45,7 @@ from utils.training.meters import CodeUsage, Meters
 from utils.training.run import Run
 
 N_FOR_CODES = 256  # images for the picture of the codebook
+ADAM_BETA1 = 0.9
 CODES_SHOWN = 1 << 15  # a larger codebook has no picture, which takes some 25 KB of memory per code
 
 
@@ -59,7 +60,7 @@ def generator_step(vqgan, optimiser, precision, H, x, step, rng, parts=1):
         x_hat, quantized = vqgan.ae(x, step=step, rng=rng, parts=parts)
         output = Output(x_hat.float(), precision)
         x_hat = output.value
-        nll, l1, perceptual = reconstruction_nll(x, x_hat, vqgan.perceptual, H.perceptual_weight, parts)
+        nll, l1, perceptual = reconstruction_nll(x, x_hat, vqgan.perceptual, H.perceptual_weight, H.mse_weight, parts)
     gradient = output.gradient(nll)
     loss = nll.detach() + quantized.loss.detach()
     scalars = dict(l1=l1, perceptual=perceptual, nll_loss=nll, codebook_loss=quantized.loss)
@@ -105,18 +106,21 @@ def discriminator_step(vqgan, optimiser, precision, H, x, x_hat, rng, lecam=None
     return scalars
 
 
-def reconstruction_nll(x, x_hat, perceptual, perceptual_weight, parts=1):
-    """mean(|x - x_hat| + perceptual_weight * LPIPS(x, x_hat)) and its two parts, all ().
+def reconstruction_nll(x, x_hat, perceptual, perceptual_weight, mse_weight=0.0, parts=1):
+    """mean(|x - x_hat| + mse_weight * (x - x_hat)^2 + perceptual_weight * LPIPS(x, x_hat)), and the means of the
+    absolute error and of LPIPS, all (). The published models have mse_weight 0.
 
     perceptual: a callable (x, x_hat) -> (B, 1, 1, 1), or None if the weight is 0. It gets
     images in [0, 1] although LPIPS expects [-1, 1], because the published models were trained like this.
     parts: the number of parts of the batch that are computed one after the other (models.layers.in_parts).
     """
-    l1 = (x - x_hat).abs().mean()
+    error = x - x_hat
+    l1 = error.abs().mean()
+    nll = l1 + mse_weight * error.square().mean() if mse_weight else l1
     if perceptual is None:
-        return l1, l1, l1.new_zeros(())
+        return nll, l1, l1.new_zeros(())
     distance = in_parts(parts, perceptual, x.contiguous(), x_hat.contiguous()).float().mean()
-    return l1 + perceptual_weight * distance, l1, distance
+    return nll + perceptual_weight * distance, l1, distance
 
 
 def augment(x, H, rng):
@@ -133,7 +137,7 @@ class Training:
         seed_everything("init", H.seed)
         perceptual = find_perceptual(H, checkpoint)
         self.vqgan = build_vqgan(H, perceptual).to(device, memory_format=memory_format(device))
-        adam = partial(torch.optim.Adam, lr=H.lr, fused=device.type != "mps")
+        adam = partial(torch.optim.Adam, lr=H.lr, betas=(ADAM_BETA1, H.adam_beta2), fused=device.type != "mps")
         self.ae_optim, self.disc_optim = adam(self.vqgan.ae.parameters()), adam(self.vqgan.disc.parameters())
         self.lecam = LeCam().to(device) if H.lecam_weight else None
         self.ema = EMA(self.vqgan, H.ema_beta, (perceptual,), H.ema_warmup) if H.ema else None
@@ -148,7 +152,7 @@ class Training:
         extra = dict(precision=self.precision, usage=usage, recent_usage=recent_usage)
         run.restore(files, extra, optional=dict(lecam=self.lecam) if self.lecam else {})
         for optimiser in (self.ae_optim, self.disc_optim):
-            optimiser.param_groups[0]["lr"] = self.H.lr
+            optimiser.param_groups[0].update(lr=self.H.lr, betas=(ADAM_BETA1, self.H.adam_beta2))
 
     def update(self, x, step, rng):
         """One step on images x (B, C, H, W) in [0, 1] -> scalars to report."""
@@ -175,7 +179,9 @@ def validate(vqgan, images, H, run, precision, step):
                 continue
             x = to_float(batch.to(run.device))
             x_hat, quantized = vqgan.ae(x, step)
-            nll, l1, perceptual = reconstruction_nll(x, x_hat.float(), vqgan.perceptual, H.perceptual_weight)
+            nll, l1, perceptual = reconstruction_nll(
+                x, x_hat.float(), vqgan.perceptual, H.perceptual_weight, H.mse_weight
+            )
             meters.add(
                 dict(val_nll_loss=nll, val_l1=l1, val_perceptual=perceptual, val_codebook_loss=quantized.loss), len(x)
             )

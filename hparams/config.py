@@ -270,6 +270,19 @@ class VQGANTrainingConfig:
     """VQGAN"""
 
     base_lr: float = opt(4.5e-6, "learning rate per image of the batch, unless --lr", "vqgan", above=0.0)
+    adam_beta2: float = opt(
+        0.999,
+        "decay of Adam's mean of squared gradients; 0.99 adapts faster, for runs of a few thousand steps",
+        "vqgan",
+        min=0.0,
+        max=0.999999,
+    )
+    mse_weight: float = opt(
+        0.0,
+        "weight of the squared error, in addition to the absolute error; colours are learned earlier",
+        "vqgan",
+        min=0.0,
+    )
     perceptual_weight: float = opt(1.0, "weight of LPIPS; 0: no VGG weights needed", "vqgan common", min=0.0)
     perceptual_net: str = opt(
         "vgg",

@@ -459,3 +459,15 @@ def test_compared_with_a_run_whose_curves_are_damaged(here, shapes, monkeypatch)
     )
     train_stage_1(shapes, "ae", f"--train_steps 1 --visdom_compare other --visdom --visdom_port {free_port()}")
     assert found == [("other", [{"step": 1, "l1/train": 0.5, "l1/validation": 0.25}])]
+
+
+def test_squared_error_in_the_reconstruction_loss():
+    """mse_weight adds its multiple of the mean squared error; l1 stays the mean absolute error."""
+    x, x_hat = torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 0.5)
+
+    def distance(a, b):
+        return torch.full((len(a), 1, 1, 1), 0.25)
+
+    for perceptual, of_perceptual in ((None, 0.0), (distance, 0.25)):
+        nll, l1, found = train_vqgan.reconstruction_nll(x, x_hat, perceptual, 2.0, mse_weight=8.0)
+        assert (nll, l1, found) == (0.5 + 8 * 0.25 + 2 * of_perceptual, 0.5, of_perceptual)
