@@ -45,6 +45,7 @@ def vqgan_case(golden):
         disc_warmup_steps=0,
         disc_ramp_steps=0,
         lecam_weight=0.0,
+        mse_weight=0.0,
     )
     model = build_vqgan(case.H)
     model.load_state_dict(case.state())

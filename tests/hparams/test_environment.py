@@ -21,6 +21,7 @@ CALLS = {
     "experiments/compare_quantizers.py": "--dataset demo",
     "experiments/dashboard.py": "",
     "experiments/demo.py": "",
+    "experiments/draw_examples.py": "houses --target x",
     "experiments/draw_openmoji.py": "",
     "experiments/generate_big_samples.py": f"--dataset demo --shape 8 8 {MODELS}",
     "experiments/get_samples.py": f"--dataset demo {MODELS}",
@@ -75,7 +76,10 @@ def test_the_environment_beside_the_script_is_named(checkout, tmp_path):
         assert line.endswith(f"has no PyTorch: run `source {place}/bin/activate`, then the same command with `python`")
 
 
-@pytest.mark.parametrize("script", sorted(set(CALLS) - {"experiments/demo.py", "experiments/draw_openmoji.py"}))
+@pytest.mark.parametrize(
+    "script",
+    sorted(set(CALLS) - {"experiments/demo.py", "experiments/draw_examples.py", "experiments/draw_openmoji.py"}),
+)
 def test_help_needs_no_packages(script, checkout):
     assert call(checkout, script, "--help", checkout) == (0, [])
 

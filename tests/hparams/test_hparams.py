@@ -89,6 +89,8 @@ COMMON = {
     "disc_warmup_steps": ("int", 0),
     "disc_ramp_steps": ("int", 0),
     "lecam_weight": ("float", 0.0),
+    "mse_weight": ("float", 0.0),
+    "adam_beta2": ("float", 0.999),
     "disc_weight_max": ("float", 1.0),
     "diff_aug": ("bool", False),
     "random_crop": ("float", 1.0),
@@ -384,7 +386,7 @@ def test_learning_rate_follows_the_batch_size():
 def test_a_base_rate_without_effect_is_named(capsys):
     save_run("run", resolved("--batch_size 4"))
     capsys.readouterr()
-    cases = (("--lr 0.5", "churches", "0.5"), ("", "demo", "0.001"), ("--log_dir run --resume", "churches", "1.8e-05"))
+    cases = (("--lr 0.5", "churches", "0.5"), ("", "demo", "0.002"), ("--log_dir run --resume", "churches", "1.8e-05"))
     for words, dataset, lr in cases:
         resolved(f"{words} --base_lr 1e-5", dataset=dataset)
         assert f"note: --base_lr has no effect: --lr is {lr}, from " in capsys.readouterr().err
