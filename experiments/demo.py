@@ -17,9 +17,10 @@ from hparams.environment import COMMON, require_packages
 from hparams.presets import PRESETS
 from utils.core.errors import UserError, run_main
 from utils.core.job import ROOT_VARIABLE
+from utils.core.manifests import Manifests
 
-VQGAN_STEPS = 1500
-SAMPLER_STEPS = 1600
+RECIPE = PRESETS["demo"]
+VQGAN_STEPS, SAMPLER_STEPS = RECIPE["vqgan"]["train_steps"], RECIPE["sampler"]["train_steps"]
 ACTIVATE = "source .venv/bin/activate"
 STAGE_1, STAGE_2, SAMPLES = "demo_vqgan", "demo_absorbing", "demo_samples"
 PRIOR = f"--sampler absorbing --dataset demo --ae_load_dir {STAGE_1} --ae_load_step {VQGAN_STEPS}"
@@ -57,6 +58,18 @@ def final(log_dir, name):
     return [float("nan"), *curve(LOGS / log_dir, name)][-1]
 
 
+def check_recipe(log_dir, family):
+    """Raise UserError if a run began with another recipe than that of the preset: its flags would be resumed."""
+    recorded = Manifests(LOGS / log_dir).config().get("hparams", {})
+    wanted = {name: value for name, value in RECIPE[family].items() if name != "train_steps"}
+    changed = [name for name, value in wanted.items() if recorded and recorded.get(name) != value]
+    if changed:
+        raise UserError(
+            f"logs/{log_dir} was trained with another recipe than that of this version (see --{changed[0]}): `make "
+            "clean-demo demo` removes the demo's runs and trains afresh"
+        )
+
+
 def summary(seconds):
     print(f"""
 The demo is complete{f" ({seconds / 60:.1f} minutes)" if seconds > 60 else ""}. Look at:
@@ -88,6 +101,8 @@ def main():
     require_packages(*COMMON)
     start = time.monotonic()
     print(f"The commands below are those of a terminal in which `{ACTIVATE}` was run.", flush=True)
+    check_recipe(STAGE_1, "vqgan")
+    check_recipe(STAGE_2, "sampler")
     call("experiments/draw_openmoji.py")
     if not finished(LOGS / STAGE_1, VQGAN_STEPS):
         call(f"train_vqgan.py --dataset demo --log_dir {STAGE_1} --train_steps {VQGAN_STEPS} --resume{no_dashboard()}")

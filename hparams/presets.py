@@ -25,9 +25,11 @@ _SMALL.update(steps_per_display_output=500, steps_per_save_output=500)
 _SMALL_MODEL = dict(img_size=64, nf=32, ch_mult=[1, 1, 2, 2], res_blocks=1, emb_dim=64, codebook_size=256)
 _SMALL_CODES = dict(codebook_init="kmeans", codebook_init_step=150, codebook_restart_steps=25)
 _SMALL_LOSS = dict(perceptual_weight=0.0, ndf=32, disc_start_step=10**9)
-_SMALL_PRIOR = dict(bert_n_emb=256, bert_n_head=8, bert_n_layers=6, total_steps=64, sample_steps=64)
+_SMALL_PRIOR = dict(bert_n_emb=192, bert_n_head=6, bert_n_layers=6, total_steps=64, sample_steps=64, temp=0.8)
 _SMALL_PRIOR_LOSS = dict(embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1, batch_size=32, lr=1e-3, warmup_iters=200)
-_SMALL_STEPS = dict(vqgan=dict(train_steps=4000), sampler=dict(train_steps=2500))
+_SMALL_STEPS = dict(vqgan=dict(train_steps=4000), sampler=dict(train_steps=2000))
+
+_DEMO_STEPS = dict(vqgan=dict(train_steps=4000), sampler=dict(train_steps=2000))
 
 OF_DATA_SETS = ("churches", "bedrooms", "ffhq", "demo")  # presets that the data set of the same name has by itself
 PRESETS: dict[str, dict[str, dict]] = {
@@ -40,7 +42,7 @@ PRESETS: dict[str, dict[str, dict]] = {
         sampler=dict(**_SMALL_PRIOR, **_SMALL_PRIOR_LOSS, **_SMALL, **_SMALL_STEPS["sampler"]),
     ),
     "demo": dict(
-        vqgan=dict(**_DEMO_MODEL, **_DEMO_CODES, **_DEMO_LOSS, **_EARLY_COLOURS, **_DEMO),
-        sampler=dict(**_DEMO_PRIOR, **_DEMO, batch_size=32, lr=2e-3, warmup_iters=100),
+        vqgan=dict(**_DEMO_MODEL, **_DEMO_CODES, **_DEMO_LOSS, **_EARLY_COLOURS, **_DEMO, **_DEMO_STEPS["vqgan"]),
+        sampler=dict(**_DEMO_PRIOR, **_DEMO, batch_size=32, lr=2e-3, warmup_iters=100, **_DEMO_STEPS["sampler"]),
     ),
 }
