@@ -239,12 +239,12 @@ def test_a_preset_is_recorded(capsys):
     save_run("ae", resolved("--preset small --codebook_init uniform"))
     capsys.readouterr()
     H = resolved("", "sampler")  # stage 2 follows stage 1
-    assert (H.preset, H.sources["preset"], H.bert_n_emb) == ("small", "--ae_load_dir ae", 256)
+    assert (H.preset, H.sources["preset"], H.bert_n_emb) == ("small", "--ae_load_dir ae", 192)
     assert capsys.readouterr().err == "note: --preset small, as --ae_load_dir ae was trained with\n"
     assert resolved("--preset demo", "sampler").bert_n_emb == 128
     save_run("prior", H)
     H = resolved("--log_dir prior --resume", "sampler")
-    assert (H.preset, H.bert_n_emb) == ("small", 256)
+    assert (H.preset, H.bert_n_emb) == ("small", 192)
     assert "--preset demo contradicts --resume: logs/prior" in refused(
         "--preset demo --log_dir prior --resume", "sampler"
     )
