@@ -129,7 +129,7 @@ class RunConfig:
     )
     weights: str = opt(
         "ema",
-        "weights to load, of the sampler or, if none is loaded, of the VQGAN; ema: the averaged ones if there are any",
+        "weights of the sampler, or of the VQGAN if no sampler is loaded; ema: the averaged ones if there are any",
         "data",
         choices=["ema", "raw"],
     )
@@ -140,7 +140,7 @@ class RunConfig:
     device: str = opt("auto", "where to compute", "machine common", choices=["auto", "cpu", "cuda", "mps"])
     num_workers: int = opt(
         None,
-        "processes that decode images, for each of torchrun's (default: one per core for all together, at most 8)",
+        "processes that decode images, per process of torchrun (default: in total one per core, at most 8)",
         "machine",
         min=0,
         max=1024,
@@ -167,8 +167,8 @@ class TrainConfig:
     )
     accumulate_steps: int = opt(
         1,
-        "parts in which a process takes its share of a batch through memory, one after the "
-        "other; the result is the whole batch's",
+        "number of parts of the batch that a process computes one after the other, to save memory; "
+        "the result is the same",
         "training",
         min=1,
         max=1_000_000,
@@ -182,14 +182,14 @@ class TrainConfig:
     amp: bool = opt(False, "mixed precision", "machine common")
     amp_dtype: str = opt(
         "auto",
-        "number format of --amp; auto: bf16 where the device has it, else fp16",
+        "number format of --amp; auto: bf16 if the device has it, else fp16",
         "machine",
         choices=["auto", "bf16", "fp16"],
         needs="amp",
     )
     compile: str = opt(
         "auto",
-        "torch.compile for the large networks; auto: on CUDA, where there is much to compute",
+        "torch.compile for the large networks; auto: on CUDA, if there is much to compute",
         "general",
         choices=["auto", "on", "off"],
     )
@@ -216,14 +216,14 @@ class OutputConfig:
 
     steps_per_log: int = opt(10, "steps between lines of stats.jsonl", "training", min=1)
     steps_per_eval: int = opt(
-        0, "steps between validations; 0: no validation, a folder trains on all images", "images stages common", min=0
+        0, "steps between validations; 0: none, all images of a folder are for training", "images stages common", min=0
     )
     steps_per_display_output: int = opt(5000, "steps between pictures on the dashboard", "training", min=0)
     steps_per_save_output: int = opt(
         5000, "steps between pictures saved under logs/<log_dir>/images", "training common", min=0
     )
     steps_per_checkpoint: int = opt(
-        25_000, "steps between checkpoints (one is written at the end, always)", "training common", min=0
+        25_000, "steps between checkpoints (one is always written at the end)", "training common", min=0
     )
     keep_checkpoints: int = opt(
         0, "checkpoints of this run to keep, the newest complete ones (1 counts as 2); 0: all", "training common", min=0
@@ -232,9 +232,9 @@ class OutputConfig:
     visdom_port: int = opt(8097, "port of the visdom server", "dashboard", min=1, max=65535)
     visdom_server: str = opt(None, "address of the visdom server (default: this machine)", "dashboard", metavar="URL")
     visdom_compare: list[str] = opt(
-        None, "runs under logs/ whose curves are to stand in the same plots", "training request", metavar="LOG_DIR"
+        None, "runs under logs/ whose curves are added to the plots", "training request", metavar="LOG_DIR"
     )
-    no_visdom: bool = opt(False, "do not talk to a visdom server", "dashboard common", replaces=("visdom_compare",))
+    no_visdom: bool = opt(False, "do not use a visdom server", "dashboard common", replaces=("visdom_compare",))
 
 
 @dataclass
@@ -269,7 +269,7 @@ class VQGANConfig:
 class VQGANTrainingConfig:
     """VQGAN"""
 
-    base_lr: float = opt(4.5e-6, "learning rate per image of the batch, unless --lr", "vqgan", above=0.0)
+    base_lr: float = opt(4.5e-6, "learning rate per image of the batch, if no --lr", "vqgan", above=0.0)
     perceptual_weight: float = opt(1.0, "weight of LPIPS; 0: no VGG weights needed", "vqgan common", min=0.0)
     perceptual_net: str = opt(
         "vgg",
@@ -280,7 +280,7 @@ class VQGANTrainingConfig:
     )
     perceptual_weights: str = opt(
         None,
-        "file with the VGG16 weights for LPIPS (default: torchvision's place)",
+        "file with the VGG16 weights for LPIPS (default: torchvision's path)",
         "vqgan path common",
         metavar="PATH",
         needs="perceptual_weight",

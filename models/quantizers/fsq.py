@@ -12,8 +12,8 @@ from utils.core.seed import StepRandom
 FLAGS = {
     "fsq_least_levels": {
         "default": 5,
-        "help": "codebook_size is split into as many factors of at least this size as possible: the levels of the "
-        "dimensions. 240, 1000, 4375, 15360 and 64000 codes give the levels of the paper (fsq)",
+        "help": "least number of levels of a dimension: codebook_size is split into as many such factors as possible. "
+        "240, 1000, 4375, 15360 and 64000 codes give the levels of the paper (fsq)",
         "min": 3,
         "role": "autoencoder",
     },

@@ -9,7 +9,7 @@ FLAGS = {
     "codebook_init": {
         "default": "uniform",
         "help": "start of the codebook; kmeans: train without quantizing up to "
-        "codebook_init_step, then put the codes where the latents are (nearest, ema, rotation)",
+        "codebook_init_step, then put the codes at centres of latents (nearest, ema, rotation)",
         "choices": ["uniform", "kmeans"],
         "role": "vqgan common",
         "exclusive": True,
