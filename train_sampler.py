@@ -11,7 +11,7 @@ EXAMPLES = """examples:
   python train_sampler.py --sampler absorbing --dataset churches --log_dir absorbing_churches \\
       --ae_load_dir vqgan_churches --ae_load_step 2200000 --resume
 """
-if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
+if __name__ == "__main__":  # before the slow import of torch, so that --help and errors are fast
     H = get_hparams("sampler", "Stage 2: train a prior over the codes of a VQGAN.", epilog=EXAMPLES)
 
 import torch
@@ -40,7 +40,7 @@ N_SHOWN = 16  # samples on a sheet while training
 
 
 def sampler_step(sampler, optimiser, precision, ids, rng, parts=1):
-    """One update on ids (B, L) -> SamplerLoss. parts: of ids that go through memory one after the other
+    """One update on ids (B, L) -> SamplerLoss. parts: the number of parts of ids that are computed one after the other
     (--accumulate_steps)."""
     optimiser.zero_grad(set_to_none=True)
     outs = []
@@ -58,7 +58,7 @@ def sampler_step(sampler, optimiser, precision, ids, rng, parts=1):
 
 
 def joined(outs):
-    """The SamplerLosses of equal parts -> that of the whole."""
+    """The SamplerLosses of equal parts -> the SamplerLoss of the complete batch."""
     extra = {k: torch.cat([out.extra[k] for out in outs]) for k in outs[0].extra}
     return SamplerLoss(torch.stack([out.loss for out in outs]).mean(), torch.cat([out.bits for out in outs]), extra)
 
@@ -72,13 +72,13 @@ def warm_up(H, step):
 def validate(sampler, ids, H, run, precision):
     """Mean loss and bits per token over all validation codes ids (N, L), as sums and counts.
 
-    Every evaluation draws the same masks, so that two of them differ by the weights alone. Nothing of
-    the training state is touched.
+    Every validation draws the same masks, so that two results differ only by the weights. The training state does not
+    change.
     """
     meters = Meters(run.device)
     sampler.eval()
     for number, batch in enumerate(ids.split(H.batch_size)):
-        # Each process takes some rows of each batch, as many at once as in training, with the masks that are theirs.
+        # Each process takes its rows of each batch and the masks of these rows, as many at once as in training.
         size = local_batch(H)
         for start in range(run.rank * size, len(batch), run.world_size * size):
             part = batch[start : start + size].to(run.device)
@@ -104,8 +104,8 @@ def all_codes(H, split, autoencoder, run):
 
 @torch.no_grad()
 def show_samples(sampler, best, autoencoder, draws, H, run, precision):
-    """If pictures are due, show the samples of these draws by `best`, the weights that will be used, and the statistics
-    of the sampler that is trained."""
+    """If pictures are due, show samples from these random numbers (draws), and the statistics of the sampler in
+    training. best: the sampler to draw with (the averaged weights if there are any)."""
     if not (run.due(H.steps_per_display_output) or run.due(H.steps_per_save_output)):
         return
     best.eval()

@@ -18,21 +18,22 @@ FEW_LEVELS = {0: [1], 1: [1, 2], 2: [1, 2, 4], 3: [1, 2, 2, 4]}  # --ch_mult by 
 
 
 def shown(value: Any) -> Any:
-    """A value as the command line writes it."""
+    """A value as text, in the form that the command line takes."""
     if isinstance(value, float) and 0 < abs(value) < 0.01:
         return f"{Decimal(repr(value)).normalize():e}"
     return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def near(n: int, step: int, most: int, works: Callable[[int], bool] = bool) -> str:
-    """The nearest multiples of `step` to n on both sides, at most `most`, for which `works` holds: "96 or 112"."""
+    """The multiples of `step` nearest to n, one below and one above, as text: "96 or 112". Only multiples up to `most`
+    for which works(multiple) is true."""
     floor = (n - 1) // step * step
     sides = range(floor, 0, -step), range(floor + step, most + 1, step)
     return " or ".join(str(m) for side in sides if (m := next(filter(works, side), None)))
 
 
 def halvings_of(img_size: int) -> int:
-    """How often an image is halved by default: to about 16 x 16 codes, as the paper's 256 pixels; below 64 to fewer."""
+    """The default number of times an image is halved. It gives about 16 x 16 codes; fewer below 64 pixels."""
     least = 2 if img_size >= 32 else 1 if img_size >= 8 else 0
     return max(round(math.log2(img_size / 16)), least)
 
@@ -79,13 +80,13 @@ def derive(H: Any, flags: Iterable[Flag]) -> None:
 
 
 def usual_workers() -> int:
-    """--num_workers where nothing gives it."""
+    """The default of --num_workers."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, max(1, cores // local_size()))
 
 
 def refused(H: Any, flags: Iterable[Flag]) -> list[Flag]:
-    """The exclusive flags that lack what they need: they must have their defaults."""
+    """The exclusive flags without the flag value that they need. They must have their defaults."""
     return [flag for flag in flags if "exclusive" in flag.meta and not flag.works(vars(H))]
 
 
@@ -115,7 +116,7 @@ def check(H: Any, flags: Collection[Flag], idle: Collection[str]) -> None:
                     f"--train_steps {H.train_steps} ends before --{flag.name} {first} puts the codes in place: give "
                     f"--train_steps {first} or more, or --{flag.name} {H.train_steps} or less"
                 )
-    if "disc_layers" not in idle and H.img_size >> H.disc_layers < 3:  # two more convolutions take a pixel each
+    if "disc_layers" not in idle and H.img_size >> H.disc_layers < 3:  # two more convolutions each remove a pixel
         most = int(math.log2(H.img_size / 3))
         remedy = f"--disc_layers {most} or fewer" if most else "--img_size 6 or more, with --disc_layers 1"
         raise UsageError(f"--disc_layers {H.disc_layers} is too many for --img_size {H.img_size}: give {remedy}")
@@ -184,7 +185,7 @@ def check_codes(H: Any) -> None:
 
 
 def check_shares(H: Any, parts: int) -> None:
-    """Every process takes as much of a batch as the others, and every part of it."""
+    """UsageError if the batch cannot be divided into equal shares of the processes, each of equal parts."""
     processes = world_size()
     if H.batch_size % (processes * parts):
         by = [f"{processes} processes"] * (processes > 1) + [f"--accumulate_steps {parts}"] * (parts > 1)
@@ -195,8 +196,8 @@ def check_shares(H: Any, parts: int) -> None:
 
 
 def notes(H: Any, flags: Iterable[Flag], idle: Collection[str] = ()) -> Iterator[str]:
-    """Flags of the command line that have no effect, and what a run keeps from an earlier version, one sentence each.
-    idle: names of flags that the script ignores."""
+    """Yield one sentence for each flag of the command line without effect, and for each derived value or value of an
+    earlier version that the user should know. idle: names of flags that the script ignores."""
     if H.older:
         kept = ", ".join(f"{name} {shown(value)}" for name, value in H.older.items())
         yield f"logs/{H.log_dir} was started by an earlier version and continues as it began: {kept}"

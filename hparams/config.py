@@ -1,7 +1,7 @@
-"""Every flag of both stages: name, type, default, help and role. What depends on a flag is derived from its role. The
-names are the interface. The flags of one quantizer or sampler are in its file.
+"""Every flag of both stages: name, type, default, help and role. The program derives all other properties of a flag
+from its role. Do not rename flags. The flags of one quantizer or sampler are in the file of that quantizer or sampler.
 
-A default of None means that the value is derived (see hparams/resolve.py) or not used; the help explains it.
+A default of None means that the value is derived (see hparams/resolve.py) or not used; the help text explains it.
 """
 
 import ast
@@ -25,12 +25,12 @@ ROLES = {
     "keyed": "the key of every cache of samples has it; other flags of sampling are newer than some of these caches",
     "images": "the images of training depend on it: a script that measures takes it from the run of the model",
     "stages": "stage 2 usually wants the same value: the command after stage 1 repeats it",
-    "data": "the data set, or which weights are read: a command line may not contradict a resumed run",
-    "origin": "where a run takes its first weights from: a command line may not contradict a resumed run",
-    "place": "where things are: --resume does not restore it",
+    "data": "the data set, or which weights are read: the command line of a resumed run may not change it",
+    "origin": "the weights that a run starts from: the command line of a resumed run may not change them",
+    "place": "a folder or a file: --resume does not restore it",
     "path": "a file or folder: a run records it so that it is found from another folder, too",
     "request": "what this command is to do: --resume does not restore it",
-    # The folder of a run may come from someone else: it must not decide where a login is sent.
+    # The folder of a run may come from someone else. It must not choose the server that gets the login.
     "dashboard": "how to reach the dashboard: --resume does not restore it, printed commands repeat it",
     "machine": "it depends on the machine: printed commands repeat it",
     "ignored": "accepted for old command lines, without effect",
@@ -45,12 +45,12 @@ def opt(default: Any, help: str, role: str = "", **facts: Any) -> Any:
 
     min, max (inclusive), above (exclusive minimum), choices, required, metavar;
     repeatable: each use of the flag adds to the list;
-    needs: "flag value ...": another flag, and the values of it that this one has an effect with (none: any but 0);
-    exclusive: without what it needs, any value but the default is refused; otherwise a note says that it has no effect;
-    replaces: names of flags that have no effect in addition to this one;
-    older: its value in a run whose saved configuration lacks it because the run began before there was this flag, or
-    a function of that configuration; default: the default;
-    codes_from: the flag is the step at which the quantizer places its codes: before it there are none.
+    needs: "flag value ...": without one of these values of the other flag (none listed: any but 0), no effect;
+    exclusive: True: without the needed value, only the default is accepted; False: a note says that it has no effect;
+    replaces: names of flags that have no effect if this one is given;
+    older: the value in a run that began before this flag existed, or a function of the saved configuration of such a
+    run; by default the default;
+    codes_from: the flag is the step at which the quantizer places its codes; before this step there are no codes.
     """
     unknown = facts.keys() - FACTS | set(role.split()) - ROLES.keys()
     assert not unknown, f"unknown facts or roles of a flag: {unknown}"
@@ -61,8 +61,8 @@ def opt(default: Any, help: str, role: str = "", **facts: Any) -> Any:
 
 
 def registered(folder: str) -> dict[str, dict[str, dict]]:
-    """{name that a file of models/<folder> registers: its FLAGS, {} if it has none}, read from the source: importing
-    the file would import torch."""
+    """{name: FLAGS} for the names that the files of models/<folder> register; {} for a file without FLAGS. They are
+    read from the source text, because importing the file would import torch."""
     result = {}
     for path in sorted((MODELS / folder).glob("*.py")):
         names, flags = [], {}
@@ -82,8 +82,8 @@ QUANTIZERS, SAMPLERS = registered("quantizers"), registered("samplers")
 def declared(option: str, owners: dict[str, dict[str, dict]], group: str, role: str) -> type:
     """A dataclass of the flags that the files of quantizers or samplers (owners, selected by --option) declare.
 
-    A flag has the type of its default. Unless its facts say otherwise it has this role and needs its owner. The facts
-    {} mean that the quantizer or sampler has a flag, too, that another file declares.
+    A flag has the type of its default. Unless its facts say otherwise it has this role and needs its owner. Facts {}
+    mean that another file declares the flag, and that this quantizer or sampler has it, too.
     """
     result = []
     for name, facts in [item for flags in owners.values() for item in flags.items()]:
@@ -129,7 +129,7 @@ class RunConfig:
     )
     weights: str = opt(
         "ema",
-        "weights to load, of the sampler or, if none is loaded, of the VQGAN; ema: the averaged ones if there are any",
+        "weights of the sampler, or of the VQGAN if no sampler is loaded; ema: the averaged ones if there are any",
         "data",
         choices=["ema", "raw"],
     )
@@ -140,7 +140,7 @@ class RunConfig:
     device: str = opt("auto", "where to compute", "machine common", choices=["auto", "cpu", "cuda", "mps"])
     num_workers: int = opt(
         None,
-        "processes that decode images, for each of torchrun's (default: one per core for all together, at most 8)",
+        "processes that decode images, per process of torchrun (default: in total one per core, at most 8)",
         "machine",
         min=0,
         max=1024,
@@ -167,8 +167,8 @@ class TrainConfig:
     )
     accumulate_steps: int = opt(
         1,
-        "parts in which a process takes its share of a batch through memory, one after the "
-        "other; the result is the whole batch's",
+        "number of parts of the batch that a process computes one after the other, to save memory; "
+        "the result is the same",
         "training",
         min=1,
         max=1_000_000,
@@ -182,14 +182,14 @@ class TrainConfig:
     amp: bool = opt(False, "mixed precision", "machine common")
     amp_dtype: str = opt(
         "auto",
-        "number format of --amp; auto: bf16 where the device has it, else fp16",
+        "number format of --amp; auto: bf16 if the device has it, else fp16",
         "machine",
         choices=["auto", "bf16", "fp16"],
         needs="amp",
     )
     compile: str = opt(
         "auto",
-        "torch.compile for the large networks; auto: on CUDA, where there is much to compute",
+        "torch.compile for the large networks; auto: on CUDA, if there is much to compute",
         "general",
         choices=["auto", "on", "off"],
     )
@@ -216,14 +216,14 @@ class OutputConfig:
 
     steps_per_log: int = opt(10, "steps between lines of stats.jsonl", "training", min=1)
     steps_per_eval: int = opt(
-        0, "steps between validations; 0: no validation, a folder trains on all images", "images stages common", min=0
+        0, "steps between validations; 0: none, all images of a folder are for training", "images stages common", min=0
     )
     steps_per_display_output: int = opt(5000, "steps between pictures on the dashboard", "training", min=0)
     steps_per_save_output: int = opt(
         5000, "steps between pictures saved under logs/<log_dir>/images", "training common", min=0
     )
     steps_per_checkpoint: int = opt(
-        25_000, "steps between checkpoints (one is written at the end, always)", "training common", min=0
+        25_000, "steps between checkpoints (one is always written at the end)", "training common", min=0
     )
     keep_checkpoints: int = opt(
         0, "checkpoints of this run to keep, the newest complete ones (1 counts as 2); 0: all", "training common", min=0
@@ -232,9 +232,9 @@ class OutputConfig:
     visdom_port: int = opt(8097, "port of the visdom server", "dashboard", min=1, max=65535)
     visdom_server: str = opt(None, "address of the visdom server (default: this machine)", "dashboard", metavar="URL")
     visdom_compare: list[str] = opt(
-        None, "runs under logs/ whose curves are to stand in the same plots", "training request", metavar="LOG_DIR"
+        None, "runs under logs/ whose curves are added to the plots", "training request", metavar="LOG_DIR"
     )
-    no_visdom: bool = opt(False, "do not talk to a visdom server", "dashboard common", replaces=("visdom_compare",))
+    no_visdom: bool = opt(False, "do not use a visdom server", "dashboard common", replaces=("visdom_compare",))
 
 
 @dataclass
@@ -293,7 +293,7 @@ class VQGANTrainingConfig:
     )
     perceptual_weights: str = opt(
         None,
-        "file with the VGG16 weights for LPIPS (default: torchvision's place)",
+        "file with the VGG16 weights for LPIPS (default: torchvision's path)",
         "vqgan path common",
         metavar="PATH",
         needs="perceptual_weight",
@@ -368,7 +368,7 @@ class SamplerConfig:
 
 @dataclass
 class RecordedConfig:
-    """Settings without a flag. A run records them, so that a run of an earlier version continues as it began."""
+    """Settings without a flag. A run records them, so that resumed runs of earlier versions keep their behaviour."""
 
     codes_precision: str = opt(
         "float32",
@@ -430,7 +430,7 @@ class Flag:
         return values.get(other) in wanted if wanted else bool(values.get(other))
 
     def older(self, saved: Values) -> Any:
-        """The value in a run that began before there was this flag. saved: the configuration of that run."""
+        """The value in a run that began before this flag existed. saved: the configuration of that run."""
         value = self.meta.get("older", self.default)
         return value(saved) if callable(value) else value
 
@@ -464,7 +464,8 @@ OF_SAMPLING = names_of("sampling")
 
 
 def key_of_samples(values: Values) -> dict[str, Any]:
-    """{flag: value}: what samples depend on besides the models, for the keys of caches. values: of all flags."""
+    """{flag: value} for the flags that samples depend on, in addition to the models; part of the keys of caches.
+    values: {flag: value} of all flags."""
     key = {}
     for flag in ALL_FLAGS:
         newer = "sampling" in flag.roles and values[flag.name] != flag.older(values)

@@ -14,8 +14,8 @@ NAMES = {"torch": "PyTorch", "PIL": "Pillow", "yaml": "PyYAML"}
 
 
 def require_packages(*packages: str) -> None:
-    """Exit with code 2 and one line on stderr if this Python lacks one of these packages or is older than 3.11. Nothing
-    is imported, so that a script can ask before slow imports."""
+    """Exit with code 2 and one line on stderr if this Python lacks one of these packages or is older than 3.11. This
+    imports nothing, so a script can call it before slow imports."""
     if sys.version_info < OLDEST:
         _refuse("is older than 3.11")
     for package in packages:

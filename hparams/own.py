@@ -1,4 +1,4 @@
-"""The command line of a script whose flags are its own: no data set, no presets, no models to load."""
+"""The command line of a script that has only flags of its own: no data set, no presets, no models to load."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,9 +15,11 @@ def parse_own(
     argv: Sequence[str] | None = None,
     check: Callable[[Any], None] | None = None,
 ) -> Any:
-    """The command line (argv; default: the process's own) -> an instance of the dataclass cls, whose fields are flags.
+    """Parse the command line (argv; default: that of the process). Returns an instance of the dataclass cls, whose
+    fields are the flags.
 
-    check: called with it; raises ValueError for what is wrong. On bad input: SystemExit(2) with one line on stderr.
+    check: called with this instance; raises ValueError for bad values. On bad input: SystemExit(2) with one line on
+    stderr.
     """
     flags = flags_of((cls,))
     parser = build_parser(flags, description, epilog)

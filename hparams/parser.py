@@ -1,4 +1,4 @@
-"""The command line as words: argparse, with one-line errors that suggest what was meant."""
+"""Parses the words of a command line: argparse, with one-line errors that suggest the right flag."""
 
 import argparse
 import difflib
@@ -16,12 +16,12 @@ from hparams.config import Flag
 from utils.core.errors import discard_output, printable
 from utils.core.job import first_to_report
 
-LINE = 65  # characters of help beside a flag, where a line has 100
+LINE = 65  # characters of help text next to a flag, if a line has 100
 OTHERS = "others"
-LEAST_GROUP = 3  # flags that have a heading of their own in the short help
+LEAST_GROUP = 3  # in the short help, smaller groups of flags have no heading of their own
 YES_OR_NO = ("true", "false", "yes", "no", "on", "off", "1", "0")
-DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2212"  # as editors and web pages make them of "--"
-# What other programs call a flag.
+DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2212"  # editors and web pages replace "--" by these
+# The names of flags in other programs.
 OTHER_NAMES = {
     "lr": "learning_rate",
     "train_steps": "steps iterations max_steps epochs",
@@ -73,10 +73,10 @@ NUMBERS: dict[type, Callable[[str], int | float]] = {int: whole_number, float: n
 
 
 class Parser(OneLineParser):
-    """The flags of a script; its errors suggest what was meant. No flag has a default here, so that it is known what
-    was given. The required flags are listed first, then the others in their groups.
+    """The flags of a script; its errors suggest the right flag. No flag has a default here, so that the result holds
+    only flags that were given. The help lists the required flags first, then the others in their groups.
 
-    brief: in the help, list of a switch only the side that is not the default, and only the first clause of each text.
+    brief: in the help, list only the first clause of each text, and of a switch only the name that changes the default.
     """
 
     def __init__(self, flags: Sequence[Flag], description: str, epilog: str | None, brief: bool = False) -> None:
@@ -84,7 +84,7 @@ class Parser(OneLineParser):
         self.required = [flag for flag in flags if flag.meta.get("required")]
         words = " ".join(f"--{flag.name} {_metavar(flag)}" for flag in self.required)
         super().__init__(
-            usage=f"%(prog)s {words} [flags]",  # argparse would list all of them, on 50 lines
+            usage=f"%(prog)s {words} [flags]",  # argparse would list all flags, on 50 lines
             description=description,
             epilog=epilog,
             allow_abbrev=False,
@@ -108,7 +108,7 @@ class Parser(OneLineParser):
         self.names += [option[2:] for option in options]
 
     def parse(self, argv: Sequence[str] | None) -> dict[str, Any]:
-        """argv (default: that of the process) -> {flag: value} of what was given."""
+        """argv (default: that of the process) -> {flag: value} of the flags that were given."""
         argv = sys.argv[1:] if argv is None else argv
         self._refuse_values_of_switches(argv)
         known, unknown = self.parse_known_args(argv)
@@ -132,7 +132,8 @@ class Parser(OneLineParser):
                 self.error(f"{option} takes no value: write {on} or {off}")
 
     def _explain(self, word: str, missing: Sequence[str]) -> str:
-        """The message for a word that is no flag, and no value of one. missing: required flags that were not given."""
+        """The message for a word that is neither a flag nor the value of a flag. missing: required flags that were not
+        given."""
         is_flag = word[:1] in DASHES
         bare = word.split("=")[0].lstrip(DASHES).replace("-", "_").lower()
         found = [name for name in self.names if name == bare]
@@ -187,7 +188,7 @@ def build_parser(
 
 
 def _merged(flags: Sequence[Flag]) -> list[Flag]:
-    """Flags of groups with few of them, as of one group at the end: headings are lines, too."""
+    """Move the flags of small groups into one group at the end, which saves the lines of their headings."""
     counts = Counter(flag.group for flag in flags if not flag.meta.get("required"))
     small = [replace(flag, group=OTHERS) for flag in flags if counts[flag.group] < LEAST_GROUP]
     return [flag for flag in flags if counts[flag.group] >= LEAST_GROUP] + small
@@ -207,7 +208,7 @@ def _argparse_facts(flag: Flag, brief: bool) -> dict[str, Any]:
         return dict(facts, action=_Switch, nargs=0)
     if flag.is_list:
         facts.update(nargs="+", action="extend" if flag.meta.get("repeatable") else "store")
-    # The choices are checked where all values are: hparams.sources.checked
+    # hparams.sources.checked checks the choices, like all values.
     read: Callable = NUMBERS.get(flag.type, flag.type)
     if flag.is_list and flag.type in NUMBERS:
         return dict(facts, type=lambda words: [read(word) for word in words.split(",") if word], metavar=_metavar(flag))

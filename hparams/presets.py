@@ -1,11 +1,11 @@
 """Defaults by name. A preset fills only what the command line leaves unset.
 
-Keys: preset name -> family ('vqgan' or 'sampler') -> flag -> value. `--preset` names one, or an entry of datasets.yaml
-does; an entry may also carry values of its own under `hparams`. Otherwise the flags have their own defaults,
+Keys: preset name -> family ('vqgan' or 'sampler') -> flag -> value. `--preset` or an entry of datasets.yaml names the
+preset; an entry may also have values of its own under `hparams`. Without a preset the flags have their own defaults,
 which are the paper's values for LSUN churches.
 """
 
-PAPER_LEVELS = [1, 1, 2, 2, 4]  # --ch_mult of the published models, and of all runs before it followed from --img_size
+PAPER_LEVELS = [1, 1, 2, 2, 4]  # --ch_mult of published models and of runs of earlier versions, where it was constant
 
 _PAPER: dict = dict(vqgan=dict(batch_size=3), sampler=dict(batch_size=20, lr=2e-4, warmup_iters=10_000))
 _FFHQ = dict(vqgan=_PAPER["vqgan"], sampler=dict(batch_size=20, lr=1e-4, warmup_iters=30_000))
@@ -31,7 +31,7 @@ _SMALL_STEPS = dict(vqgan=dict(train_steps=4000), sampler=dict(train_steps=2000)
 
 _DEMO_STEPS = dict(vqgan=dict(train_steps=4000), sampler=dict(train_steps=2000))
 
-OF_DATA_SETS = ("churches", "bedrooms", "ffhq", "demo")  # presets that the data set of the same name has by itself
+OF_DATA_SETS = ("churches", "bedrooms", "ffhq", "demo")  # a data set of this name has this preset by default
 PRESETS: dict[str, dict[str, dict]] = {
     "churches": _PAPER,
     "bedrooms": _PAPER,

@@ -24,8 +24,8 @@ from utils.core.manifests import Manifests
 # By kind of script: the roles of flags that it ignores, and those that --help does not show although they are common.
 IGNORED = {"vqgan": (), "sampler": ("vqgan", "discriminator")}
 IGNORED["measures"] = (*IGNORED["sampler"], "training", "sampling")
-# What the training of another model decides, too, if it has the same images: an image that one validates on, the other
-# must not train on.
+# A loaded model decides these, too, if it was trained on the same images: the validation images of one model must not
+# be training images of the other.
 OF_THE_SPLIT = set(names_of("images")) & {flag.name for flag in config.RECORDED}
 HIDDEN = {"vqgan": (), "sampler": ("autoencoder",), "measures": (*ARCHITECTURE, "images", "stages")}
 
@@ -34,31 +34,33 @@ NOT_FLAGS = "explicit given_before data_entry script older chosen usual unknown 
 
 
 class Hparams(SimpleNamespace):
-    """The resolved configuration: one attribute a flag. `explicit` lists what the command line gave; `given_before`
-    what earlier command lines of a resumed run gave; `older` holds the settings that a resumed run keeps from an
-    earlier version, by name; `chosen` lists the steps that the command line left open and that are found; `usual`
-    holds what the flags are without a command line and without a model; `unknown` lists flags that the script
-    ignores and that no loaded model has recorded; `sources` holds where the value of each flag comes from ("": the
-    default); `changed` what the command line changes of a resumed run, as text: "lr 1e-4 -> 1e-3"."""
+    """The resolved configuration, with one attribute for each flag and the following ones.
+
+    explicit: the flags that the command line gave. given_before: those that earlier commands of a resumed run gave.
+    older: {name: setting} that a resumed run keeps from an earlier version. chosen: {flag: source} of the steps that
+    the program chose. usual: {flag: value} without a command line and without a model. unknown: flags that the script
+    ignores and that no loaded model has recorded. sources: {flag: source of its value}, "" for the default. changed:
+    the flags of a resumed run that the command line changes, as text: "lr 1e-4 -> 1e-3".
+    """
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for config.json."""
         return {k: v for k, v in vars(self).items() if k not in NOT_FLAGS}
 
     def known(self) -> dict[str, Any]:
-        """The plain values that this command or a model that it loads has used; first what the command lines of this
-        run gave."""
+        """{flag: value} of the flags that this command or a loaded model has used. The flags that the command lines of
+        this run gave come first."""
         given = {*self.explicit, *self.given_before}
         known = {k: v for k, v in self.to_dict().items() if k not in self.unknown}
         return dict(sorted(known.items(), key=lambda item: item[0] not in given))
 
     def given(self, *roles: str) -> dict[str, Any]:
-        """{flag: value} of what the command line gave, of the flags that have one of these roles."""
+        """{flag: value} of the flags that have one of these roles and that the command line gave."""
         return {name: getattr(self, name) for name in names_of(*roles) if name in self.explicit}
 
     def repeated(self, *roles: str) -> dict[str, Any]:
-        """{flag: value} for the command line of another script, of the flags that have one of these roles: what the
-        command line gave, or gave when the run that is resumed began."""
+        """{flag: value} for the command line of another script: the flags that have one of these roles and that this
+        command line, or an earlier one of the resumed run, gave."""
         result = {}
         for name in (name for name in names_of(*roles) if name in self.usual):
             value = getattr(self, name)
@@ -83,11 +85,11 @@ def get_hparams(
 ) -> Hparams:
     """Parse and resolve the command line of a script.
 
-    family: 'vqgan' or 'sampler'. extra: config dataclasses of the flags of a script that measures models instead of
-    training them; reads: which of the flags of training and sampling it uses; passes: which it passes on to other
-    scripts, without listing them in --help; settle: called with the Hparams, for what
-    is particular to the script; reads_images: whether it reads the images of --dataset.
-    On bad input: SystemExit(2) with one line on stderr.
+    family: 'vqgan' or 'sampler'. The next four are for scripts that measure models. extra: config dataclasses with the
+    script's own flags; reads: the flags of training and sampling that the script uses; passes: those that it passes on
+    to other scripts, without listing them in --help; settle: a function that is
+    called with the Hparams and sets what is special to the script. reads_images: whether the script reads the images of
+    --dataset. On bad input: SystemExit(2) with one line on stderr.
     """
     kind = "measures" if extra else family
     own = config.flags_of(extra)
@@ -177,7 +179,8 @@ def resolve(
 
 
 def steps_of_stage_2(H: Hparams) -> int:
-    """--train_steps of stage 2 on the codes of this stage 1: those of its preset or data set, else as many as here."""
+    """The default --train_steps of stage 2 on the codes of this stage 1: that of the preset or data set, else that of
+    stage 1."""
     flags = {flag.name: flag for flag in config.ALL_FLAGS}
     values = sources.preset_values(H.preset or sources.preset_of(H.data_entry), "sampler")
     return (values | sources.own_hparams(H.data_entry, "sampler", flags)).get("train_steps", H.train_steps)
@@ -254,8 +257,8 @@ def chosen_steps(values: Values, given: Values, saved: Values, idle: Collection[
 
 
 def require_loaded(values: Values, trains: bool) -> None:
-    """UsageError if a folder to load from does not exist. Otherwise a mistyped folder would show as a contradiction of
-    the default shapes. A script that measures may find all it needs in files, unless it names a checkpoint."""
+    """UsageError if a folder to load from does not exist: without this check, the error for a mistyped folder would be
+    about shapes. A script that measures may need no model, unless the command line names a checkpoint."""
     if values["dry_run"] or not (trains or values["load_step"]):
         return
     if values.get("ae_load_dir"):
@@ -266,8 +269,8 @@ def require_loaded(values: Values, trains: bool) -> None:
 
 @dataclass
 class Load:
-    """A run whose configuration is read: the flag that asks for it, its folder, the step (None: the newest), the flags
-    that take their values from it, and those that the command line may not contradict."""
+    """A run whose configuration is read: the flag that names the run, its folder, the step (None: the newest), the
+    flags that get their values from this configuration, and the flags that the command line may not contradict."""
 
     option: str
     folder: str
@@ -291,15 +294,15 @@ def describing(option: str, family: str, idle: Collection[str]) -> set[str]:
 
 def loads(values: Values, family: str, flags: Iterable[str], idle: Collection[str]) -> Iterator[Load]:
     """The runs that this command reads, in order: a later one takes precedence."""
-    trains = "load_optim" not in idle  # then --load_dir is where the run begins; otherwise it is what is measured
-    if values.get("ae_load_dir"):  # required by scripts of samplers, one of two ways to name a VQGAN in the others
+    trains = "load_optim" not in idle  # then training starts from --load_dir; otherwise the script measures it
+    if values.get("ae_load_dir"):  # scripts of samplers require it; in the others --load_dir can name the VQGAN, too
         names = names_of("autoencoder")
         takes = {*names, *describing("ae_load_dir", family, idle)}
         yield Load("ae_load_dir", values["ae_load_dir"], values["ae_load_step"], takes, names)
     model: set[str] = set()
     if values["load_step"] and not (trains and continues(values)):
         names = names_of("sampler") if family == "sampler" else names_of("autoencoder", "discriminator")
-        # What both training and sampling depend on is as it was trained, unless the command line says otherwise.
+        # Flags with both roles, training and sampling, have the values of the training by default.
         model = {*names, *(set(names_of("training")) & set(names_of("sampling")))}
         model |= describing("load_dir", family, idle)
         # Another quantizer may have the same tensors; otherwise, loading them fails.
@@ -311,11 +314,11 @@ def loads(values: Values, family: str, flags: Iterable[str], idle: Collection[st
         yield Load("resume", values["log_dir"], None, set(flags) - set(new) - model, binding)
 
 
-Model = tuple[Load, dict[str, Any] | None]  # a run that is read, and what it recorded: None if it has no configuration
+Model = tuple[Load, dict[str, Any] | None]  # a run that is read, and its configuration; None if it has none
 
 
 def default_values(models: Iterable[Model], values: Values, flags: Mapping[str, Flag]) -> dict[str, Any]:
-    """The defaults of flags. A model without a configuration, as published, has the shape of the paper's."""
+    """The defaults of flags. A model without a configuration, such as a published one, has the shapes of the paper."""
     defaults = {name: flag.default for name, flag in flags.items()}
     if any(saved is None and (load.option != "resume" or continues(values)) for load, saved in models):
         defaults.update((name, flags[name].older({})) for name in names_of("autoencoder"))
@@ -324,7 +327,7 @@ def default_values(models: Iterable[Model], values: Values, flags: Mapping[str, 
 
 def recorded_preset(models: Iterable[Model]) -> tuple[str, str | None]:
     """(the flag that names a loaded model, the preset that the model's own command line chose); ("", None) if there is
-    none. What a resumed run recorded counts, even if it is nothing."""
+    no such preset. A resumed run takes precedence over the other models, even if it recorded no preset."""
     result: tuple[str, str | None] = "", None
     for load, saved in models:
         if saved is not None and (load.option == "resume" or "preset" in saved):
@@ -340,8 +343,8 @@ def loaded_values(
     flags: Mapping[str, Flag],
     idle: Collection[str],
 ) -> list[tuple[str, dict[str, Any]]]:
-    """What the models that this command loads were trained with: a list of (the flag that names it, values), later ones
-    first. Neither the command line nor another of the models may contradict their architecture."""
+    """The values that the loaded models were trained with: a list of (flag that names the model, {flag: value}), later
+    models first. UsageError if the command line or another of these models contradicts the architecture of a model."""
     layers: list[tuple[str, dict[str, Any]]] = []
     for load, saved in models:
         if saved is None:
@@ -357,7 +360,7 @@ def loaded_values(
                     f"--{key} {shown(mine)} contradicts {load}, which was trained with --{key} {shown(theirs)}"
                 )
         takes = set(load.takes)
-        if sources.same_images(saved, values):  # measured against the images that it was trained on; trained on these
+        if sources.same_images(saved, values):  # the model was trained on the images of this command
             takes.update(names_of("images") if "train_steps" in idle else OF_THE_SPLIT)
         taken = {k: v for k, v in (unrecorded(saved, flags) | saved).items() if k in takes and k in flags}
         for place, others in layers:
@@ -372,15 +375,15 @@ def loaded_values(
 
 
 def unrecorded(saved: Values, flags: Mapping[str, Flag]) -> dict[str, Any]:
-    """The values in a run whose configuration lacks them because an earlier version started it."""
+    """{flag: value} for the flags that a configuration lacks because an earlier version wrote it."""
     return {k: flag.older(saved) for k, flag in flags.items() if "older" in flag.meta and k not in saved}
 
 
 def of_resumed_run(
     models: Iterable[Model], given: Values, flags: Mapping[str, Flag]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Of a run that is resumed: {flag: value} that it keeps from an earlier version, and what the command line changes,
-    each as text."""
+    """For a resumed run: {flag: value} that it keeps from an earlier version, and a list of the changes that the
+    command line makes, as text."""
     older: dict[str, Any] = {}
     changed: list[str] = []
     for load, saved in models:

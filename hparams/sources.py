@@ -1,5 +1,6 @@
-"""Where values come from besides the command line: datasets.yaml, presets, runs under logs/. All of it
-is written by people or by other programs, so that every value is checked like one of the command line."""
+"""The sources of values other than the command line: datasets.yaml, presets, runs under logs/. People or other
+programs may have written these files. Their values are therefore checked in the same way as those of the command
+line."""
 
 import contextlib
 import difflib
@@ -33,7 +34,7 @@ _LARGEST_INT = 10**12  # for flags without a maximum of their own: larger values
 
 
 def checked(flag: Flag, value: Any, where: str = "") -> Any:
-    """The value in the flag's type. UsageError, naming `where` and the flag, for a wrong type or range."""
+    """The value, converted to the flag's type. UsageError that names `where` and the flag for a wrong type or range."""
     name = f"{where}--{flag.name}"
     if not flag.is_list:
         return _checked_one(flag, value, name)
@@ -68,7 +69,7 @@ def _check_range(meta: Values, value: Any, name: str, largest: float) -> None:
 
 
 def nearest(word: str, words: Iterable[str], otherwise: str) -> str:
-    """'did you mean X?' for the word that is nearest, whatever its case, or `otherwise`."""
+    """'did you mean X?' with the most similar of `words` (upper and lower case are equal), or `otherwise`."""
     by_case = {str(w).lower(): w for w in words}
     near = difflib.get_close_matches(_OTHER_WORDS.get(word.lower(), word.lower()), list(by_case), n=1)
     return f"did you mean {by_case[near[0]]}?" if near else otherwise
@@ -128,8 +129,8 @@ def _folders(entry: Values, key: str, where: str) -> list[str]:
 
 
 def _all_entries() -> dict[str, tuple[Any, str]]:
-    """{name: (entry, its file)} of datasets.yaml and, over it, of datasets.local.yaml: an attribute there replaces that
-    of an entry of the same name; null removes it."""
+    """{name: (entry, its file)} of datasets.yaml and datasets.local.yaml. An attribute in the second file replaces the
+    same attribute in the first; null removes the attribute."""
     entries = {name: (entry, DATASETS) for name, entry in (_read_datasets(DATASETS) or {}).items()}
     local = _read_datasets(LOCAL_DATASETS)
     if local is None and not os.path.isfile(DATASETS):
@@ -167,7 +168,7 @@ def file_of(entry: Values) -> str:
 
 
 def preset_of(entry: Values) -> str:
-    """The name of the preset that goes with a data set."""
+    """The name of a data set's preset."""
     name = entry.get("preset", entry["name"] if entry["name"] in OF_DATA_SETS else "custom")
     if name not in list(PRESETS):
         hint = nearest(name, PRESETS, _listed(PRESETS)) if isinstance(name, str) else _listed(PRESETS)
@@ -176,7 +177,7 @@ def preset_of(entry: Values) -> str:
 
 
 def preset_values(name: str, family: str) -> dict[str, Any]:
-    """The defaults of a preset. A sampler takes the autoencoder's shape from stage 1, not how it was trained."""
+    """The defaults of a preset. For a sampler this includes the shapes of the autoencoder, not its training flags."""
     stage_1 = PRESETS[name]["vqgan"]
     if family == "vqgan":
         return stage_1
@@ -184,8 +185,8 @@ def preset_values(name: str, family: str) -> dict[str, Any]:
 
 
 def own_hparams(entry: Values, family: str, flags: Mapping[str, Flag]) -> dict[str, Any]:
-    """`hparams` of a data set's entry: values by flag name; under `vqgan` or `sampler`, of that stage alone.
-    flags: {name: Flag} of the script."""
+    """`hparams` of a data set's entry: values by flag name. The values under `vqgan` or `sampler` are for this stage
+    only. flags: {name: Flag} of the script."""
     where, own = f"{file_of(entry)}, '{entry['name']}': ", entry.get("hparams")
     own = {} if own is None else own
     if not isinstance(own, dict) or not all(isinstance(own.get(s) or {}, dict) for s in STAGES):
@@ -206,15 +207,15 @@ def own_hparams(entry: Values, family: str, flags: Mapping[str, Flag]) -> dict[s
 
 
 def run_folder(name: str) -> Path:
-    """logs/<name>, refusing names that lead out of logs/ or cannot be shown."""
-    path = Path(name)  # its anchor: a root, or a drive, which Windows takes without a root, too ("C:x")
+    """The path logs/<name>. UsageError for names that lead out of logs/ or contain control characters."""
+    path = Path(name)  # its anchor is a root or a drive; on Windows "C:x" has a drive and no root
     if path.anchor or ".." in path.parts or not path.parts or not name.isprintable():
         raise UsageError(f"{name!r} is not a name under {LOGS}/: no absolute paths, no '..', no control characters")
     return LOGS / name
 
 
 def require_folder(option: str, name: str) -> None:
-    """UsageError that names what there is, where logs/<name> does not exist."""
+    """If logs/<name> does not exist, raise a UsageError that lists the folders in logs/."""
     folder = run_folder(name)
     if os.path.isdir(folder):
         return
@@ -243,7 +244,7 @@ def saved_config(folder: Path, flags: Mapping[str, Flag], step: int | None = Non
         if saved is None:
             config = read_json(path)
             saved = config["hparams"]
-            if config.get("digest", hash_json(saved)) != hash_json(saved):  # none: written before there were any
+            if config.get("digest", hash_json(saved)) != hash_json(saved):  # none: an earlier version wrote it
                 raise ValueError
         saved = {k: checked(flags[k], v) if k in flags else v for k, v in saved.items() if v is not None}
         return {k: in_root(v) if k in names_of("path") else v for k, v in saved.items()}
@@ -257,8 +258,8 @@ def saved_config(folder: Path, flags: Mapping[str, Flag], step: int | None = Non
 
 
 def flags_given(name: str) -> list[str]:
-    """The names of the flags that the command lines of the run in logs/<name> gave, from its config.json; [] if that
-    does not list them."""
+    """The names of the flags that the command lines of the run in logs/<name> gave. config.json lists them; [] if it
+    does not."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return [str(flag) for flag in Manifests(run_folder(name)).config()["given"]]
     return []

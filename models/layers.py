@@ -22,7 +22,7 @@ def conv3x3(c_in, c_out):
 
 
 class Downsample(nn.Module):
-    """(B, C, h, w) -> (B, C, h/2, w/2). Pads right and bottom only, then a strided convolution."""
+    """(B, C, h, w) -> (B, C, h/2, w/2): padding at the right and bottom only, then a strided convolution."""
 
     def __init__(self, channels):
         super().__init__()
@@ -88,9 +88,9 @@ class AttnBlock(nn.Module):
 def attention(q, k, v, dropout_p=0.0, is_causal=False):
     """softmax(q k^T / sqrt(d)) v with q (B, N, Q, d), k and v (B, N, L, d), by the fastest implementation.
 
-    That is PyTorch's fused kernel, except on a CPU in bf16: there the fused kernel computes the matrix of weights in
-    float32 and takes twice as long (measured forward and backward, B 8, N 8, L 256, d 64). The matrix is therefore
-    written out there, up to a length at which it fits the cache.
+    This is PyTorch's fused kernel, except on a CPU in bf16. There the fused kernel computes the attention matrix in
+    float32 and takes twice as long (measured forward and backward, B 8, N 8, L 256, d 64). This function then computes
+    the matrix explicitly, as long as it fits into the processor's cache.
     """
     written_out = q.dtype == torch.bfloat16 and q.device.type == "cpu" and not is_causal and k.shape[-2] <= 1024
     if not written_out:
@@ -102,8 +102,8 @@ def attention(q, k, v, dropout_p=0.0, is_causal=False):
 def in_layout_of(x, y):
     """y (B, C, h, w) in the memory format of x: channels last, or contiguous.
 
-    A transposed y would count as channels-last, and so would everything computed from it. GroupNorm's gradient for
-    that layout takes 80 times as long on a CPU in bf16.
+    PyTorch would treat a transposed y, and everything computed from it, as channels last. On a CPU in bf16, the
+    gradient of GroupNorm takes 80 times as long in that format.
     """
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return y.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

@@ -1,9 +1,9 @@
-"""Trained models from the folders of runs, as published or as this program writes them:
+"""Loads trained models from the folders of runs, published ones or those of this program:
 
     model = load_pretrained("logs/NAME")
     images = model.sample(8)
 
-The one file of models/ that reads runs. B images, C channels, L = h w codes.
+Only this file of models/ reads runs. Shapes: B images, C channels, L = h w codes.
 """
 
 import inspect
@@ -38,8 +38,8 @@ def load_pretrained(
     step: int | None = None,
     device: str | torch.device | None = None,
 ) -> "Pretrained":
-    """The models of a run: a sampler with the autoencoder that it was trained with, or a VQGAN alone. Of both the
-    averaged weights, if there are any.
+    """The models of a run: a sampler with the autoencoder that it was trained with, or a VQGAN alone. Averaged weights
+    are loaded if they exist.
 
     name: the folder of the run, "logs/NAME" or "NAME", both under logs/, or an absolute path. autoencoder: the folder
     of the VQGAN; needed if the sampler is a published one, which does not record it, or if the folder was renamed.
@@ -63,7 +63,7 @@ def load_pretrained(
 
 
 class Pretrained:
-    """An autoencoder and a sampler, or an autoencoder alone; all results are on the CPU.
+    """An autoencoder and a sampler, or an autoencoder alone. All results are on the CPU.
 
     Attributes: autoencoder (models.autoencoder.VQAutoEncoder), sampler (models.samplers.Sampler or None), H (the
     configuration that they were trained with), device.
@@ -84,10 +84,11 @@ class Pretrained:
 
     @torch.no_grad()
     def sample(self, n: int, seed: int = 0, temp: float = 1.0, steps: int | None = None) -> Tensor:
-        """Draw n images, uint8 (n, C, H, W): the first that experiments/get_samples.py draws with the same settings.
+        """Draw n images, uint8 (n, C, H, W). They equal the first n images of experiments/get_samples.py with the same
+        settings.
 
-        temp: the temperature. steps: sampling steps of the absorbing diffusion; by default those of the run. An image
-        is a function of its number, seed, temp and steps.
+        temp: the temperature. steps: sampling steps of the absorbing diffusion; by default those of the run. Each image
+        depends only on its number, seed, temp and steps.
         """
         sampler = self._sampler_for(steps)
         if n < 1 or temp <= 0:
@@ -126,7 +127,7 @@ class Pretrained:
         return to_uint8(self.autoencoder.decode(ids.to(self.device), *self.H.latent_shape[1:])).cpu()
 
     def _sampler_for(self, steps: int | None) -> Sampler:
-        """The sampler with so many sampling steps; both have the same tensors."""
+        """The sampler with this number of sampling steps (None: as trained). The tensors are shared."""
         if self.sampler is None:
             raise ValueError(f"{self.paths[0]} is an autoencoder, which draws no samples: load the run of a sampler")
         if steps is None:
@@ -163,7 +164,8 @@ class FoundRun:
 
 
 def find_run(name: str | Path, kinds: tuple[str, ...], step: int | None = None) -> FoundRun:
-    """The run in a folder, of the first of these kinds that it holds; step None: the newest complete one."""
+    """The run in a folder, with a model of the first of these kinds that the folder holds. step None: the newest
+    complete step."""
     path = Path(name).expanduser()
     if not path.is_absolute():
         below = path.parts[1:] if len(path.parts) > 1 and path.parts[0] == LOGS.name else path.parts
@@ -206,7 +208,7 @@ def find_autoencoder(run: FoundRun, folder: str | Path | None, device: torch.dev
                 f"{run.folder} does not record its autoencoder: pass autoencoder='logs/NAME', the folder of the VQGAN "
                 "that it was trained with"
             )
-        run_folder(folder)  # of a file that may come from someone else: refuses names that lead elsewhere
+        run_folder(folder)  # the file may come from someone else: refuse names that lead out of logs/
         beside = [parent / folder for parent in Path(run.name).parents if Path(run.name).is_absolute()]
         folder = next((path for path in beside if path.is_dir()), folder)
     weights, step = named_weights(known) or ("", run.saved.get("ae_load_step"))
@@ -290,8 +292,8 @@ def freeze(model: nn.Module, device: torch.device) -> Any:
 
 @torch.no_grad()
 def encode_batch(ae: Any, x: Tensor, precision: Any = None) -> Tensor:
-    """Floats in [0, 1], (B, C, H, W) -> ids (B, L) int64. precision: a utils.training.amp.Precision; without it this
-    computes in float32, not in a GPU's TF32: with only three digits, other codes would be the nearest."""
+    """Floats in [0, 1], (B, C, H, W) -> ids (B, L) int64. precision: a utils.training.amp.Precision; by default this
+    computes in float32 without the TF32 of GPUs, whose three digits would change the nearest codes."""
     precise = torch.autocast(x.device.type, enabled=False)
     with precision.autocast() if precision else precise, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return ae.encode(x)

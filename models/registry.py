@@ -1,4 +1,4 @@
-"""Classes by name. Each is in a file of its own, which is found because it exists."""
+"""Classes by name. Each class has a file of its own. All files of the folder are imported, so no list names them."""
 
 import importlib
 import pkgutil

@@ -7,8 +7,10 @@ from utils.core.progress import say
 
 
 class FlopCounter(TorchDispatchMode):
-    """Sums up what PyTorch's formulas give for each operation. (Its own FlopCounterMode also asks which module an
-    operation belongs to, and fails when a gradient is taken at a weight or a module returns a view of a weight.)"""
+    """Sums up the FLOPs of all operations by PyTorch's formulas. (PyTorch's own FlopCounterMode also looks for the
+    module of each operation. It fails for gradients with respect to a weight, and for modules that return a view of a
+    weight.)
+    """
 
     def __init__(self):
         from torch.utils.flop_counter import flop_registry  # here, so that training does not wait for the import
@@ -35,7 +37,7 @@ def count_parameters(module):
 
 
 def summary(name, model, about, flops):
-    """The model's number of parameters, those of its parts, and a line on its FLOPs, as text."""
+    """The number of parameters of the model and of its parts, and a line about its FLOPs, as text."""
     lines = [f"{name}: {count_parameters(model):,} parameters; {about}"]
     for part, module in model.named_modules():
         count = count_parameters(module)

@@ -1,4 +1,4 @@
-"""Decodes large canvases in overlapping tiles: it needs the memory of one tile and leaves no seams.
+"""Decodes large canvases in overlapping tiles, with the memory of one tile and without visible seams.
 
 GroupNorm and attention see only the tile, so neighbouring tiles differ slightly everywhere. Each tile is blended
 into the next over their complete overlap. The convolutions' padding distorts the border of a tile: this is visible
@@ -13,10 +13,10 @@ import torch
 def decode_tiled(decode, ids, tile, overlap=None):
     """Decode a canvas of codes in tiles of `tile` x `tile` latents, blended with weights that sum to one.
 
-    decode: ids (h, w) -> picture (C, s*h, s*w), s pixels a latent; ids (H, W); overlap: least overlap of
-    neighbouring tiles in latents (default: half a tile), below `tile`. Returns (C, s*H, s*W) float32 on the
-    CPU. A canvas that fits in one tile is decoded at once. If it is smaller than a tile in one direction
-    only, the tiles are reduced in that direction.
+    decode: ids (h, w) -> picture (C, s*h, s*w) with s pixels per latent. ids: (H, W). overlap: the least overlap of
+    neighbouring tiles in latents, below `tile`; default: half a tile. Returns (C, s*H, s*W) float32 on the CPU.
+    A canvas that fits in one tile is decoded at once. If a canvas is smaller than a tile in one direction only, the
+    tiles become smaller in this direction.
     """
     H, W = ids.shape
     if max(H, W) <= tile:
@@ -46,8 +46,8 @@ def tile_starts(length, tile, overlap):
 
 
 def blend_weights(starts, tile, length, scale):
-    """The weight of each tile at each pixel along one axis: (tiles, scale * length) float32, with columns
-    that sum to one. In an overlap, a tile's weight rises from 0 to 1 along half a cosine, and its neighbour's falls."""
+    """The weight of each tile at each pixel along one axis, (tiles, scale * length) float32. Each column sums to one.
+    In an overlap, the weight of one tile rises from 0 to 1 along half a cosine, and that of its neighbour falls."""
     x = torch.arange(scale * length) + 0.5
     weights = torch.zeros(len(starts), scale * length)
     for i, start in enumerate(starts):

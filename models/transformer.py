@@ -101,7 +101,7 @@ class Transformer(nn.Module):
         D = config.bert_n_emb
         self.block_size = config.block_size
         self.causal = causal
-        # PyTorch's default initialisation throughout, zeros for positions: as published.
+        # As in the published model: zeros for positions, PyTorch's default initialisation for all else.
         self.pos_emb = nn.Parameter(torch.zeros(1, config.block_size, D))
         self.start_tok = nn.Parameter(torch.zeros(1, 1, D))
         self.tok_emb = nn.Embedding(vocab_size, D)

@@ -20,9 +20,9 @@ class VQGAN(nn.Module):
             perceptual.requires_grad_(False)
 
     def parts_to_compile(self):
-        """Each complete network, except the generator's last layer: a gradient is taken at this layer alone."""
+        """The networks to compile, without the generator's last layer, because its gradient is computed separately."""
         parts = [self.ae.encoder, self.ae.generator.features, self.perceptual]
-        if distributed.world_size() == 1:  # else its batch norm communicates with other processes
+        if distributed.world_size() == 1:  # otherwise its batch norm communicates with other processes
             parts.append(self.disc)
         return [part for part in parts if part is not None]
 
@@ -33,7 +33,7 @@ class VQGAN(nn.Module):
         return self
 
     def load_state_dict(self, state_dict, strict=True, assign=False):
-        """Like nn.Module's, but `perceptual.*` may be present or absent, whatever this model holds."""
+        """Like nn.Module.load_state_dict, but `perceptual.*` may be missing, or present without such a module."""
         kept = {k: v for k, v in state_dict.items() if not k.startswith("perceptual.")}
         for name, value in self.state_dict().items():
             if name.startswith("perceptual."):

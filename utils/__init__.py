@@ -1,1 +1,1 @@
-"""What knows nothing of the models: core <- data, evaluation, display <- training."""
+"""Code that does not depend on models. data, evaluation and display import core; training imports all of these."""

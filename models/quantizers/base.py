@@ -1,4 +1,4 @@
-"""What every quantizer offers. B images, E = emb_dim, h x w latents, K = codebook_size."""
+"""The interface of every quantizer. Shapes: B images, E = emb_dim, h x w latents, K = codebook_size."""
 
 from dataclasses import dataclass
 
@@ -29,8 +29,8 @@ class Quantized:
 class Quantizer(nn.Module):
     """Turns latents into codes and codes into vectors.
 
-    The arguments of a subclass's constructor are fields of the configuration with the same names (models/build.py), its
-    own flags among them.
+    The arguments of a subclass's constructor are fields of the configuration with the same names (models/build.py). Its
+    own flags are such fields, too.
 
     Subclasses implement `forward`, `encode` and `embed_ids`. A subclass with a `start_step` also implements
     `place_codes` and `codebook_weight`; one with `restart_steps` implements `restart_codes` and `codebook_weight`.
@@ -48,8 +48,8 @@ class Quantizer(nn.Module):
     def forward(self, z: Tensor, step: int | None = None, rng: StepRandom | None = None) -> Quantized:
         """Latents z (B, E, h, w) -> Quantized.
 
-        step: the training step; None: as after training. rng: the source of all randomness of a training step; None:
-        the global generator.
+        step: the training step; None: the state after training. rng: the source of all random numbers of a training
+        step; None: the global generator.
         """
         raise NotImplementedError
 

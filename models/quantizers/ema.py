@@ -58,6 +58,6 @@ class EMAQuantizer(NearestQuantizer):
         codes += (1 - self.decay) * (s - n[:, None] * codes) / self.cluster_size[:, None]
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        """A checkpoint of another quantizer with the same codebook has no statistics: they start afresh."""
+        """If the checkpoint of another quantizer has the codebook but no averages, the averages start afresh."""
         state_dict.setdefault(f"{prefix}cluster_size", torch.ones_like(self.cluster_size))
         super()._load_from_state_dict(state_dict, prefix, *args)

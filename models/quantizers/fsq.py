@@ -12,18 +12,18 @@ from utils.core.seed import StepRandom
 FLAGS = {
     "fsq_least_levels": {
         "default": 5,
-        "help": "codebook_size is split into as many factors of at least this size as possible: the levels of the "
-        "dimensions. 240, 1000, 4375, 15360 and 64000 codes give the levels of the paper (fsq)",
+        "help": "least number of levels of a dimension: codebook_size is split into as many such factors as possible. "
+        "240, 1000, 4375, 15360 and 64000 codes give the levels of the paper (fsq)",
         "min": 3,
         "role": "autoencoder",
     },
 }
-EPS = 1e-3  # how far the outermost levels reach beyond the last rounding
+EPS = 1e-3  # margin by which the bounded values can exceed the outermost levels
 
 
 def levels_of(size: int, least: int) -> list[int]:
-    """Factors of `size` in falling order: as many as possible that are at least `least`, and the largest as small as
-    possible. [size] if there are no such factors."""
+    """Split `size` into as many factors of at least `least` as possible, in falling order. Among several solutions, the
+    one with the smallest largest factor. [size] if there is none."""
     found = [[size]]
     for last in range(least, math.isqrt(size) + 1):
         if size % last == 0:
@@ -33,9 +33,8 @@ def levels_of(size: int, least: int) -> list[int]:
 
 @register("fsq")
 class FSQQuantizer(Quantizer):
-    """A code is a point of a grid with d dimensions, of which dimension i has levels[i] values in [-1, 1]. Linear maps
-    lead from the E channels of the latents to d, and back. There is no codebook, and no loss besides that of the
-    reconstruction."""
+    """A code is a point of a grid with d dimensions; dimension i has levels[i] values in [-1, 1]. One linear map takes
+    the E channels of the latents to d dimensions, another one back. There is no codebook and no codebook loss."""
 
     levels: torch.Tensor
 
@@ -48,7 +47,7 @@ class FSQQuantizer(Quantizer):
 
     def digits(self, z: torch.Tensor) -> torch.Tensor:
         """Latents (B, E, h, w) -> the numbers of the levels (B, h, w, d), from 0, with a straight-through gradient.
-        Float32 whatever autocast says: rounding depends on the last bits."""
+        Always in float32, also under autocast: rounding depends on the last bits."""
         with torch.autocast(z.device.type, enabled=False):
             x = self.project_in(z.float().permute(0, 2, 3, 1))
         top = self.levels - 1

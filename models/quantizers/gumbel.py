@@ -20,8 +20,8 @@ FLAGS = {
 class GumbelQuantizer(Quantizer):
     """A 1x1 convolution gives K logits per latent; training mixes the codes with a relaxed sample.
 
-    Outside training (and in `encode`) the code is the arg max of the logits, without noise, so that
-    the same image always has the same codes and a sampler can be trained on them.
+    Outside training (and in `encode`) the code is the arg max of the logits, without noise. An image therefore always
+    has the same codes, and a sampler can be trained on them.
     """
 
     def __init__(self, codebook_size, emb_dim, gumbel_kl_weight, gumbel_straight_through):
@@ -36,7 +36,7 @@ class GumbelQuantizer(Quantizer):
         return max(MIN_TEMPERATURE, 1.0 - step / ANNEAL_STEPS)
 
     def logits(self, z):
-        """(B, E, h, w) -> (B, K, h, w), float32: the softmax of 1024 codes is too fine for half precision."""
+        """(B, E, h, w) -> (B, K, h, w), float32, because half precision is too coarse for a softmax over 1024 codes."""
         with torch.autocast(z.device.type, enabled=False):
             return self.proj(z.float())
 

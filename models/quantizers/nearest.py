@@ -9,7 +9,7 @@ FLAGS = {
     "codebook_init": {
         "default": "uniform",
         "help": "start of the codebook; kmeans: train without quantizing up to "
-        "codebook_init_step, then put the codes where the latents are (nearest, ema, rotation)",
+        "codebook_init_step, then put the codes at centres of latents (nearest, ema, rotation)",
         "choices": ["uniform", "kmeans"],
         "role": "vqgan common",
         "exclusive": True,
@@ -48,8 +48,8 @@ class NearestQuantizer(Quantizer):
         nn.init.uniform_(self.embedding.weight, -1.0 / codebook_size, 1.0 / codebook_size)
 
     def distances(self, z):
-        """Squared Euclidean distances, z (B, E, h, w) -> (B*h*w, K), float32 whatever autocast says:
-        in half precision the nearest of two close codes is a matter of rounding."""
+        """Squared Euclidean distances, z (B, E, h, w) -> (B*h*w, K). Always in float32, also under autocast: in half
+        precision, rounding would decide between two close codes."""
         with torch.autocast(z.device.type, enabled=False):
             flat = z.float().permute(0, 2, 3, 1).reshape(-1, z.shape[1])
             codes = self.embedding.weight.float()
@@ -64,8 +64,8 @@ class NearestQuantizer(Quantizer):
             distances = self.distances(z)
             ids = distances.argmin(1).reshape(z.shape[0], *z.shape[2:])
         z_q = self.embed_ids(ids).permute(0, 3, 1, 2)
-        # beta stands on the codebook term, not on the commitment term as in the VQ-VAE paper:
-        # that is how the published models were trained.
+        # beta weights the codebook term. In the VQ-VAE paper it weights the commitment term, but the published models
+        # were trained in this way.
         loss = (z_q.detach() - z).square().mean() + self.beta * (z_q - z.detach()).square().mean()
         straight_through = z + (z_q - z).detach()
         return Quantized(straight_through, loss, ids, distances.mean())
@@ -88,8 +88,8 @@ class NearestQuantizer(Quantizer):
 
     @torch.no_grad()
     def restart_codes(self, unused, z, rng):
-        """Move the codes `unused` (K,) bool onto random latents of z (B, E, h, w): a code that nothing is
-        near has no gradient, and would stay dead (Dhariwal et al. 2020, Jukebox)."""
+        """Move the codes `unused` (K,) bool onto random latents of z (B, E, h, w). A code that no latent chooses has no
+        gradient and would stay unused (Dhariwal et al. 2020, Jukebox)."""
         vectors = z.float().permute(0, 2, 3, 1).reshape(-1, z.shape[1])
         chosen = (rng.rand(len(unused)) * len(vectors)).long().clamp(max=len(vectors) - 1)
         self.embedding.weight.data[unused] = vectors[chosen][unused].to(self.embedding.weight)

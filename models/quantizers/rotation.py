@@ -16,8 +16,8 @@ EPS = 1e-6
 
 @register("rotation")
 class RotationQuantizer(NearestQuantizer):
-    """Forward as `nearest`. Backward, the gradient is rotated and scaled as the latent is to become its code, so that
-    it depends on where in the code's region the latent is."""
+    """The forward pass is that of `nearest`. The backward pass transforms the gradient by the rotation and scaling that
+    map the latent to its code. The gradient therefore depends on the position of the latent in the code's region."""
 
     def forward(self, z: torch.Tensor, step: int | None = None, rng: StepRandom | None = None) -> Quantized:
         quantized = super().forward(z, step, rng)
@@ -39,4 +39,4 @@ def rotate(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         return (direction * z).sum(1, keepdim=True)
 
     rotated = scale * (z - 2 * along(middle) * middle + 2 * along(start) * end)
-    return rotated + (codes - rotated).detach()  # exactly the code, also where no rotation is defined
+    return rotated + (codes - rotated).detach()  # exactly the code, even if no rotation is defined

@@ -1,4 +1,4 @@
-"""The address of a visdom server. Standard library only: the command line is checked with it."""
+"""The address of a visdom server. Standard library only, because the check of the command line uses it."""
 
 from urllib.parse import urlsplit
 

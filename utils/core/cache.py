@@ -1,7 +1,7 @@
-"""Cache files of tensors. Each file records what its tensors were computed from, and is reused for nothing else.
+"""Cache files of tensors. Each file records the inputs of its tensors, and is reused only for the same inputs.
 
 A file holds {name: tensor}, a header, a hash of the tensors, and their origin. The header is a dict of JSON values:
-everything that the tensors depend on. Of the images it has only names, sizes and times. The origin holds a sample of
+everything that the tensors depend on. For images it contains only names, sizes and times. The origin holds a sample of
 the images' contents and the versions of libraries; it is compared when the file is read. A different header gives a
 different file name. A file that does not match its header is damaged.
 """
@@ -18,7 +18,7 @@ from utils.core.errors import DamagedFile
 from utils.core.files import hash_tensors, load_tensors, remove_temporaries, save_tensors
 
 FORMAT = 1
-ABANDONED = 3600.0  # seconds: another process may be writing into the same folder, but not so slowly
+ABANDONED = 3600.0  # seconds after which a temporary file does not belong to a process that is still writing
 
 
 def read(path: str | Path, header: dict) -> tuple[dict, Any] | None:
@@ -55,8 +55,8 @@ def write(path: str | Path, header: dict, tensors: dict, origin: Any = None) -> 
 
 
 def store(path: str | Path, header: dict, tensors: dict, say: Callable, what: str, origin: Any = None) -> bool:
-    """Like write, but if the file cannot be written, only print a warning: the caller still has the tensors.
-    Returns whether the file was written."""
+    """Like write, but only print a warning if the file cannot be written, because the caller still has the tensors.
+    Returns True if the file was written."""
     try:
         write(path, header, tensors, origin)
     except OSError as error:
@@ -80,15 +80,15 @@ def versions(*libraries: str) -> dict[str, str]:
 def is_current(origin: Any, now: dict, path: str | Path, say: Callable, what: str, renew: bool = False) -> bool:
     """Whether a cache may be reused. Reports a difference, or an unknown origin, in one line.
 
-    origin, now: the stored origin, and the one that would be stored now: dict(versions={library: version}) and, if
-    images are read, `contents`, a digest of some of them. If the contents differ, the cache is not reused. If only the
-    versions differ, it is reused with a warning, so that a run continues with what it learned from; with `renew` it is
-    not reused. If an earlier version stored no origin, it is reused with a note.
+    origin, now: the stored origin, and that of a new cache. Each is dict(versions={library: version}); if images are
+    read, it also has `contents`, a digest of some of them. If the contents differ, the cache is not reused. If only the
+    versions differ, the cache is reused with a warning, so that a run continues with the same data; with `renew` it is
+    not reused. A cache of an earlier version that has no origin is reused with a note.
     """
     if origin is None:
         say(
-            f"note: {path} is of an earlier version, which did not store the contents of the images: whether they have "
-            "changed is not known"
+            f"note: {path} is of an earlier version, which did not store the contents of the images: they may have "
+            "changed"
         )
         return True
     try:

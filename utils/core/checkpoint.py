@@ -44,7 +44,7 @@ class Checkpoints(Manifests):
     def lost_steps(self) -> list[int]:
         """Steps that have a file in saved_stats but nothing in saved_models. The stats file is written after the
         weights, so saved_models is no longer the same folder (not mounted, or emptied). An interrupted checkpoint
-        leaves weights or a note."""
+        always leaves weights or the file .unfinished_<step>.json."""
         steps = self._steps_of(r"stats_(\d+)", self.stats)
         return [s for s in steps if not (any(self.models.glob(f"*_{s}.th")) or self.unfinished_path(s).exists())]
 
@@ -70,8 +70,8 @@ class Checkpoints(Manifests):
         self.sweep()
 
     def sweep(self) -> None:
-        """Remove what a killed process or a full disk left unfinished: temporary files, and the files of checkpoints
-        that were being written or removed."""
+        """Remove unfinished files that a killed process or a full disk has left: temporary files, and the files of
+        checkpoints that were being written or removed."""
         for folder in (self.models, self.stats):
             remove_temporaries(folder)
         for step in self._steps_of(r"\.unfinished_(\d+)\.json"):
@@ -81,7 +81,8 @@ class Checkpoints(Manifests):
             self.unfinished_path(step).unlink(missing_ok=True)
 
     def _files_of_unfinished(self, step: int) -> list[Path]:
-        """The files that a note (or a former manifest) lists, except names that cannot belong to this step."""
+        """The files that .unfinished_<step>.json (which may be a former manifest) lists, except names that cannot
+        belong to this step."""
         allowed = files_of(step)
         try:
             names = [str(name) for name in read_json(self.unfinished_path(step))["files"]]
@@ -97,9 +98,9 @@ class Checkpoints(Manifests):
             if complete < max(keep, 2):
                 complete += self._is_complete(step)
                 continue
-            with contextlib.suppress(DamagedFile):  # which files it listed is unknown
+            with contextlib.suppress(DamagedFile):  # a damaged manifest does not tell which files to remove
                 self.manifest(step)
-                # One atomic step: it is no longer a checkpoint, and the files to remove are noted.
+                # In one atomic step the checkpoint becomes invalid, and the list of files to remove is kept.
                 os.replace(self.manifest_path(step), self.unfinished_path(step))
         fsync_folder(self.models)
         self.sweep()
@@ -132,7 +133,7 @@ class Checkpoints(Manifests):
         for step in reversed(self.steps()):
             try:
                 return step, self.verify(step)
-            except (DamagedFile, OSError) as error:  # OSError: a disk that cannot read them back
+            except (DamagedFile, OSError) as error:  # OSError: the disk cannot read the files
                 warn(f"checkpoint {step} is passed over: {error}")
         return None, None
 

@@ -29,5 +29,5 @@ def pick_device(name: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """The name of the CUDA device; for other devices their type."""
+    """The name of a CUDA device; the type of any other device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

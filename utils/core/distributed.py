@@ -1,8 +1,8 @@
 """The processes of one job under torchrun. With one process every function is the identity.
 
-Every process must call these functions in the same order: if one process ends or calls another function, all end.
-The first call joins the group. CPU tensors are sent by gloo, CUDA tensors by NCCL. Plain objects and decisions are
-sent by gloo, so that nothing waits for a GPU.
+Every process must call these functions in the same order. If one process ends or calls another function, all processes
+end with an error. The first call joins the group. CPU tensors are sent by gloo, CUDA tensors by NCCL. Plain objects and
+decisions are sent by gloo, so that nothing waits for a GPU.
 """
 
 import datetime
@@ -19,13 +19,14 @@ from utils.core.errors import UserError
 from utils.core.files import hash_json
 from utils.core.job import is_main, local_rank, local_size, rank, world_size  # noqa: F401 (offered here, too)
 
-# One process may work alone (hashing a checkpoint, k-means) while the others wait. A process that has died is noticed
-# without this limit, by its closed connections and by torchrun.
+# One process may work alone (hashing a checkpoint, k-means) while the others wait up to this time. If a process dies,
+# the others notice it earlier, by closed connections and by torchrun.
 PATIENCE = datetime.timedelta(hours=1)
 
 
 def join_group() -> bool:
-    """Join the group of processes, if there is more than one. Returns whether there is."""
+    """Join the group of processes if the job has more than one process and has not joined yet. Returns True if the job
+    has more than one process."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:  # job.world_size(), here because every update asks several times
         return False
     if not dist.is_initialized():
@@ -38,7 +39,7 @@ def join_group() -> bool:
 
 
 def cleanup() -> None:
-    """Leave the group, after everything that uses it has succeeded."""
+    """Leave the group. Call it after all work that uses the group has succeeded."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -128,7 +129,7 @@ def broadcast_tensor(tensor: Any) -> torch.Tensor:
 
 
 def all_reduce_max(number: int) -> int:
-    """The largest of the processes' integers. This is how a signal to one process reaches all."""
+    """The largest of the processes' integers. Training uses it to share a signal with all processes."""
     if not join_group():
         return number
     value = torch.tensor(number)

@@ -56,13 +56,13 @@ def fail(message: object, exit_code: int = EXIT_FAILURE) -> NoReturn:
 
 
 def warn(line: str) -> None:
-    """Print a line to stderr, if anyone reads it."""
+    """Print a line to stderr. Does nothing if stderr is closed."""
     with contextlib.suppress(BrokenPipeError):
         print(line, file=sys.stderr, flush=True)
 
 
 def discard_output() -> None:
-    """From now on, discard what is written to stdout: Python would fail again when it exits."""
+    """From now on, discard everything that is written to stdout. Otherwise Python would fail again at its exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -76,9 +76,9 @@ def _reader_is_gone() -> bool:
 
 
 def quit_quietly_at_interrupt() -> None:
-    """From now until run_main, Ctrl-C ends the process without a traceback: while torch is imported there is nothing
-    to clean up."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+    """Until run_main is called, let Ctrl-C end the process without a traceback. While torch is imported there is
+    nothing to clean up."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # keep it ignored if the parent ignores it
         signal.signal(signal.SIGINT, _quit)
 
 

@@ -26,10 +26,10 @@ def resolve_dtype(amp_dtype: str, device: torch.device) -> torch.dtype:
 
 
 class Precision:
-    """`with precision.autocast(): ...` around the forward pass, `precision.step(...)` to update.
+    """Use `with precision.autocast(): ...` around the forward pass and `precision.step(...)` to update.
 
-    With fp16 the loss is scaled; an update whose gradients overflowed is skipped and counted
-    (`skipped`, a tensor on the device). Otherwise scaling is off and costs nothing.
+    With fp16 the loss is scaled. An update whose gradients overflow is skipped and counted (`skipped`, a tensor on the
+    device). In other formats scaling is off and costs nothing.
     """
 
     def __init__(self, enabled: bool, amp_dtype: str, device: torch.device) -> None:
@@ -74,24 +74,25 @@ class Precision:
 
 
 class Output:
-    """An output of a network whose losses are differentiated one by one, down to the output.
+    """An output of a network with several losses. The gradient of each loss is computed with respect to the output
+    only.
 
-    A weighted sum of these gradients then goes through the network in a single backward pass. So LPIPS and the
-    discriminator are back-propagated once a step, not twice, although the weight depends on the gradients.
-    All gradients of losses are multiplied by the loss scale.
+    A weighted sum of these gradients then goes through the network in a single backward pass. The adaptive weight
+    depends on these gradients, and yet LPIPS and the discriminator have only one backward pass per step, not two.
+    The loss scale multiplies all gradients of losses.
     """
 
     def __init__(self, tensor: torch.Tensor, precision: Precision) -> None:
         self.tensor, self.precision = tensor, precision
-        self.value = tensor.detach().requires_grad_()  # what the losses are computed from
+        self.value = tensor.detach().requires_grad_()  # the input of the losses
 
     def gradient(self, loss: torch.Tensor) -> torch.Tensor:
-        """The gradient of a loss of `value` with respect to it."""
+        """The gradient of a loss with respect to `value`."""
         return torch.autograd.grad(self.precision.scale(loss), self.value)[0]
 
     def gradients_at(self, weight: torch.Tensor, *gradients: torch.Tensor) -> Any:
-        """Gradients with respect to the output -> those with respect to a weight of the last layer, stacked: a
-        vector-Jacobian product through one layer. They are means over the processes, without the loss scale."""
+        """Gradients with respect to the output -> gradients with respect to a weight of the last layer, stacked. Each
+        is a vector-Jacobian product through one layer, averaged over the processes, without the loss scale."""
         rows = [torch.autograd.grad(self.tensor, weight, g, retain_graph=True)[0] for g in gradients]
         return self.precision.unscaled(distributed.all_reduce_mean(torch.stack(rows)))
 

@@ -13,8 +13,9 @@ from utils.training.meters import CodeUsage
 
 
 class Codebook:
-    """Counts the uses of the codes, and moves codes as the quantizer asks (models/quantizers/base.py). All models (the
-    trained one, and its average) and all processes get the same codes: an average would follow a jump too slowly."""
+    """Counts the uses of the codes, and calls the methods of a quantizer that move codes (models/quantizers/base.py).
+    Moved codes are copied to all models (the trained one and its average) and all processes. Without the copy, the
+    average would need many updates to follow such a jump."""
 
     def __init__(self, models: list[Any], H: Any, device: torch.device) -> None:
         self.models, self.H, self.device, self.quantizer = models, H, device, models[0].ae.quantize
@@ -22,21 +23,21 @@ class Codebook:
 
     @torch.no_grad()
     def place(self, batches: Iterator[Batch]) -> None:
-        """At the quantizer's start_step: it places its codes by the latents of the coming batches, so that every code
-        starts where there is data."""
+        """At the quantizer's start_step, place its codes by the latents of the next batches, so that every code starts
+        near latents."""
         vectors: list[torch.Tensor] = []
         while sum(map(len, vectors)) < 32 * self.H.codebook_size:
             z = self.models[0].ae.encoder(to_float(next(batches)[0].to(self.device))).float()
             vectors.append(distributed.all_gather_rows(z).permute(0, 2, 3, 1).reshape(-1, self.H.emb_dim))
-        if distributed.is_main():  # processors differ, and two k-means need not end alike
+        if distributed.is_main():  # k-means can give other results on another processor
             self.quantizer.place_codes(torch.cat(vectors), derive_seed("kmeans", self.H.seed))
         distributed.broadcast_in_place([self.quantizer.codebook_weight()])
         self._copy(slice(None))
 
     @torch.no_grad()
     def update(self, ids: torch.Tensor | None, x: torch.Tensor, step: int) -> None:
-        """Count the codes of a step's images x (B, C, H, W). Every restart_steps of the quantizer, it moves the codes
-        that were not used since the last time onto latents of x."""
+        """Count the codes of a step's images x (B, C, H, W). Every restart_steps steps, move the codes that were not
+        used since the last restart onto latents of x."""
         if ids is None:
             return
         self.usage.add(ids)

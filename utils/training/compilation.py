@@ -6,12 +6,12 @@ from typing import Any
 import torch
 
 OPTIONS: dict[str, Any] = {}  # of torch.compile
-MANY_STEPS = 1000  # of training: from here on, compiling saves more time than it takes
+MANY_STEPS = 1000  # training steps from which compiling saves more time than it takes
 MANY_SAMPLES = 1000
 
 
 def pays(choice: str, device: torch.device, much: bool = True) -> bool:
-    """Whether to compile: --compile 'on' or 'off'. With 'auto': on CUDA devices that Triton supports, if there is much
+    """Whether to compile. choice: --compile. 'auto' compiles on CUDA devices that Triton supports, if there is much
     work (compiling takes about a minute)."""
     if choice != "auto":
         return choice == "on"
@@ -32,6 +32,6 @@ def compile_parts(choice: str, parts: Iterable[Any]) -> None:
 
 
 def compile_model(model: Any, choice: str, device: torch.device, much: bool = True) -> None:
-    """Compile the parts that a model names as its large ones, if that saves time."""
+    """Compile the model's parts_to_compile(), if this saves time."""
     if pays(choice, device, much):
         compile_parts(choice, model.parts_to_compile())

@@ -11,10 +11,9 @@ from torch import nn
 class EMA:
     """Keeps `model`, a copy whose parameters move towards the source's: m <- beta m + (1 - beta) p.
 
-    Parameters only, as in the published models: buffers (batch-norm statistics, loss histories) stay
-    what they were at the start. shared: submodules that never train (LPIPS) and need no second copy.
-    warmup: the decay of the n-th update is at most (1 + n) / (10 + n). Otherwise the average of a short run would be
-    mostly its first weights.
+    Only parameters are averaged, as in the published models. Buffers (batch-norm statistics, loss histories) keep their
+    initial values. shared: submodules that are never trained (LPIPS) and need no second copy. warmup: the decay of the
+    n-th update is at most (1 + n) / (10 + n). Otherwise the average of a short run would be mostly its first weights.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from utils.core import distributed
 
 
 class Meters:
-    """Sums and counts of named scalars; reading them is the only synchronisation with the device."""
+    """Sums and counts of named scalars. Only reading them waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = torch.device(device)
@@ -42,7 +42,8 @@ class Meters:
         return totals
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The state that one process would have, so that any number of processes can resume. All processes call it."""
+        """The state that a single process would have. Any number of processes can resume from it. All processes call
+        it."""
         totals = {name: torch.tensor(pair, dtype=self.dtype) for name, pair in self._totals().items()}
         return {name: pair / distributed.world_size() for name, pair in totals.items()}
 
@@ -57,7 +58,7 @@ class CodeUsage:
         self.counts = torch.zeros(codebook_size, dtype=torch.int64, device=device)
 
     def add(self, ids: torch.Tensor) -> None:
-        """ids: any shape, values in [0, K). (torch.bincount would wait for the device, to find the largest value.)"""
+        """Count ids of any shape, values in [0, K). (torch.bincount would wait for the device to find the largest.)"""
         ids = ids.flatten().long()
         self.counts.scatter_add_(0, ids, torch.ones_like(ids))
 

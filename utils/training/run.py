@@ -10,8 +10,8 @@ The script computes the updates; the run handles everything between them:
             run.report(loss=loss)
             if run.due(H.steps_per_eval): ...
 
-Randomness and data order are functions of (seed, step), so only what was learned is saved. On the CPU, a resumed run
-equals the uninterrupted one bit for bit.
+Random numbers and data order are functions of (seed, step): checkpoints need not contain them. On the CPU, a resumed
+run equals the uninterrupted one bit for bit.
 """
 
 import contextlib
@@ -75,7 +75,7 @@ class Run:
         self.store = checkpoints_of(H.log_dir)
         self.meters = Meters(device)
         self.first_bad = torch.zeros((), dtype=torch.int64, device=device)  # step of the first loss that is not finite
-        self.about: dict[str, Any] = {}  # JSON values for the manifests: what the weights depend on
+        self.about: dict[str, Any] = {}  # JSON values for the manifests: data and models that the weights depend on
         self.facts: dict[str, Any] = {}  # JSON values for config.json that are known only after the models are built
         self._lock: FolderLock | None = None
         self._files: RunLogs | None = None
@@ -96,7 +96,7 @@ class Run:
 
     @property
     def source(self) -> Checkpoints:
-        """The Checkpoints that hold the weights of the step that the run starts from."""
+        """The Checkpoints with the weights that the run starts from."""
         return self.store if self.resumed or not self.load_step else checkpoints_of(self.H.load_dir)
 
     def __enter__(self) -> Self:
@@ -107,7 +107,7 @@ class Run:
         return self
 
     def trains_on(self, images: ImageSet) -> None:
-        """Record in the manifests what the weights learn from, and warn if a resumed run has other images."""
+        """Record the training images in the manifests, and warn if a resumed run has other images."""
         if not distributed.is_main():
             return
         if others := other_files(images.source):
@@ -121,8 +121,8 @@ class Run:
         self.about["images"] = now
 
     def restore(self, files: dict[str, Any], extra: dict[str, Any], optional: dict[str, Any] | None = None) -> None:
-        """Declare what a checkpoint holds, and load what this run starts from. A fresh run then writes its config.json,
-        before long work begins.
+        """Declare the objects that a checkpoint holds, and load the state that this run starts from. A new run then
+        writes its config.json, before long work begins.
 
         files: {file name: object with state_dict and load_state_dict}, each saved in a .th file of its own.
         extra: {name: object} of the same kind, saved together in stats_<step>.
@@ -148,8 +148,7 @@ class Run:
                 distributed.broadcast_in_place(item.state_dict().values())
 
     def _load(self, optimisers: bool) -> None:
-        """Load the files. Averages that the source does not have, or that --weights raw leaves out, start from its
-        weights."""
+        """Load the files. If the source has no averages, or with --weights raw, the averages start from the weights."""
         raw = self.H.weights == "raw" and not self.resumed
         for name, item in self.files.items():
             if optimisers or not is_optimiser(name):
@@ -167,8 +166,8 @@ class Run:
             raise DamagedFile(f"{self.store.stats_path(self.step)} does not fit this run: {error!r}") from None
 
     def introduce(self, items: int, parameters: int, precision: str, of: str = "images", validate: int = 0) -> None:
-        """Print the first lines: the model, its data and device, and where the run writes. of: what the items are;
-        validate: how many more of them validate."""
+        """Print the first lines: the model, its data and device, and the folder of the run. items: the number of
+        training items; of: their name ("images"); validate: the number of validation items."""
         H, device = self.H, self.display.device_name
         split = f" ({items} train, {validate} validate)" if validate else ""
         self.say(
@@ -264,7 +263,7 @@ class Run:
         if self.progress is not None:
             self.progress.update(1, shown)
         if distributed.is_main() and self.step == H.train_steps:
-            self.display.strips()  # before the checkpoint: a resume after it would not repeat this
+            self.display.strips()  # before the checkpoint, because a run resumed from it would not draw the strips
         if checkpoint:
             self.save_checkpoint()
 
@@ -297,7 +296,8 @@ class Run:
             )
 
     def _check_weights(self) -> None:
-        """Check that the weights are finite before they are saved: only the next step's loss would show it."""
+        """Raise UserError if the weights are not finite, before they are saved. (The loss would show it one step
+        later.)"""
         for name, item in self.files.items():
             for key, value in item.state_dict().items() if not is_optimiser(name) else ():
                 if value.is_floating_point() and not value.isfinite().all():
@@ -319,8 +319,8 @@ class Run:
             self._files.write_message(message)
 
     def _write_config(self, **more: Any) -> None:
-        """Write config.json (configuration and facts). A fresh run writes it before its first step, a resumed run
-        with its next checkpoint, so that a failed resume changes nothing. more: further JSON values."""
+        """Write config.json (configuration and facts). A new run writes it before its first step. A resumed run writes
+        it with its next checkpoint, so that a failed resume changes nothing. more: further JSON values."""
         if distributed.is_main():
             hparams, given = self.H.to_dict(), sorted({*self.H.explicit, *self.H.given_before})
             config = dict(format=1, script=self.H.script, hparams=hparams, digest=hash_json(hparams), facts=self.facts)
@@ -354,7 +354,7 @@ class Run:
         return again or "the same command with --resume"
 
     def conclude(self, *following: tuple[str, str]) -> None:
-        """Print what was written, and what to run next. following: (what it is, its command line)."""
+        """Print the names of the written files, and the next commands. following: (description, command line)."""
         steps = self.store.steps()
         if not (distributed.is_main() and steps):
             return
@@ -376,6 +376,6 @@ class Run:
             self._lock.release()
         if kind in (None, SystemExit):  # finished, or all processes agreed to stop after a signal
             distributed.cleanup()
-            if distributed.is_main():  # last of all: an interrupt here loses nothing
+            if distributed.is_main():  # after everything else, so that Ctrl-C here loses only the report
                 report_at_end(self.folder, say)
         sys.stdout.flush()

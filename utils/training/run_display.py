@@ -22,8 +22,8 @@ from utils.display.run_files import curve_rows, curves_of, pictures_by_step, rea
 
 
 class RunDisplay:
-    """The dashboard and the pictures of a run. Only the main process shows something. `step`: the step that the
-    pictures and bars belong to."""
+    """The dashboard and the pictures of a run. Only the main process shows anything. `step`: the step of the pictures
+    and bars."""
 
     def __init__(
         self, H: Any, name: str, device: torch.device, folder: str, step: int, say: Callable[[str], None]
@@ -68,8 +68,8 @@ class RunDisplay:
     def progress(
         self, step: int, state: str, images_per_second: float | None = None, progress: Progress | None = None
     ) -> None:
-        """Show the progress of the run on the dashboard. progress: that of this process, from which the time left is
-        estimated."""
+        """Show the progress of the run on the dashboard. progress: the Progress of this process, which gives an
+        estimate of the remaining time."""
         total = self.H.train_steps
         shown = {"images seen": f"{step * self.H.batch_size:,}"}
         if progress is not None and progress.rate():
@@ -122,7 +122,7 @@ class RunDisplay:
                 save_png(os.path.join(self.pictures, f"{name}_{self.step}_{i}.png"), image)
 
     def strips(self) -> None:
-        """At the end, write one strip for each picture name, with the pictures of all steps."""
+        """Write one strip for each picture name, with pictures of several steps. Called at the end."""
         write_strips(self.pictures, self.say)
 
     def saved(self) -> str:

@@ -36,8 +36,8 @@ class RunLogs:
 
 
 def _open_stats(path: str, manifest: dict[str, Any] | None) -> Lines:
-    """Open stats.jsonl, truncated to its size at the checkpoint: the run writes the later lines again. Without a
-    checkpoint, an old file is renamed."""
+    """Open stats.jsonl, truncated to its size at the checkpoint, because the run writes the later lines again. Without
+    a checkpoint, an existing file is renamed."""
     if manifest is None and os.path.isfile(path) and os.path.getsize(path):
         numbered = (f"{path.removesuffix('.jsonl')}_{i}.jsonl" for i in itertools.count(1))
         aside = next(name for name in numbered if not os.path.lexists(name))

@@ -9,8 +9,8 @@ from utils.core.progress import say
 
 
 def agree_on_steps(H: Any) -> None:
-    """Take the steps that the command line left open from the main process: another process may have found a newer
-    checkpoint, of a run that is under way."""
+    """Use the main process's choice of steps that the command line does not give. Another process may have found a
+    newer checkpoint, if that run is still training."""
     names = [name for name in ("load_step", "ae_load_step") if hasattr(H, name) and name not in H.explicit]
     vars(H).update(distributed.from_main(lambda: {name: getattr(H, name) for name in names}))
 
@@ -63,7 +63,7 @@ def _recorded_config(store: Checkpoints) -> dict[str, Any]:
 
 
 def _refuse_if_lost(store: Checkpoints, config: dict[str, Any]) -> None:
-    """A disk that is not mounted looks like a run without checkpoints."""
+    """Raise UserError if checkpoints are missing: if a disk is not mounted, the run seems to have none."""
     lost = store.lost_steps() + ([config["checkpoint"]] if config.get("checkpoint") else [])
     if lost:
         raise UserError(
