@@ -25,7 +25,7 @@ _SMALL.update(steps_per_display_output=500, steps_per_save_output=500)
 _SMALL_MODEL = dict(img_size=64, nf=32, ch_mult=[1, 1, 2, 2], res_blocks=1, emb_dim=64, codebook_size=256)
 _SMALL_CODES = dict(codebook_init="kmeans", codebook_init_step=150, codebook_restart_steps=25)
 _SMALL_LOSS = dict(perceptual_weight=0.0, ndf=32, disc_start_step=10**9)
-_SMALL_PRIOR = dict(bert_n_emb=192, bert_n_head=6, bert_n_layers=6, total_steps=64, sample_steps=64, temp=0.8)
+_SMALL_PRIOR = dict(bert_n_emb=192, bert_n_head=4, bert_n_layers=6, total_steps=64, sample_steps=64, temp=0.8)
 _SMALL_PRIOR_LOSS = dict(embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1, batch_size=32, lr=1e-3, warmup_iters=200)
 _SMALL_STEPS = dict(vqgan=dict(train_steps=4000), sampler=dict(train_steps=2000))
 
