@@ -84,8 +84,8 @@ class Progress:
         self._show(None)
 
     def within(self, n: int) -> Callable:
-        """Return a function that iterates over a list (the steps that complete the next n units) and shows how many
-        steps are done."""
+        """Return a function f for work on the next n units: `for step in f(steps)` iterates over a list of steps and
+        shows the number of completed steps."""
 
         def steps(items: list) -> Iterator:
             for i, item in enumerate(items):

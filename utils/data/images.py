@@ -88,7 +88,7 @@ class ImageSet(Dataset):
         first = self.name(int(self.broken.numpy().argmax()))
         return (
             f"{self._count_broken()} of {len(self)} images cannot be decoded, {first!r} among them; "
-            "more than 5% is more than an accident: remove or repair them"
+            "at most 5% may be broken: remove or repair them"
         )
 
     def _count_broken(self) -> int:

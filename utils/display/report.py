@@ -168,7 +168,7 @@ def _plot(run: SavedRun, name: str, kind: str, *args: Any) -> str | None:
 
 
 def _metrics_row(row: dict[str, Any]) -> tuple[str, str, str, str]:
-    """A row of metrics.jsonl as (metric, when, result, of)."""
+    """A row of metrics.jsonl as (name of the metric, date, result, measured models)."""
     values, results = row["values"], []
     for name, value in values.items():
         if not name.endswith("_se"):

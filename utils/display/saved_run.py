@@ -24,7 +24,7 @@ MOST_BARS = 24
 MOST_ROWS = 10_000  # of one kind: more points of a curve are not visible
 CAPTIONS = dict(
     reconstructions=TRIPLES_CAPTION,
-    codebook="for each code, the mean of the pixels where it is used; most used codes first",
+    codebook="the mean of the pixels where each code is used; most used codes first",
     denoising="samples while they are drawn, by the completed share of sampling",
 )
 LAST_LINES = 60  # of log.txt

@@ -151,7 +151,7 @@ def cached(header: dict, compute: Callable, say: Callable, images: Any = None) -
 
 
 def _fits(found: dict, header: dict, n: int, most_missing: int) -> bool:
-    """Whether tensors that were read fit a header and n images, of which at most `most_missing` may be missing."""
+    """Whether the tensors of a file fit the header and n images. At most `most_missing` images may be missing."""
     wanted = {"count", "mu", "sigma"}
     wanted |= {"features", "logits"} if header["kind"] == "samples" else {"features"} if header["keep"] else set()
     if not wanted <= set(found) <= {field.name for field in fields(FeatureSet)}:
