@@ -114,7 +114,7 @@ class CodeMeans:
 
     def caption(self) -> str:
         used = int((self.counts > 0).sum())
-        return f"mean of the pixels of each code, most used codes first; {used} of {len(self.counts)} codes are used"
+        return f"mean of the pixels of each code, most used codes first; {used} of {len(self.counts)} used"
 
 
 @torch.no_grad()
