@@ -1,4 +1,4 @@
-"""Times each job of the program and its plain form in one run. The two take turns, and the medians are shown."""
+"""Times each job of the program and its plain form. Both run alternately, and the medians are printed."""
 
 import sys
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ class BenchmarkConfig:
         "of the models: paper (256 x 256 pixels, 24 layers) or small; auto: paper on CUDA",
         choices=["auto", "paper", "small"],
     )
-    costs: bool = opt(False, "instead: how the fast forms' time and memory grow with latents, batch, layers, steps")
-    seconds: float = opt(20.0, "time for each job; each form runs twice at least", above=0.0)
+    costs: bool = opt(False, "measure only how time and memory grow with latents, batch, layers and steps")
+    seconds: float = opt(20.0, "time for each job; each form runs at least twice", above=0.0)
     device: str = opt("auto", "where to compute", choices=["auto", "cpu", "cuda", "mps"])
     compile: str = opt(
         "auto",
@@ -41,9 +41,9 @@ class BenchmarkConfig:
     log_dir: str = opt("benchmark", "folder under logs/ for benchmark.json", metavar="NAME")
 
 
-EPILOG = """The plain forms (tests/plain.py) are the definitions written out: float32, explicit attention matrices, the
-network over all positions at every step, one pair at a time. The fast forms are what the scripts run, with --amp
-where the device has bf16 (unless --float32). The share of the peak is of a large matrix product in the same run and
+EPILOG = """The plain forms (tests/plain.py) follow the definitions directly: float32, explicit attention matrices, the
+network over all positions at every step, one pair of images at a time. The fast forms are the code of the scripts, with
+--amp if the device has bf16 (unless --float32). The peak is the speed of a large matrix product in the same run and
 number format.
 
 example:
@@ -51,8 +51,8 @@ example:
 """
 
 
-if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
-    what = "Time each job beside its plain form."
+if __name__ == "__main__":  # before the slow import of torch, so that --help and errors are fast
+    what = "Compare the time of each job with that of its plain form."
     CONFIG = parse_own(BenchmarkConfig, what, EPILOG, check=lambda config: run_folder(config.log_dir))
     require_packages(*COMMON)
 
@@ -76,7 +76,7 @@ from utils.core.progress import say
 
 
 class LiveTensors(TorchDispatchMode):
-    """Tracks the bytes of the tensors that operations create: `live` now, `most` at any time."""
+    """Counts the bytes of the tensors that operations create: `live` is the present number, `most` the largest."""
 
     def __init__(self):
         super().__init__()
@@ -101,8 +101,8 @@ class LiveTensors(TorchDispatchMode):
 
 
 def peak_memory(function, device):
-    """Peak memory of function() in MiB, beyond what is allocated before. On CUDA this counts all memory, on other
-    devices PyTorch's tensors."""
+    """Peak memory of function() in MiB, in addition to the memory that is already allocated. On CUDA this counts all
+    memory, on other devices PyTorch's tensors."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -114,14 +114,14 @@ def peak_memory(function, device):
 
 
 def peak_flops(device, dtype):
-    """FLOP/s of a large matrix product, the best of some."""
+    """FLOP/s of a large matrix product, the best of several measurements."""
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     return 2 * n**3 / min(timed(lambda: a @ b, device) for _ in range(5))
 
 
 def flops_of(job):
-    """FLOPs of one fast(), or None."""
+    """FLOPs of one call of fast(), or None."""
     if not job.flops:
         return None
     with torch.compiler.set_stance("force_eager"):
@@ -129,11 +129,11 @@ def flops_of(job):
 
 
 def measure(job, bench, peak, seconds):
-    """The two forms in turns for about so many seconds -> a row of the table."""
+    """Run the two forms alternately for about this time in seconds -> a row of the table."""
     # The first calls warm up.
     rows = {form: dict(mib=peak_memory(getattr(job, form), bench.device), times=[]) for form in ("fast", "plain")}
     flops = flops_of(job)
-    job.fast()  # compiled, where it is
+    job.fast()  # once more, for compiled jobs
     end = time.monotonic() + seconds
     while time.monotonic() < end or len(rows["plain"]["times"]) < 2:
         for form in rows:
@@ -153,7 +153,7 @@ def measure(job, bench, peak, seconds):
 
 
 def growing(bench):
-    """The sizes that are varied: (title, the job's method, [(value, the method's argument)])."""
+    """The sizes to vary: (title, the job's method, [(value, the method's argument)])."""
     H = bench.sampler_H()
     side = H.img_size // H.latent_shape[1]  # pixels a code
     latents = [(f"{n} x {n}", f"--img_size {n * side}") for n in (8, 16, 32, 64)]
@@ -210,7 +210,7 @@ def main(config):
     about = dict(bench.about(), peak_tflops=peak / 1e12)
     say(
         f"{about['device']}; {about['size']} models; fast forms in {about['precision']}, plain ones in float32; "
-        f"a matrix product reaches {about['peak_tflops']:.3g} TFLOP/s; medians of rounds in turns"
+        f"a matrix product reaches {about['peak_tflops']:.3g} TFLOP/s; medians of alternating rounds"
     )
     if config.costs:
         write_json(LOGS / config.log_dir / "costs.json", dict(about, costs=measure_costs(bench)))

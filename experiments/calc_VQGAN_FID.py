@@ -1,4 +1,4 @@
-"""How well the VQGAN reconstructs: FID of reconstructions, L1, PSNR, LPIPS, use of the codebook."""
+"""Measures the reconstructions of a VQGAN: FID, L1, PSNR, LPIPS, use of the codebook."""
 
 import sys
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ EXAMPLES = """examples:
       --ae_load_dir vqgan_churches --ae_load_step 2200000 --n_samples 50000
   python experiments/calc_VQGAN_FID.py ... --split val
 
-Both sides of the FID are the same images: as they are, and reconstructed.
+The FID compares images with their own reconstructions.
 """
 
 
 def choose_vqgan(H):
-    """--load_dir, --load_step are other names of --ae_load_dir, --ae_load_step."""
+    """Accept --load_dir and --load_step as other names of --ae_load_dir and --ae_load_step."""
     if H.ae_load_dir is None and H.load_step:
         H.ae_load_dir, H.ae_load_step = H.load_dir, H.load_step
     if H.ae_load_dir is None:
@@ -48,7 +48,7 @@ COMMAND_LINE = dict(
     reads=("perceptual_weights",),
     settle=choose_vqgan,
 )
-if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
+if __name__ == "__main__":  # before the slow import of torch, so that --help and errors are fast
     H = get_hparams(**COMMAND_LINE)
 
 import math
@@ -81,14 +81,14 @@ from utils.evaluation.weight_files import WEIGHT_FILES
 from utils.training.meters import CodeUsage, Meters
 
 N_SHOWN = 16
-LEAST_MSE = 1e-10  # the PSNR of a perfect reconstruction would be infinite: 100 dB at most
+LEAST_MSE = 1e-10  # limits the PSNR to 100 dB; that of a perfect reconstruction would be infinite
 
 
 class Reconstructor:
     """Reconstructs batches and sums their errors. seen: the number of images so far."""
 
     def __init__(self, H, models, perceptual):
-        """perceptual: {name: a distance of images in [0, 1], (x, y) -> (B, 1, 1, 1)}."""
+        """perceptual: {name: function (x, y) -> (B, 1, 1, 1)}, distances between images in [0, 1]."""
         self.models, self.perceptual, self.seen = models, perceptual, 0
         self.latent_shape = H.latent_shape[1:]
         self.meters, self.usage = Meters(models.device), CodeUsage(H.codebook_size, models.device)
@@ -96,7 +96,7 @@ class Reconstructor:
 
     @torch.no_grad()
     def __call__(self, x):
-        """uint8 (B, C, H, W) -> its reconstruction, uint8 on the device. All errors are of these bytes."""
+        """uint8 (B, C, H, W) -> the reconstruction, uint8 on the device. All errors are computed from these bytes."""
         models = self.models
         x = x.to(models.device)
         a = to_float(x)
@@ -116,8 +116,9 @@ class Reconstructor:
 
 
 def features_of_reconstructions(H, images, reconstruct, extractor, save):
-    """The FeatureSet of an ImageSet's reconstructions, and the first images, theirs and the difference as one picture;
-    None twice on other than the main process. save: called with each batch of reconstructions, or None."""
+    """(the FeatureSet of an ImageSet's reconstructions; a picture of the first images, their reconstructions and the
+    differences). (None, None) in all processes but the main one. save: called with each batch of reconstructions, or
+    None."""
     shown = []
 
     def work(x):
@@ -141,7 +142,7 @@ def features_of_reconstructions(H, images, reconstruct, extractor, save):
 
 
 class NoFeatures:
-    """In place of Inception if its weights are missing: images are counted, and have no features."""
+    """Replaces Inception if its weights are missing: it counts images and gives no features."""
 
     identity = None
 
@@ -161,9 +162,8 @@ def find_extractor(H, device):
 
 
 def find_perceptual(H, autoencoder, device):
-    """{name: distance of images}, as Reconstructor takes it: by the network of --extractor, which is LPIPS with VGG16
-    unless that is EfficientNet-Lite0. Empty, with a message, if LPIPS's weights are missing (the checkpoint may hold
-    them)."""
+    """{name: distance} for Reconstructor: a distance by EfficientNet-Lite0 if --extractor selects it, otherwise LPIPS
+    with VGG16. Prints a message and returns {} if the weights of LPIPS are missing. (The checkpoint may hold them.)"""
     if H.extractor != EXTRACTORS[0]:
         return {f"perceptual_{H.extractor}": load_distance().to(device)}
     try:

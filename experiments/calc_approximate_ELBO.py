@@ -1,7 +1,7 @@
 """The likelihood of images: a bound on -log p(x), in nats and in bits per dimension.
 
--log p(x) <= -log p(x | z) - log p(z), z the codes of x: the first term from a Gaussian around the
-reconstruction, whose variance (the generator's head `logsigma`) is fitted here; the second from the prior.
+-log p(x) <= -log p(x | z) - log p(z), where z are the codes of x. The first term comes from a Gaussian around the
+reconstruction. This script fits its variance (the generator's head `logsigma`). The second term comes from the prior.
 """
 
 import sys
@@ -26,12 +26,12 @@ class ELBOConfig:
     elbo_images: int = opt(None, "validation images, spread evenly over the set (default: all)", min=1)
     elbo_passes: int = opt(
         0,
-        "network passes per image for the prior's bound, stratified: far less noise per pass; "
+        "stratified network passes per image for the prior's bound, with less noise per pass; "
         "0: the original's estimator, one pass for each of --total_steps",
         min=0,
         needs="sampler absorbing",
     )
-    n_bits: int = opt(5, "bits a subpixel to count: 5 as the original, 8 for the usual images", min=1, max=16)
+    n_bits: int = opt(5, "bits per subpixel: 5 as in the original, 8 for the usual images", min=1, max=16)
 
 
 EXAMPLES = f"""examples:
@@ -40,15 +40,15 @@ EXAMPLES = f"""examples:
       --ema --steps_per_eval 5000 --train_steps 10000
   python experiments/calc_approximate_ELBO.py ... --resume --elbo_passes 32 --n_bits 8
 
-Here --train_steps ({FIT_STEPS} unless given), --lr ({FIT_LR:g} unless given) and --batch_size are of the fit of
-logsigma; it is evaluated every --steps_per_eval steps and at the end. --resume continues a fit that was stopped,
-and only evaluates one that is finished.
+Here --train_steps ({FIT_STEPS} unless given), --lr ({FIT_LR:g} unless given) and --batch_size are for the fit of
+logsigma. The bound is evaluated every --steps_per_eval steps and at the end. --resume continues a fit that was
+stopped; for a finished fit, it only evaluates the bound again.
 """
 
 
 def settle(H):
-    """The fit's own defaults, in the place of the sampler's."""
-    goes_on = H.resume and (LOGS / H.log_dir / "config.json").is_file()  # then that has given these
+    """Set the defaults of the fit, which replace those of the sampler."""
+    goes_on = H.resume and (LOGS / H.log_dir / "config.json").is_file()  # then config.json has the values
     for name, value in (("train_steps", FIT_STEPS), ("lr", FIT_LR)):
         if name not in H.explicit and not goes_on:
             setattr(H, name, value)
@@ -64,7 +64,7 @@ COMMAND_LINE = dict(
     ).split(),
     settle=settle,
 )
-if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
+if __name__ == "__main__":  # before the slow import of torch, so that --help and errors are fast
     H = get_hparams(**COMMAND_LINE)
 
 import math
@@ -92,7 +92,8 @@ CLIP_NORM = 0.1
 
 
 def fit_step(models, optimiser, x, latent_shape):
-    """One update of logsigma on images x (B, C, H, W) in [0, 1], all else frozen -> mean nats a subpixel ()."""
+    """One update of logsigma on images x (B, C, H, W) in [0, 1]; all other weights are frozen. Returns the mean nats
+    per subpixel, ()."""
     generator, head = models.autoencoder.model.generator, models.autoencoder.model.generator.logsigma
     with torch.no_grad(), models.precision.autocast():
         ids = encode_batch(models.autoencoder.model, x)
@@ -108,7 +109,8 @@ def fit_step(models, optimiser, x, latent_shape):
 
 
 class Evaluation:
-    """The bound over all of an ImageSet. The prior's part does not change with the fit: it is computed once."""
+    """The bound for all images of an ImageSet. The prior's part is computed once, because the fit does not change
+    it."""
 
     def __init__(self, H, models, images, say):
         self.H, self.models, self.images, self.say = H, models, images, say
@@ -123,12 +125,13 @@ class Evaluation:
                 parts.append(part)
                 progress.update(len(part[0]))
         if self.nats_z is None:
-            # Only the main process has parts; in the others, too, this is None no longer.
+            # Only the main process has parts. In the others an empty tensor marks the prior's part as computed.
             self.nats_z = torch.cat([nats_z for _, nats_z in parts]) if parts else torch.empty(0)
         return distributed.from_main(lambda: self.figures(torch.cat([nats_x for nats_x, _ in parts])))
 
     def _share(self, progress):
-        """Of this process's batches: both parts (B,) in nats; of the second None where it is known."""
+        """Yield both parts of the bound, (B,) each in nats, for this process's batches. The second is None if it is
+        known."""
         H, device, precision = self.H, self.models.device, self.models.precision
         model, prior = self.models.autoencoder.model, self.models.sampler.model
         world = distributed.world_size()
@@ -146,7 +149,8 @@ class Evaluation:
             yield gaussian_nll(x, mean.float(), logsigma.float()).cpu().double(), nats_z
 
     def figures(self, nats_x):
-        """The images' part (N,) in nats of the density of images in [0, 1] -> the figures to report."""
+        """nats_x (N,): the images' part of the bound, in nats, for the density of images in [0, 1] -> the figures to
+        report."""
         H, nats = self.H, nats_x + self.nats_z
         dims = H.n_channels * H.img_size**2
         per_image = dict(nats=nats, nats_x=nats_x, nats_z=self.nats_z)
@@ -160,15 +164,15 @@ class Evaluation:
 
 
 def warn_if_seen(H, run):
-    """A sampler that trained on all images has seen those that it is evaluated on."""
+    """Print a note if the sampler was trained on all images, so that it has seen the images of this evaluation."""
     path = LOGS / H.load_dir / "config.json"
     if not path.is_file() or open_source(H.data_entry, "val") is not None:
         return
     trained = read_json(path).get("hparams", {})
     if same_images(trained, H.to_dict()) and not trained.get("steps_per_eval"):
         run.say(
-            f"note: {LOGS / H.load_dir} was trained without validation, on all images: those that are "
-            "evaluated here were among them"
+            f"note: {LOGS / H.load_dir} was trained without validation, on all images: the images evaluated "
+            "here were among them"
         )
 
 
@@ -186,7 +190,7 @@ def main(H):
         check_autoencoder(run, models.autoencoder)
         run.about["sampler"] = report.checkpoints["sampler"]
         run.restore(dict(logsigma=head, logsigma_optim=optimiser), extra={})
-        optimiser.param_groups[0]["lr"] = H.lr  # which may be another than it was saved with
+        optimiser.param_groups[0]["lr"] = H.lr  # which can differ from the saved one
         n_val = len(val_images)
         run.introduce(len(images), count_parameters(head), models.precision.describe(), validate=n_val)
         warn_if_seen(H, run)

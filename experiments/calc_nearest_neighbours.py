@@ -1,4 +1,4 @@
-"""The training images nearest to each sample by a perceptual distance: does the model copy what it has seen?"""
+"""Finds the training images nearest to each sample by a perceptual distance. They show if a model copies images."""
 
 import sys
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from hparams.config import OF_SAMPLING, opt
 class NeighboursConfig:
     """nearest neighbours"""
 
-    n_samples: int = opt(16, "samples to find neighbours of", min=1)
-    n_neighbours: int = opt(10, "training images to find for each of them", min=1)
-    query_batch: int = opt(400, "queries to look for at once, each of which takes 2.5 MB at 256 x 256 pixels", min=1)
+    n_samples: int = opt(16, "number of samples whose neighbours are searched", min=1)
+    n_neighbours: int = opt(10, "training images to find for each sample", min=1)
+    query_batch: int = opt(400, "queries per search; each query takes 2.5 MB at 256 x 256 pixels", min=1)
     query_images: list[str] = opt(
         None,
-        "pictures, or folders of them, to find neighbours of instead of samples: no sampler is needed",
+        "pictures, or folders of pictures, as queries instead of samples; no sampler is needed",
         metavar="PATH",
         replaces=("n_samples", *OF_SAMPLING, "seed"),
     )
@@ -43,9 +43,9 @@ EXAMPLES = """examples:
       --load_dir absorbing_churches --load_step 2000000 --ema
   python experiments/calc_nearest_neighbours.py ... --query_images ~/church.jpg ~/more_churches
 
-Writes logs/<log_dir>/nearest_neighbours.json and images/nearest_neighbours.png: each row a query and, to the right
-of the gap, its neighbours, nearest first (of more than 50 queries the first 50). Training images are read
---batch_size at a time, once for every --query_batch queries.
+Writes logs/<log_dir>/nearest_neighbours.json and images/nearest_neighbours.png. Each row of the picture shows a query
+and, to the right of the gap, its neighbours, the nearest first. The picture shows at most 50 queries. The training
+images are read once for every --query_batch queries, --batch_size at a time.
 """
 COMMAND_LINE = dict(
     family="sampler",
@@ -54,7 +54,7 @@ COMMAND_LINE = dict(
     extra=(NeighboursConfig, ModelsConfig),
     reads=OF_SAMPLING,
 )
-if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
+if __name__ == "__main__":  # before the slow import of torch, so that --help and errors are fast
     H = get_hparams(**COMMAND_LINE)
 
 import statistics
@@ -82,11 +82,11 @@ from utils.display.images import enlarge, sheet
 from utils.evaluation.neighbours import find_candidates, nearest_of
 
 MAX_ROWS = 50  # of the picture
-MIN_SHOWN = 96  # pixels to which smaller images are enlarged in it
+MIN_SHOWN = 96  # pixels; the picture shows smaller images enlarged to this size
 
 
 def read_pictures(H):
-    """--query_images -> their names, and themselves decoded as training images are, uint8 (Q, C, H, W)."""
+    """--query_images -> (their names, the images decoded like training images, uint8 (Q, C, H, W))."""
     names, pictures = [], []
     for path in H.query_images:
         if not Path(path).exists():
@@ -100,7 +100,7 @@ def read_pictures(H):
             pictures.append(decode(read_file(name), H.img_size, H.n_channels))
         except UserError:
             raise
-        except Exception:  # Pillow's readers raise nearly everything
+        except Exception:  # Pillow's readers can raise any exception
             raise UserError(f"--query_images: {name!r} cannot be decoded") from None
     return names, torch.stack(pictures)
 
@@ -122,8 +122,8 @@ def own_batches(H, images, device, progress):
 
 
 def search(H, model, images, queries, device):
-    """Queries uint8 (Q, C, H, W) -> of each a list of (distance, number) of its nearest images in an ImageSet. Of
-    several processes the main one has the lists."""
+    """Queries uint8 (Q, C, H, W) -> for each query a list of (distance, number) of its nearest images in an ImageSet.
+    Only the main process gets the lists."""
     world, candidates, groups = distributed.world_size(), [], queries.split(H.query_batch)
     embedding = partial(track, description="embedding queries", unit="query")
     with Progress(len(groups) * len(images), "comparing training images", "img", lazy=True) as progress:
@@ -144,7 +144,7 @@ def search(H, model, images, queries, device):
 
 
 def draw_rows(queries, rows, images):
-    """Each row a query, a gap, and its neighbours: uint8 (C, h, w)."""
+    """A picture, uint8 (C, h, w): each row shows a query, a gap, and the neighbours."""
     neighbours = [read_again(images, i) for row in rows for _, i in row]
     left, right = (torch.stack([enlarge(x, MIN_SHOWN) for x in xs]) for xs in (queries, neighbours))
     left, right = sheet(left, 1), sheet(right, len(rows[0]))
@@ -160,7 +160,7 @@ def drawn_queries(H, models):
 
 
 def load_net(H):
-    """(the distance, its name, what metrics.jsonl states about it) of --net."""
+    """(the distance of --net, its name, JSON values about it for metrics.jsonl)."""
     if H.net == "alexnet":
         lpips = load_lpips("alex", H.alexnet_weights)
         return lpips, "LPIPS", dict(lpips=hash_tensors(lpips.state_dict()))
@@ -173,7 +173,7 @@ def main(H):
     if H.query_images:
         require_size(H)
         names, queries = read_pictures(H)
-    distance, name_of_distance, weights = load_net(H)  # before any long work, which would be lost
+    distance, name_of_distance, weights = load_net(H)  # an error here must come before long work
     images = load_images(H, "train")
     if not H.query_images:
         models = load_models(H)

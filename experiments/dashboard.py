@@ -1,8 +1,7 @@
-"""`make dashboard`: visdom's server, by default for this machine only, with everything that its page needs.
+"""Starts visdom's server with all files of its page, by default for this machine only (`make dashboard`).
 
-The runs themselves send what is shown, whenever a server is there (utils/display/live_dashboard.py). visdom's own
-server accepts requests of every web page that is open in a browser; this one accepts those of its own page and of
-programs.
+The runs send their data if a server is running (utils/display/live_dashboard.py). visdom's own server accepts requests
+from every web page that is open in a browser. This server accepts only requests from its own page and from programs.
 """
 
 import ipaddress
@@ -37,17 +36,17 @@ class DashboardConfig:
         metavar="NAME",
         repeatable=True,
     )
-    env_path: str = opt(str(LOGS / ".dashboard"), "folder for what the page's 'save' button keeps", metavar="DIR")
+    env_path: str = opt(str(LOGS / ".dashboard"), "folder for data that the page's 'save' button writes", metavar="DIR")
 
 
 EPILOG = """examples:
   python experiments/dashboard.py
   VISDOM_USERNAME=me VISDOM_PASSWORD=... python experiments/dashboard.py --address 0.0.0.0 --port 9000
 
-With VISDOM_USERNAME and VISDOM_PASSWORD in the environment the page asks for them; training finds them there, too.
+If VISDOM_USERNAME and VISDOM_PASSWORD are set, the page asks for them. Set them for training, too.
 """
 
-WELCOME_INTERVAL = 1000  # milliseconds between looks for new runs
+WELCOME_INTERVAL = 1000  # milliseconds between two searches for new runs
 # plotly's "Edit" below each plot would send its data to a company's server.
 STYLE = ".js-link-to-tool, .js-plotly-plot .plotlyjsicon { display: none; }"
 
@@ -93,24 +92,25 @@ def listen(config):
 
 
 def is_local(config):
-    """Whether only programs on this machine reach the server."""
+    """Whether only programs on this machine can connect to the server."""
     return config.address in ("127.0.0.1", "::1", "localhost")
 
 
 def own_names(config):
-    """The host names of this server, in lower case. Finding the full name can take a request to a name server, so it
-    is done only if other machines can connect."""
+    """The host names of this server, in lower case. The full name may need a request to a name server. It is therefore
+    only included if other machines can connect."""
     machine = [socket.gethostname(), *([] if is_local(config) else [socket.getfqdn()])]
     names = ["localhost", *machine, *(name.partition(".")[0] for name in machine), config.address]
     return {name.lower() for name in [*names, *(config.allow_host or [])] if name}
 
 
 def why_refused(request, names):
-    """One line if a foreign web page may have caused this request, None otherwise.
+    """One line that says why this request is refused, or None. Requests that a page of another server may have caused
+    are refused.
 
-    Browsers send the address of the page as Origin; other programs send none. With DNS rebinding a foreign page's own
-    host name points to this machine, and both headers hold that name. A page cannot change the Host that its browser
-    sends, and an IP address as Host rules out rebinding.
+    Browsers send the address of the page in the header Origin; other programs send no Origin. In an attack by DNS
+    rebinding, the host name of the other page points to this machine, and both headers hold this name. A page cannot
+    change the header Host that its browser sends. Rebinding is impossible if Host is an IP address.
     """
     name = request.host_name.strip("[]").rstrip(".")  # lower case, no port: port forwarding changes it
     if name not in names and not _is_ip(name):
@@ -135,8 +135,8 @@ def _is_ip(name):
 
 
 def guarded(application, names):
-    """A subclass of visdom's class `application` that answers every request of a foreign web page with 403 and one
-    line. The check comes before a handler is chosen, so it covers pages, web sockets and static files alike."""
+    """A subclass of visdom's class `application` that answers refused requests with status 403 and one line. The check
+    comes before the choice of a handler, so it covers pages, web sockets and static files."""
     from tornado.web import RequestHandler
 
     class Refused(RequestHandler):
@@ -158,7 +158,7 @@ def guarded(application, names):
 
 
 def make_app(config, login):
-    """visdom's application, as its own start_server makes it, for its own page alone."""
+    """visdom's application, built like in visdom's start_server, but only for its own page."""
     from visdom.server import app as visdom_app
     from visdom.server.handlers import web_handlers
     from visdom.utils.server_utils import hash_password
@@ -170,12 +170,12 @@ def make_app(config, login):
     # visdom sends either a plot or its changes, whichever is shorter. The page compares a hash of its updated plot with
     # the server's hash. But plotly writes into the page's copy, so at every second update all panes were fetched again.
     web_handlers.stringify = lambda node: ""
-    os.environ.setdefault("LOGNAME", "user")  # visdom asks for a name, which the user of a container may lack
+    os.environ.setdefault("LOGNAME", "user")  # visdom needs a user name, which may be missing in a container
     credential = None
     if login:
         name, password = login
         credential = dict(username=name, password=hash_password(hash_password(password)))
-        visdom_app.DEFAULT_ENV_PATH = f"{folder}/"  # where it reads the key of its cookies
+        visdom_app.DEFAULT_ENV_PATH = f"{folder}/"  # visdom reads the key of its cookies here
         write_secret(folder / "COOKIE_SECRET")
     application = guarded(visdom_app.Application, own_names(config))
     app = application(port=config.port, env_path=f"{folder}/", user_credential=credential)
@@ -190,7 +190,7 @@ def make_app(config, login):
 
 
 def welcome_pane(runs):
-    """The first page's pane, which links the environments of these names."""
+    """The pane of the first page. It contains links to the environments of these names."""
     from visdom.utils.server_utils import window
 
     from utils.display.html import render
@@ -201,8 +201,7 @@ def welcome_pane(runs):
 
 
 def update_welcome(app):
-    """Link the environments that exist now, also on a page that is open. If its user has closed the pane, it stays
-    closed."""
+    """Update the links to environments, also on an open page. If the user has closed the pane, it stays closed."""
     from visdom.utils.server_utils import broadcast
 
     panes = app.state.get("main", {}).get("jsons", {})
@@ -215,7 +214,7 @@ def update_welcome(app):
 
 
 def write_secret(path):
-    """A key for cookies, made once: who is logged in stays so when the server is started again."""
+    """Write a key for cookies, unless it exists. Users therefore stay logged in when the server restarts."""
     if not path.exists():
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
             f.write(secrets.token_hex(32))
@@ -236,7 +235,7 @@ def main(config, login):
     sockets = listen(config)  # first, to report at once if the port is in use
     visdom_assets.install(Path(get_visdom_path("static")), lambda text: print(text, flush=True))
     logging.getLogger().setLevel(logging.ERROR)
-    logging.getLogger("tornado.general").setLevel(logging.CRITICAL)  # a style sheet of the user's own is looked for
+    logging.getLogger("tornado.general").setLevel(logging.CRITICAL)  # it warns if the user has no style sheet
     app = make_app(config, login)
     server = HTTPServer(app, max_buffer_size=1024**3)
     server.add_sockets(sockets)

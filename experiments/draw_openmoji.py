@@ -55,7 +55,7 @@ def draw(text, font, size):
 
 
 def draw_all(target, size):
-    """Draw every missing emoji into `target`; a marker file is written when all exist."""
+    """Draw every missing emoji into `target`. Writes a marker file when all exist."""
     marker = target / f".complete_{size}"
     if marker.exists():
         say(f"{target} is complete: {len(list(target.glob('*.png')))} emoji of {size} pixels")

@@ -1,4 +1,4 @@
-"""Draw images larger than those of training: one canvas of codes, read through sliding windows."""
+"""Draw images that are larger than those of training: the sampler sees windows of a larger canvas of codes."""
 
 import sys
 import time
@@ -22,13 +22,13 @@ class BigConfig:
         None, "rows and columns of the canvas of codes: height first, then width", required=True, min=1
     )
     order: str = opt(
-        "raster", "in what order cells are filled (random: each sample in its own)", choices=["raster", "random"]
+        "raster", "order in which cells are filled (random: one order per sample)", choices=["raster", "random"]
     )
     cells_per_step: int = opt(1, "cells of a sample that are revealed together", min=1)
     crop: bool = opt(False, "generate a smaller canvas at the size of training, and cut out the picture's middle")
     n_samples: int = opt(4, "pictures to draw", min=1)
     window_batch: int = opt(64, "windows in one network pass", min=1)
-    decode_tile: int = opt(32, "side in latents of the tiles in which larger canvases are decoded; 0: at once", min=0)
+    decode_tile: int = opt(32, "side in latents of tiles for decoding larger canvases; 0: no tiles", min=0)
 
 
 EXAMPLES = """--temp is 0.8 here unless it is given; --batch_size: canvases at once.
@@ -41,7 +41,7 @@ example:
 
 
 def settle(H):
-    """What is particular to this script in H: the temperature, and the shape's limits."""
+    """Set the default temperature of this script, and check the shape."""
     if "temp" not in H.explicit:
         H.temp = 0.8
     shape, (h, w) = " ".join(map(str, H.shape)), H.latent_shape[1:]
@@ -62,7 +62,7 @@ COMMAND_LINE = dict(
     settle=settle,
     reads_images=False,
 )
-if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
+if __name__ == "__main__":  # before the slow import of torch, so that --help and errors are fast
     H = get_hparams(**COMMAND_LINE)
 
 import torch
@@ -78,8 +78,8 @@ from utils.data.pixels import to_uint8
 
 
 def draw_canvases(H, models):
-    """Yield batches of canvases of codes, (b, h, w) int64, none smaller than in training; n_samples altogether, of
-    which this is the process's share."""
+    """Yield this process's share of n_samples canvases of codes, in batches (b, h, w) int64. No canvas is smaller than
+    in training."""
     window = H.latent_shape[1:]
     shape = tuple(map(max, H.shape, window))
     for numbers, of_all in distributed.turns(0, H.n_samples, H.batch_size):
@@ -96,7 +96,7 @@ def draw_canvases(H, models):
 
 @torch.no_grad()
 def decode_picture(H, models, ids):
-    """A canvas of codes (h, w) -> its picture in the shape asked for, uint8 (C, height, width) on the CPU."""
+    """A canvas of codes (h, w) -> its picture in the requested shape, uint8 (C, height, width) on the CPU."""
 
     def decode(part):
         with models.precision.autocast():

@@ -22,7 +22,7 @@ class SampleConfig:
     n_sheets: int = opt(100, "sheets of 25 samples", min=1)
     n_samples: int = opt(None, "draw this many single images instead of sheets", min=1, replaces=("n_sheets",))
     first_sample: int = opt(
-        0, "number of the first sample: a sample is a function of --seed and its number, whatever --batch_size", min=0
+        0, "number of the first sample; --seed and the number determine a sample, not --batch_size", min=0
     )
     show_steps: bool = opt(False, "show how the first sheet's samples are drawn, in 8 frames: a strip and a GIF")
     save_latents: bool = opt(False, "write the codes to logs/<log_dir>/latents.pt, for calc_FID.py --latents_path")
@@ -38,7 +38,7 @@ EXAMPLES = """examples:
 
 
 def settle(H):
-    """Refuse --show_steps for masked language modelling: it draws every code many times and has no such steps."""
+    """Refuse --show_steps for masked language modelling, which draws every code many times and has no such steps."""
     if H.show_steps and H.sampler == "absorbing" and H.sample_type == "mlm":
         raise UsageError("--show_steps shows --sample_type diffusion (and autoregressive sampling), not mlm")
 
@@ -52,7 +52,7 @@ COMMAND_LINE = dict(
     settle=settle,
     reads_images=False,
 )
-if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
+if __name__ == "__main__":  # before the slow import of torch, so that --help and errors are fast
     H = get_hparams(**COMMAND_LINE)
 
 import torch

@@ -1,4 +1,4 @@
-"""How the throughput of training and sampling grows with the processes of a job: run it under torchrun."""
+"""Measures how the throughput of training and sampling grows with the number of processes. Run it with torchrun."""
 
 import sys
 from dataclasses import dataclass
@@ -22,22 +22,22 @@ class ScalingConfig:
         "of the models: paper (256 x 256 pixels, 24 layers) or small; auto: paper on CUDA",
         choices=["auto", "paper", "small"],
     )
-    seconds: float = opt(10.0, "time for each figure; three rounds at least", above=0.0)
+    seconds: float = opt(10.0, "time for each figure; at least three rounds", above=0.0)
     device: str = opt("auto", "where to compute", choices=["auto", "cpu", "cuda"])
     threads: int = opt(None, "threads of each process on a CPU (default: torchrun's choice, 1)", min=1, max=1024)
     log_dir: str = opt("scaling", "folder under logs/ for scaling.json", metavar="NAME")
 
 
-EPILOG = """Of each job the main process alone, while the others wait, then all of them: each with the same batch as
-the one (weak scaling), and with that batch divided among them (strong scaling, where there is a batch). The
-efficiency is the throughput of N processes over N times that of one.
+EPILOG = """For each job, first the main process runs alone, while the others wait. Then all processes run: each with a
+batch of its own (weak scaling), and with one batch divided among them (strong scaling, if the job has a batch). The
+efficiency is the throughput of N processes divided by N times that of one process.
 
 example:
   torchrun --nproc_per_node 4 experiments/scaling.py --seconds 30
 """
 
 
-if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
+if __name__ == "__main__":  # before the slow import of torch, so that --help and errors are fast
     what = "Compare the throughput of several processes with that of one."
     CONFIG = parse_own(ScalingConfig, what, EPILOG, check=lambda config: run_folder(config.log_dir))
     require_packages(*COMMON)
@@ -72,7 +72,8 @@ def as_one_process():
 
 
 def seconds_of(function, config, device):
-    """The median time of a call, of as many calls as fit into --seconds. All processes make the same number."""
+    """The median time of a call, over as many calls as fit into --seconds. All processes make the same number of
+    calls."""
     timed(function, device)  # the first call warms up
     wanted = config.seconds / timed(function, device)
     rounds = distributed.from_main(lambda: max(LEAST_ROUNDS, int(wanted)))
@@ -80,7 +81,7 @@ def seconds_of(function, config, device):
 
 
 def alone(function, config, device):
-    """seconds_of the main process, while the others wait."""
+    """The seconds_of the main process while the other processes wait."""
 
     def measure_one():
         with as_one_process():
@@ -90,8 +91,8 @@ def alone(function, config, device):
 
 
 def measure(make, batch, config, bench):
-    """A row of the table. make(flags) -> jobs.Job of one process, with --batch_size among the flags unless batch
-    is None; each process has its own."""
+    """A row of the table. make(flags) -> the jobs.Job of one process. The flags include --batch_size, which is the
+    batch of this process, unless batch is None."""
     world = distributed.world_size()
 
     def rate(share, seconds, processes):
@@ -107,7 +108,8 @@ def measure(make, batch, config, bench):
 
 
 def gradients(bench, config):
-    """For both stages: the number of parameters whose gradients are averaged in a step, and the time for that alone."""
+    """For both stages: the number of parameters whose gradients are averaged in a step, and the time of the
+    averaging."""
     with as_one_process():
         vqgan, sampler = build_vqgan(bench.vqgan_H()), bench.sampler(bench.sampler_H())
     for stage, modules in (("VQGAN step", (vqgan.ae, vqgan.disc)), ("sampler step", (sampler,))):
@@ -128,10 +130,10 @@ def line_of(row, world):
 
 
 def main(config):
-    """config: ScalingConfig, or any with its attributes."""
+    """config: ScalingConfig, or another object with the same attributes."""
     world = distributed.world_size()
     if world == 1:
-        raise UserError("scaling is of several processes: torchrun --nproc_per_node N experiments/scaling.py")
+        raise UserError("scaling needs several processes: torchrun --nproc_per_node N experiments/scaling.py")
     torch.set_num_threads(config.threads or torch.get_num_threads())
     warnings.filterwarnings("ignore", category=UserWarning, module="torchvision")
     bench = Bench(config.device, config.size)

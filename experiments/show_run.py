@@ -1,6 +1,6 @@
-"""Show a run again, from what it wrote: the whole dashboard, and logs/<log_dir>/report.html for those without one.
+"""Shows a run again, from its files: all panes of the dashboard, and the report logs/<log_dir>/report.html.
 
-Needs no torch and no model: the run may be finished, under way, or copied from another machine.
+Needs no torch and no model. The run may be finished, still running, or copied from another machine.
 """
 
 import sys
@@ -24,14 +24,14 @@ class ShowConfig:
     log_dir: str = opt(None, "the run's folder under logs/", required=True, metavar="NAME")
     visdom_port: int = opt(8097, "port of the visdom server", min=1, max=65535)
     visdom_server: str = opt(None, "address of the visdom server (default: this machine)", metavar="URL")
-    no_visdom: bool = opt(False, "write the report alone")
+    no_visdom: bool = opt(False, "write only the report")
 
 
 EXAMPLES = """examples:
   python experiments/show_run.py --log_dir vqgan_churches
   python experiments/show_run.py --log_dir FID_log --no_visdom
 
-The report is one file with the pictures in it: send it, print it, open it without a network.
+The report is one file that includes its pictures. You can send it, print it, and open it without a network.
 """
 
 
@@ -58,11 +58,11 @@ from utils.display.live_dashboard import Dashboard
 from utils.display.report import write_report
 from utils.display.saved_run import SavedRun, reduced
 
-PATIENCE = 60.0  # seconds for all of a long run to reach the server
+PATIENCE = 60.0  # seconds to send all data of a long run to the server
 
 
 def show_on_dashboard(run, config):
-    """Send everything to the run's environment; the dashboard prints one line about how that went."""
+    """Send all data to the run's environment. The dashboard prints one line about the result."""
     plots = [f"curves-{name}" for name in run.traces() if name != "loss"]
     batch, total, step = run.hparams.get("batch_size"), run.hparams.get("train_steps"), run.last_step()
     board = Dashboard(

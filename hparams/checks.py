@@ -86,7 +86,7 @@ def usual_workers() -> int:
 
 
 def refused(H: Any, flags: Iterable[Flag]) -> list[Flag]:
-    """The exclusive flags without the flag value that they need. They must have their defaults."""
+    """The exclusive flags whose needed flag does not have the needed value. They must have their defaults."""
     return [flag for flag in flags if "exclusive" in flag.meta and not flag.works(vars(H))]
 
 

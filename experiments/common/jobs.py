@@ -36,7 +36,7 @@ from utils.training.amp import Precision, cpu_has_bf16
 from utils.training.ema import EMA
 
 # For each size: the flags of the two stages, and the amount of work of each job. "small" has few codes, so that the
-# head weighs as little as in the paper's model.
+# output layer takes as small a part of the time as in the paper's model.
 SIZES: dict[str, dict] = {
     "paper": dict(vqgan="--batch_size 4", sampler="--batch_size 20", samples=64, side=256, images=200, rows=10_000),
     "small": dict(
@@ -55,7 +55,8 @@ QUERIES, WIDTH = 16, 2048
 
 @dataclass
 class Job:
-    """fast() and plain() do the same number of `items` (units of work). flops: whether to count those of fast()."""
+    """fast() and plain() process the same number of `items` (units of work). flops: whether to count the FLOPs of
+    fast()."""
 
     name: str
     fast: Callable
@@ -81,7 +82,7 @@ class Bench:
         self.fused = self.device.type != "mps"
 
     def about(self) -> dict:
-        """What a file of results states about them."""
+        """JSON values about the device and the models, for the file of results."""
         return dict(
             device=describe_device(self.device),
             size=self.size_name,
@@ -114,10 +115,10 @@ class Bench:
 
         return run
 
-    # Each method below is a job of that name.
+    # Each method below makes the job of its name.
 
     def vqgan_step(self, more: str = "--disc_start_step 0") -> Job:
-        """One update of stage 1, LPIPS (random weights) and averages included; with the discriminator."""
+        """One update of stage 1 with the discriminator, including LPIPS (random weights) and averages."""
         import lpips
 
         H = self.vqgan_H(more)
@@ -146,11 +147,11 @@ class Bench:
         return Job(name, run_fast, run_plain, H.batch_size, "img")
 
     def vqgan_step_early(self) -> Job:
-        """Before the discriminator joins."""
+        """One update of stage 1 before the discriminator joins."""
         return self.vqgan_step("--disc_start_step 30001")
 
     def sampler_step(self, more: str = "") -> Job:
-        """One update of the absorbing diffusion, averages included."""
+        """One update of the absorbing diffusion, including averages."""
         H = self.sampler_H(more)
         model = self.sampler(H).train()
         other = copy.deepcopy(model)
@@ -180,7 +181,7 @@ class Bench:
         return Job(f"sampling, S = {steps}", self.in_amp(model.sample, u), run_plain, n, "sample")
 
     def sampling_1000(self) -> Job:
-        """In S = 1000 steps."""
+        """Samples of the absorbing diffusion in S = 1000 steps."""
         return self.sampling(1000)
 
     def autoregressive(self) -> Job:
@@ -192,7 +193,7 @@ class Bench:
         return Job("autoregressive sampling", self.in_amp(model.sample, u), run_plain, n, "sample", flops=False)
 
     def likelihood(self) -> Job:
-        """The prior's bound: T passes, or an eighth as many, stratified."""
+        """The prior's bound: plain with T passes, fast with T/8 stratified passes."""
         H = self.sampler_H()
         model, ids = self.sampler(H), self.random_ids(H, self.size["samples"])
         passes = H.total_steps // 8
@@ -219,14 +220,14 @@ class Bench:
         def run_fast() -> None:
             find_candidates(model, queries, zip(images.split(20), torch.arange(n).split(20), strict=True), 10)
 
-        # The second pass, LPIPS itself for 20 candidates a query however many images there are, would weigh here as it
-        # never does among thousands.
+        # The second pass is not timed. It computes LPIPS for 20 candidates of each query, whatever the number of
+        # images, and would dominate here. Among thousands of images it takes a small part of the time.
         name, run_plain = f"neighbours of {QUERIES} among {n} images, first pass", partial(plain.lpips_distances, model)
         return Job(name, run_fast, partial(run_plain, queries, images), QUERIES * n, "pair", flops=False)
 
     def larger_images(self) -> Job:
         """A canvas in raster order."""
-        # The plain form takes minutes; narrower, it takes one.
+        # The plain form takes several minutes; with a narrower model it takes one.
         H = self.sampler_H("--bert_n_emb 128" if self.size_name == "small" else "")
         model, window = self.sampler(H), H.latent_shape[1:]
         u = torch.rand(1, *CANVAS, device=self.device)
@@ -250,7 +251,7 @@ class Bench:
         return Job(f"PRDC of {n} x {WIDTH}", run_fast, run_plain, n, "row", flops=False)
 
     def images(self) -> Job:
-        """What one worker delivers: 256 x 256 pixels from the packed cache, or decoded from photo-like JPEG files."""
+        """The images of one worker: 256 x 256 pixels from the packed cache, or decoded from photo-like JPEG files."""
         folder = Path(self.trash.name)
         n, random = 50, np.random.default_rng(0)
         for i in range(n):

@@ -1,4 +1,4 @@
-"""Features of both sides of a comparison: real images, and images that the models make."""
+"""Features of the two sides of a comparison: real images and generated images."""
 
 import contextlib
 import itertools
@@ -53,21 +53,21 @@ class Images:
         self.H, self.images, self.kind, self.what = H, images, kind, what
 
     def at_most(self, n: int) -> "Images":
-        """These images if there are no more than n, else n of them, evenly spaced."""
+        """These images, or n evenly spaced ones if there are more than n."""
         if len(self.images) <= n:
             return self
         return Images(self.H, self.images.evenly(n), self.kind, self.what)
 
     def header(self) -> dict:
-        """Everything that the features depend on besides the extractor, for files of features."""
+        """Everything that the features depend on, except the extractor, for files of features."""
         images = distributed.from_main(lambda: dict(self.images.identity(), contents=self.images.origin()["contents"]))
         return dict(kind=self.kind, images=images)
 
     def features(self, extractor: Any, keep: bool = True) -> FeatureSet | None:
-        """Their FeatureSet, from the cache or computed now; None on other than the main process."""
+        """The FeatureSet of these images, from the cache or computed now. None in all processes but the main one."""
         header = dict(kind=self.kind, **extractor.identity, images=distributed.from_main(self.images.identity))
         if distributed.from_main(features.cache_path(dict(header, keep=True)).is_file):
-            keep = True  # a cache with more than requested exists
+            keep = True  # a cache that holds more than requested exists
         what = f"features of {self.kind} images"
 
         def compute() -> FeatureSet | None:
@@ -80,9 +80,9 @@ class Images:
 
 
 class Samples:
-    """The other side: the first n samples of a model, or the first n codes of a file.
+    """One side of a comparison: the first n samples of a model, or the first n codes of a file.
 
-    on_images: called with each batch, uint8 (b, C, H, W), once; the samples are then decoded even if a cache exists.
+    on_images: called once with each batch, uint8 (b, C, H, W). The samples are then decoded even if a cache exists.
     """
 
     def __init__(self, H: Hparams, models: Models, n: int, latents_path: str | None = None):
@@ -114,8 +114,8 @@ class Samples:
                 progress.update(of_all)
 
     def all_ids(self) -> torch.Tensor | None:
-        """The codes of all samples, (n, L) on the CPU, drawn if they are not yet; None on other than the main
-        process."""
+        """The codes of all samples, (n, L) on the CPU. They are drawn if necessary. None in all processes but the main
+        one."""
         if self.drawn is None:
             list(self.id_batches())
         parts = list(distributed.in_order(self.drawn))
@@ -136,8 +136,8 @@ class Samples:
         return dict(common, sampler=models.sampler.hash, **key_of_samples(vars(H)))
 
     def features(self, extractor: Any, keep: bool = True) -> FeatureSet | None:
-        """Their FeatureSet with features and logits, from the cache or computed now; None on other than the main
-        process."""
+        """The FeatureSet of the samples with features and logits, from the cache or computed now. None in all processes
+        but the main one."""
         header = dict(extractor.identity, **self.header())
         if self.on_images is None:
             return features.cached(header, lambda: self._compute(extractor), say)
@@ -163,7 +163,7 @@ class Samples:
 
 
 def load_extractor(H: Hparams, device: torch.device, load: Callable = inception) -> Any:
-    """The extractor that a metric's function loads; --extractor decides which one it is in the place of Inception."""
+    """The extractor of a metric. load: its function in the decorator; --extractor can replace Inception."""
     return EfficientNetExtractor(device) if load is inception and H.extractor != EXTRACTORS[0] else load(H, device)
 
 
@@ -173,13 +173,13 @@ def load_extractors(H: Hparams, names: list[str], device: torch.device) -> dict:
 
 
 def compare(H: Hparams, names: list[str], extractors: dict, real: Any, fake: Any) -> dict:
-    """The metrics of these names, of two sides -> {name: number}, with the number of images of each side; {} on other
-    than the main process. real: Images, or an object with the same methods; fake: the same, or Samples."""
+    """Compute the metrics of these names for two sides -> {name: number}, including the numbers of images. {} in all
+    processes but the main one. real: Images, or an object with the same methods; fake: the same, or Samples."""
     metrics = [METRICS[name] for name in names]
     sides = [(metric.extractor, real.at_most(metric.most_real)) for metric in metrics]
     reals, values = {}, {}
-    # The real images first: damaged images are found there, and samples may take hours. Of the metrics those first that
-    # keep features, which serve the others, too.
+    # The real images come first, because they may be damaged, and samples may take hours. Metrics that keep features
+    # come first, because the other metrics can use the same features.
     for metric, (load, side) in sorted(zip(metrics, sides, strict=True), key=lambda pair: not pair[0].keep):
         if (load, side) not in reals:
             reals[load, side] = side.features(extractors.get(load), metric.keep)
@@ -193,21 +193,21 @@ def compare(H: Hparams, names: list[str], extractors: dict, real: Any, fake: Any
 
 
 def identity_of(extractors: dict) -> Any:
-    """What metrics.jsonl states about the networks: the identity of the one, a list if there are several."""
+    """The identity of the network for metrics.jsonl; a list of identities if there are several networks."""
     found = [extractor.identity for extractor in extractors.values()]
     return found if len(found) > 1 else next(iter(found), None)
 
 
 def write_latents(path: Path | str, ids: torch.Tensor, autoencoder: Loaded) -> None:
-    """Codes (N, L) of an autoencoder (models.pretrained.Loaded) -> a file that read_latents reads."""
+    """Write codes (N, L) of an autoencoder (models.pretrained.Loaded) to a file that read_latents reads."""
     save_tensors(path, dict(ids=ids, header=dict(autoencoder=autoencoder.hash)))
 
 
 def read_latents(path: Path | str, n: int, H: Any, autoencoder: Loaded) -> torch.Tensor:
     """The first n rows of codes in a file: ids (n, L) int64.
 
-    A torch file (a tensor, a list of tensors, {'ids': tensor}, or a cache under latents/) or a .npy file, of
-    integers (N, L) or (N, h, w). Raises UserError for anything else, for fewer than n rows, and if the file
+    path: a torch file (a tensor, a list of tensors, {'ids': tensor}, or a cache under latents/) or a .npy file. It
+    holds integers (N, L) or (N, h, w). Raises UserError for anything else, for fewer than n rows, and if the file
     records another autoencoder.
     """
     if str(path).endswith(".npy"):
@@ -242,8 +242,8 @@ def read_latents(path: Path | str, n: int, H: Any, autoencoder: Loaded) -> torch
 def saving_images(folder: Path) -> Callable:
     """Return a function that writes each image of a batch as a PNG file into a new folder.
 
-    Raises UserError if the folder holds images: those of an earlier run must not be mixed with these. (Only the main
-    process checks and creates it.)
+    Raises UserError if the folder already holds images, because images of two runs must not be mixed. (Only the main
+    process checks and creates the folder.)
     """
     number = itertools.count()
     if distributed.is_main():

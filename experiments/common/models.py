@@ -1,4 +1,4 @@
-"""The models that a command line names, and whether they belong together."""
+"""Loads the models that a command line names, and checks that they belong together."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ from utils.training.start import agree_on_steps
 
 @dataclass
 class Models:
-    """What the experiments work with. The sampler is None if load_models was called without."""
+    """The models of an experiment. The sampler is None if load_models was called with with_sampler=False."""
 
     device: torch.device
     precision: Precision
@@ -47,14 +47,14 @@ def load_models(H: SimpleNamespace, with_sampler: bool = True) -> Models:
 
 
 def require_size(H: SimpleNamespace) -> None:
-    """If no model is loaded, --ae_load_dir only gives the size of the images. Refuse a folder that does not exist,
-    unless --img_size is given."""
+    """For commands that load no model and need only the size of the images from --ae_load_dir. UserError if this folder
+    does not exist and --img_size is not given."""
     if "img_size" not in H.explicit:
         require_folder("ae_load_dir", H.ae_load_dir)
 
 
 def check_autoencoder(run: Run, autoencoder: Loaded) -> None:
-    """Raise UserError unless a resumed run has the autoencoder that it was trained with. Its manifests record which."""
+    """Raise UserError unless a resumed run has the autoencoder that it was trained with, which its manifests record."""
     known = (run.manifest or {}).get("autoencoder")
     if known and known["hash"] != autoencoder.hash:
         raise UserError(
@@ -65,7 +65,7 @@ def check_autoencoder(run: Run, autoencoder: Loaded) -> None:
 
 
 def check_pair(H: SimpleNamespace, autoencoder: Loaded) -> None:
-    """Refuse a sampler that was trained on another autoencoder's codes (where the run recorded it)."""
+    """Raise UserError if the sampler was trained on codes of another autoencoder, as far as its run recorded this."""
     known = recorded_autoencoder(checkpoints_of(H.load_dir), H.load_step)
     if known and known["hash"] != autoencoder.hash:
         raise UserError(
@@ -85,7 +85,7 @@ def warn_of_other_data(H: SimpleNamespace, folder: str, step: int) -> None:
     trained, now = recorded_config(checkpoints_of(folder), step), vars(H)
     if not trained.get("dataset"):
         return  # a published checkpoint
-    if not H.data_entry["paths"]:  # the images are not read, and the command line does not say which they are
+    if not H.data_entry["paths"]:  # the images are not read, and the command line does not name them
         now = dict(now, custom_dataset_path=trained.get("custom_dataset_path"))
     if not same_images(trained, now):
         names = [

@@ -1,4 +1,4 @@
-"""Pictures of what the models do: a sample while it is drawn, and the image patch that each code stands for."""
+"""Pictures that explain the models: samples while they are drawn, and a mean image patch for each code."""
 
 import math
 from typing import Any
@@ -16,7 +16,7 @@ from utils.display.grids import fitted, labelled, write_gif, write_picture
 from utils.display.images import enlarge, sheet, to_pillow
 
 FRAMES = 8
-SHOWN = 5  # samples in the strip; the animation holds them all
+SHOWN = 5  # samples in the strip; the animation shows all samples
 GREY = 0.55  # for codes that are not known yet
 PAPER = 200  # grey value between the means of codes, because many means are white
 
@@ -41,8 +41,9 @@ def decode_canvas(ae: Any, ids: Tensor, mask_id: int, latent_shape: tuple[int, i
 
 
 def states_of_sampling(sampler: Any, uniforms: Tensor, ids: Tensor, n: int) -> Tensor:
-    """Samples ids (B, L) at n evenly spaced times of their sampling, from all masked to all known, without drawing them
-    again: (n, B, L), with the sampler's mask_id for codes that are not known yet. uniforms: as for sampler.sample."""
+    """States of samples ids (B, L) at n evenly spaced times of their sampling, from all masked to all known: (n, B, L).
+    Codes that are not known yet are the sampler's mask_id. The samples are not drawn again. uniforms: as for
+    sampler.sample."""
     shares = torch.linspace(0, 1, n, device=ids.device)
     return ids.masked_fill(sampler.revealed_at(uniforms) > shares[:, None, None], sampler.mask_id)
 
@@ -76,8 +77,8 @@ def show_denoising(report: Any, H: Any, models: Any, ids: Tensor, first: int) ->
 
 
 class CodeMeans:
-    """What each of K codes stands for: the mean of the pixels in its cell, and half a cell around it, wherever it is
-    used.
+    """A mean image patch for each of K codes: the mean of the pixels at all positions that use the code, in its cell
+    and half a cell around it.
 
     (Decoding a canvas of a single code shows little: the decoder was not trained on such canvases.)
     """
@@ -113,7 +114,7 @@ class CodeMeans:
 
     def caption(self) -> str:
         used = int((self.counts > 0).sum())
-        return f"what codes stand for: the mean of the pixels there, most used first; {used} of {len(self.counts)} used"
+        return f"mean of the pixels of each code, most used codes first; {used} of {len(self.counts)} used"
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ from utils.evaluation.metrics import EXTRACTORS
 
 
 def command_of(H: Hparams) -> str:
-    """The command line of a script as text, without the flags that do not change what it draws, and where."""
+    """The command line of a script as text, without --log_dir and without flags that do not change its pictures."""
     idle = {"log_dir", *names_of("dashboard", "machine", "request")}
     words = [f"--{name} {shown(getattr(H, name))}" for name in H.explicit if name not in idle]
     return " ".join([H.script, *words])
@@ -48,8 +48,8 @@ class Pictures:
         self.drawn_by: dict[str, str] = {}
 
     def place(self, name: str) -> Path:
-        """The path images/<name>. If another command has drawn that picture, a number precedes the suffix, here and in
-        the names that follow."""
+        """The path images/<name>. If another command has written this picture, a number is put before the suffix, here
+        and in later names."""
         self.lines = self.lines or self._open()
         images = self.folder / "images"
         stem, suffix = name.rsplit(".", 1)
@@ -70,7 +70,7 @@ class Pictures:
         path = self.folder / "pictures.jsonl"
         lines = Lines(path)
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # of another program, or damaged
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged, or not of this program
                 row = parse_json(line)
                 self.drawn_by[str(row["picture"])] = str(row["command"])
         return lines
@@ -109,7 +109,7 @@ class Report:
             if self.is_main:
                 self.conclude()
             distributed.cleanup()
-            if self.is_main:  # last of all: an interrupt here loses nothing
+            if self.is_main:  # after everything else, so that Ctrl-C here loses only the report
                 report_at_end(self.folder, say)
 
     def conclude(self) -> None:
@@ -143,7 +143,7 @@ class Report:
         self.dashboard.properties({"": title, **shown}, "results")
 
     def compared(self, values: dict, more: str = "", **about: Any) -> None:
-        """Report what measure.compare found, as `values` does. more: the end of the title."""
+        """Report the result of measure.compare in the same way as `values`. more: text for the end of the title."""
         if self.is_main:
             sides = f"{values['samples']} samples against {values['training_images']} training images"
             network = "" if self.H.extractor == EXTRACTORS[0] else f", features of {self.H.extractor}"

@@ -1,4 +1,4 @@
-"""Samples of codes, each a function of the seed and its number."""
+"""Draws samples of codes. Each sample is a function of the seed and its number."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -29,7 +29,7 @@ def sample_batches(
     with Progress(n, "sampling", "img", workers=distributed.world_size()) as progress:
         batches = sampler.sample_many(draw, len(numbers), len(own[0][0]) if own else 1, H.temp, progress)
         for _, of_all in own:
-            with precision.autocast():  # not around the yield: the caller's code must not run in it
+            with precision.autocast():  # not around the yield, because the caller's code must run without it
                 ids = next(batches)
             yield ids
             progress.update(of_all)

@@ -31,8 +31,8 @@ def load_autoencoder(
 ) -> Loaded:
     """The VQGAN's autoencoder of --ae_load_dir, --ae_load_step.
 
-    sampler: (Checkpoints, step) of the sampler that uses it: the weights are those that it was trained with, averaged
-    or raw. None: there is no sampler, and --weights decides.
+    sampler: (Checkpoints, step) of the sampler that uses the autoencoder. The weights, averaged or raw, are then those
+    that this sampler was trained with. None: there is no sampler, and --weights decides.
     """
     raw = named_weights(recorded_autoencoder(*sampler)) == ("vqgan", H.ae_load_step) if sampler else H.weights == "raw"
     return autoencoder_of(H, *find_weights("vqgan", H.ae_load_dir, H.ae_load_step, raw), device)
@@ -53,8 +53,8 @@ def load_lpips(
 
     weights_path: torchvision's state dict of that network, or a state dict of the complete LPIPS or VQGAN
     (`perceptual.*`); default: torchvision's own location. checkpoint: the path of a VQGAN checkpoint
-    that will be loaded: if it holds `perceptual.*`, no other file is needed. Raises UserError if the
-    weights are missing (`otherwise`: another remedy, for the message) or do not fit.
+    that will be loaded; if it holds `perceptual.*`, no other file is needed. otherwise: another remedy, for the
+    message. Raises UserError if the weights are missing or do not fit.
     """
     path = weights_path or WEIGHT_FILES[LPIPS_NETS[net]].place
     if not weights_path and (line := missing(LPIPS_NETS[net])):
@@ -90,8 +90,8 @@ def to_lpips_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tens
 
 
 def note_missing_weights(H: Any, *names: str) -> None:
-    """--dry_run: one line for each file of weights that the command line H needs and that is missing. names: those of
-    weight_files."""
+    """For --dry_run: print one line for each missing file of weights that the command line H needs. names: keys of
+    weight_files.WEIGHT_FILES."""
     for name in names:
         if line := missing(name, getattr(H, WEIGHT_FILES[name].flag)):
             say(f"note: {line}")

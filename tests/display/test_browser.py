@@ -208,7 +208,7 @@ def test_the_page_of_a_vqgan(visit, runs):
     *titles, reconstructions, codebook = shown  # in this order, on a page that is opened anew
     assert titles == ["progress", "loss", "properties", *STAGE_1[1:], "codebook_usage"]
     assert reconstructions == f"reconstructions ({TRIPLES_CAPTION}), step 24"
-    assert codebook.startswith("what codes stand for") and codebook.endswith(", step 24")
+    assert codebook.startswith("mean of the pixels of each code") and codebook.endswith(", step 24")
     for name in STAGE_1:
         pane = shown[name]
         assert (pane.head, pane.x, pane.y) == (name, "step (4 images each)", UNITS[name]) and not pane.notes, name

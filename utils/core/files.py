@@ -73,9 +73,11 @@ def atomic_write(path: str | Path) -> Iterator[Any]:
 
 
 def remove_temporaries(folder: str | Path, unused_for: float = 0.0) -> None:
-    """Remove the files in a folder that killed processes left in atomic_write: they can be large.
+    """Remove the temporary files in a folder, which can be large. They are there if a process was killed in
+    atomic_write.
 
-    unused_for: remove only files that were not modified for so many seconds, if other processes may be writing now.
+    unused_for: remove only files that were not modified for this time in seconds, because other processes may be
+    writing now.
     """
     folder = Path(folder)
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -99,7 +101,8 @@ def check_appendable(path: str | Path) -> None:
 
 
 def _open_to_append(path: str | Path) -> Any:
-    """The flags protect against a file that appears at the path after the check. Windows has neither of them."""
+    """Open a file for appending. The two flags protect against a link or pipe that appears after check_appendable.
+    Windows does not have them."""
     check_appendable(path)
     more = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     return open(path, "ab", buffering=0, opener=lambda name, flags: os.open(name, flags | more, 0o666))
@@ -113,8 +116,8 @@ class Lines:
     """
 
     def __init__(self, path: str | Path, keep: int | None = None):
-        """keep: truncate the file to so many bytes (default: keep all of it). An incomplete last line is removed, too.
-        A complete row without a line break (as some editors leave it) is kept and gets one."""
+        """keep: truncate the file to this number of bytes (default: no limit). An incomplete last line is removed, too.
+        A complete last row without a line break (some editors remove it) is kept, and a line break is added."""
         self.path = path
         self.file = _open_to_append(path)
         content = Path(path).read_bytes()
@@ -161,7 +164,7 @@ class Lines:
 
 
 def _is_row(data: bytes) -> bool:
-    """Whether bytes are a complete JSON object. The start of an object, left by an interrupted write, is not."""
+    """Whether bytes are a complete JSON object. After an interrupted write they are only the start of one."""
     try:
         return isinstance(json.loads(data), dict)
     except (ValueError, RecursionError):
@@ -201,7 +204,7 @@ def load_tensors(path: str | Path) -> Any:
 
     require_file(path)
     try:
-        with warnings.catch_warnings():  # torch warns about files that are refused below
+        with warnings.catch_warnings():  # torch also warns about files that the code below refuses
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except (PermissionError, MemoryError):

@@ -10,7 +10,7 @@ ROOT_VARIABLE = "UNLEASHING_ROOT"
 
 
 def from_here(path: str | Path) -> str:
-    """A path as seen from the current folder if it is below that, else as it is."""
+    """A path relative to the current folder if it is below this folder, else unchanged."""
     try:
         relative = os.path.relpath(path)
     except (ValueError, OSError):  # on another drive; the current folder was removed
@@ -34,24 +34,24 @@ LOGS, LATENTS, FEATURES, PACKED = (ROOT / name for name in ("logs", "latents", "
 
 
 def in_root(path: str) -> str:
-    """A path of datasets.yaml or of a saved configuration, where relative paths start at the root, as seen from
-    here."""
+    """A path of datasets.yaml or of a saved configuration -> the same path relative to the current folder. Relative
+    paths in these files start at the root."""
     return path if IS_HERE or path.startswith("~") else os.path.join(ROOT, path)
 
 
 def from_root(path: str) -> str:
-    """A path as seen from the root if it is below that, else as it is: the keys of caches do not depend on the current
-    folder."""
+    """A path relative to the root if it is below the root, else unchanged. The keys of caches use it, so that they do
+    not depend on the current folder."""
     return path if IS_HERE else path.removeprefix(os.path.join(ROOT, ""))
 
 
 def recorded(path: str) -> str:
-    """A path that a user typed, as a saved configuration holds it: absolute unless the root is the current folder."""
+    """A path that a user typed -> its form in a saved configuration: absolute unless the root is the current folder."""
     return path if IS_HERE else os.path.abspath(os.path.expanduser(path))
 
 
 def describe_root() -> str | None:
-    """Which folder is the root and why, in one line; None if it is the current folder."""
+    """One line that says which folder is the root and why; None if the root is the current folder."""
     if IS_HERE:
         return None
     named = os.environ.get(ROOT_VARIABLE)
@@ -69,7 +69,7 @@ def local_rank() -> int:
 
 
 def local_size() -> int:
-    """How many processes of the job this machine has."""
+    """The number of processes of the job on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
@@ -85,8 +85,8 @@ def is_main() -> bool:
 def first_to_report() -> bool:
     """Whether no other process of the job has reported an error on this machine (since torchrun's last restart).
 
-    All processes meet the same mistake at once, and when one ends, the others lose their connection to it. Only the
-    first one reports an error.
+    Often all processes have the same error at the same time. If one process ends, the others lose their connection to
+    it. Therefore only the first one reports its error.
     """
     record = os.environ.get("TORCHELASTIC_ERROR_FILE")  # <a folder for each start>/<local rank>/error.json
     if world_size() > 1 and record:

@@ -1,4 +1,4 @@
-"""JSON files, read without trust: a run's folder may come from someone else. Standard library only."""
+"""Reads JSON files that may be damaged or hostile: a run's folder may come from someone else. Standard library only."""
 
 import hashlib
 import json
@@ -15,8 +15,8 @@ MOST_BYTES = 64 << 20  # of a file
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text. ValueError for any other text, and for values that are nested deeper than anything
-    that this program writes: printing and hashing go down by recursion."""
+    """The value of a JSON text. ValueError for any other text, and for values with more than MOST_NESTED levels,
+    because printing and hashing are recursive. (This program writes fewer levels.)"""
     try:
         value = json.loads(text)
     except RecursionError:
@@ -37,7 +37,7 @@ def _children(value: Any) -> Iterable:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file. Raises DamagedFile if it is not one that parse_json() takes, or no regular file."""
+    """Read a JSON file. Raises DamagedFile if parse_json() refuses its text, or if it is not a regular file."""
     try:
         with open(path, encoding="utf-8", opener=without_waiting) as f:
             found = os.fstat(f.fileno())

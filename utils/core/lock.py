@@ -27,7 +27,7 @@ _HELD: set[int] = set()  # descriptors
 
 
 def _close_inherited() -> None:
-    """Called in a forked child, which would otherwise hold the lock as long as it runs."""
+    """Close the lock files in a forked child. Otherwise the child would hold the lock as long as it runs."""
     for fd in _HELD:
         os.close(fd)
     _HELD.clear()
@@ -66,7 +66,7 @@ class FolderLock:
             self._leave_note(warn)
 
     def _lock(self, fd: int) -> bool:
-        """Whether the lock is held now; False if the file system has none."""
+        """Take the lock. Returns True, or False if the file system has no locks."""
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
         deadline = time.monotonic() + (WAIT_AFTER_RESTART if restarted else 0.0)
         while fcntl is not None:

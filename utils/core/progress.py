@@ -10,7 +10,7 @@ from utils.core.errors import discard_output, printable
 from utils.core.job import is_main
 
 PLAIN_INTERVAL = 15.0  # seconds between lines without a terminal, at first
-CALM = 300.0  # after so many seconds the interval grows, to at most RAREST times: logs of long runs stay short
+CALM = 300.0  # seconds after which the interval grows, up to RAREST times, so that logs of long runs stay short
 RAREST = 20
 BAR = "{desc} {n_fmt}/{total_fmt} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
 
@@ -19,10 +19,10 @@ output_is_closed = False  # whether a line could not be printed because no progr
 
 
 def say(message: object) -> None:
-    """Print a line without breaking a progress bar. Characters that the terminal's encoding lacks and control
-    characters are escaped: file names may hold them. Only the main process prints. When no program reads stdout any
-    more (`| head`), this line and the later ones are lost, but no work is: a training run stops with a checkpoint, and
-    a script that writes files finishes them."""
+    """Print a line without breaking a progress bar. Control characters, and characters that the terminal's encoding
+    lacks, are escaped, because file names may contain them. Only the main process prints. If no program reads stdout
+    any more (`| head`), this and later lines are lost, but no work: a training run stops with a checkpoint, and a
+    script that writes files completes them."""
     global output_is_closed
     if not is_main():
         return
@@ -39,8 +39,8 @@ class Progress:
     """A count towards a total. `update(n, **shown)`; use as a context manager.
 
     lazy: show nothing before the first skip_to or update, because there may be nothing to do. Only the main process
-    shows its count, which must include the work of all. workers: the number of processes that work at the same pace,
-    to estimate the unfinished work of all.
+    shows its count, which must include the work of all processes. workers: the number of processes that work at the
+    same speed; it is used to estimate the unfinished work of all.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class Progress:
         self._show(None)
 
     def within(self, n: int) -> Callable:
-        """Return a function that iterates over a list (the steps that complete the next n units) and shows how many
-        steps are done."""
+        """Return a function f for work on the next n units: `for step in f(steps)` iterates over a list of steps and
+        shows the number of completed steps."""
 
         def steps(items: list) -> Iterator:
             for i, item in enumerate(items):
@@ -145,19 +145,18 @@ class Progress:
 
 
 class Forecast:
-    """Reports once, as soon as it is known, how long a run will take. total: its last step. left: the seconds that it
-    reported."""
+    """Estimates once how long a run will take. total: the last step of the run. left: the estimate in seconds."""
 
-    STEPS, SECONDS = 20, 30.0  # measured over so many steps after the first, or so many seconds
-    SHORT = 10.0  # seconds: shorter times are not reported
-    LONG = 3650 * 86400.0  # seconds: for longer times no date is given
+    STEPS, SECONDS = 20, 30.0  # the measurement ends after this number of steps, or after this time
+    SHORT = 10.0  # seconds; a shorter time is not reported
+    LONG = 3650 * 86400.0  # seconds; for a longer time no date is reported
 
     def __init__(self, total: int):
         self.total, self.told, self.left = total, False, 0.0
         self.first: tuple[int, float] | None = None
 
     def text(self, step: int) -> str | None:
-        """Call it after each step. Returns one line, once, and None otherwise."""
+        """Call it after each step. Returns the estimate as one line when it is known, and None at all other steps."""
         now = time.monotonic()
         if self.told or self.first is None:
             self.first = self.first or (step, now)  # the first step is slower and not counted

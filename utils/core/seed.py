@@ -27,8 +27,8 @@ def seed_everything(*words: int | str) -> None:
 class StepRandom:
     """Random numbers for the samples of one step's global batch.
 
-    Every rank draws the rows of all ranks and keeps its own, so that a sample's numbers do not depend
-    on how many processes share the batch. The draws depend on the order of the calls.
+    Every rank draws the rows of all ranks and keeps its own. The numbers of a sample therefore do not depend on the
+    number of processes. The draws depend on the order of the calls.
     """
 
     def __init__(
@@ -39,7 +39,8 @@ class StepRandom:
         world_size: int = 1,
         at: tuple[int, int] | None = None,
     ):
-        """rank, world_size: which of the equal blocks of rows to return. Or at: (first row, number of all rows)."""
+        """rank, world_size: the number of the block of rows to return, and the number of equal blocks. Alternatively,
+        at: (first row, number of all rows)."""
         self.words, self.generator = words, torch.Generator(device=device).manual_seed(derive_seed(*words))
         self.rank, self.world_size, self.at = rank, world_size, at
 
@@ -60,7 +61,7 @@ class StepRandom:
 def sample_uniforms(
     seed: int, indices: Iterable, shape: tuple[int, ...], device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """Uniforms on [0, 1) that belong to single samples: row i is a function of (seed, indices[i]).
+    """Uniform random numbers on [0, 1), one row for each sample: row i is a function of (seed, indices[i]).
 
     Returns (len(indices), *shape) float32. Drawn on the CPU, so that a sample is the same on every
     device and in every batch.

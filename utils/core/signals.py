@@ -8,7 +8,8 @@ from typing import Any
 
 from utils.core import job
 
-# Seconds. A launcher may forward a signal that all processes of a job have already received: both count as one request.
+# Seconds. A launcher may forward a signal that all processes already received. Two signals within this time count as
+# one.
 PASSING_ON = 3.0
 
 

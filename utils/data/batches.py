@@ -1,4 +1,4 @@
-"""Batches of images and of codes, whose order is a function of (seed, step), and the processes that decode images."""
+"""Batches of images and of codes, and the processes that decode images. The order is a function of (seed, step)."""
 
 import atexit
 import functools
@@ -30,8 +30,8 @@ Batch = tuple[torch.Tensor, torch.Tensor]  # images uint8 (B, C, H, W), and thei
 def batch_positions(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:
     """Which items form the global batch of a step: int64 (batch_size,) in [0, n).
 
-    Item p of the endless stream belongs to epoch p // n, and each epoch has an order of its own. Step 1 takes
-    the first batch_size items of the stream. Only (seed, step) is needed to resume at any step.
+    The items of all epochs form an endless stream. Item p belongs to epoch p // n, and each epoch has an order of its
+    own. Step 1 takes the first batch_size items. A run can resume at any step from (seed, step) alone.
     """
     stream = np.arange((step - 1) * batch_size, step * batch_size)
     epochs, offsets = stream // n, stream % n
@@ -55,7 +55,7 @@ def local_rows(batch_size: int) -> slice:
 
 
 def local_batch(H: Any) -> int:
-    """The number of images of a batch that a process holds at once in training."""
+    """The number of images that a process computes at once in training."""
     return max(1, H.batch_size // (distributed.world_size() * H.accumulate_steps))
 
 
@@ -79,8 +79,8 @@ def _items(H: Any, n: int, start_step: int) -> Iterator[list[tuple[int, bool, Cr
 def training_batches(images: ImageSet, H: Any, start_step: int, say: Say = say) -> Iterator[Batch]:
     """Yield the endless batches of this process from start_step on. All processes iterate together.
 
-    Broken images are reported, and every --steps_per_log steps to all processes. Raises UserError if there are too
-    many.
+    Broken images are reported. Every --steps_per_log steps all processes exchange their broken images. Raises UserError
+    if there are too many.
     """
     batches = _load(images, _items(H, len(images), start_step), H.num_workers, say)
     for step, batch in enumerate(batches, start_step):
@@ -161,11 +161,12 @@ def _load(
             _WITH_WORKERS.add(loading)
         yield from loading
     except UserError as error:
-        images.check_broken(say)  # if they are the reason, it names them
+        images.check_broken(say)  # names broken images, if they are the reason
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
     except (RuntimeError, OSError, MemoryError) as error:
         if loading is None and isinstance(error, OSError):
-            _MultiProcessingDataLoaderIter._shutdown = True  # else the incomplete iterator raises when it is collected
+            # Otherwise the incomplete iterator raises an error when it is deleted.
+            _MultiProcessingDataLoaderIter._shutdown = True
         elif "DataLoader worker" not in str(error):
             raise
         reason = (str(error).strip().splitlines() or [repr(error)])[-1]  # the last line of a worker's traceback
@@ -173,7 +174,7 @@ def _load(
             f"a process that decodes images failed ({reason}); most likely memory, or the shared memory /dev/shm, is "
             "full: give fewer --num_workers, or --num_workers 0"
         ) from None
-    finally:  # end them now: an error's traceback would keep them until a later garbage collection
+    finally:  # end the workers now: the traceback of an error would keep them until a later garbage collection
         if loading is not None and num_workers:
             loading._shutdown_workers()  # type: ignore[attr-defined]
 
@@ -190,11 +191,10 @@ _WITH_WORKERS: weakref.WeakSet = weakref.WeakSet()
 
 @atexit.register
 def end_workers() -> None:
-    """At exit, ask the remaining workers to end, then kill those that do not. (An error's traceback keeps
-    its batches alive. A worker can be stuck in a read, or in a lock that a thread of its parent held when it
-    was forked.)
+    """At exit, ask the remaining workers to end, then kill those that do not. (The traceback of an error keeps batches
+    and their workers alive. A worker can hang in a read, or in a lock that a thread of its parent held at the fork.)
 
-    Otherwise multiprocessing would send SIGTERM, which they ignore, and wait for them indefinitely.
+    Without this, multiprocessing would send SIGTERM, which workers ignore, and wait for them forever.
     """
     for batches in list(_WITH_WORKERS):
         batches._shutdown_workers()

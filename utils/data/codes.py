@@ -1,9 +1,9 @@
-"""The cache of latent ids: what stage 2 trains on.
+"""The cache of latent ids, the training data of stage 2.
 
-A file under latents/ holds ids (N, L) as int16 (int32 if the codebook has more than 32,768 codes), the positions of the
-images that were left out because they could not be decoded, and a header of everything that the ids depend on: the
-autoencoder's weights, the images, split and flip. It is never reused for another autoencoder. While a large set is
-encoded, finished parts are stored next to it: a job that is killed loses at most one part.
+A file under latents/ holds ids (N, L) as int16 (int32 if the codebook has more than 32,768 codes), the positions of
+images that could not be decoded, and a header. The header states everything that the ids depend on: the autoencoder's
+weights, the images, split and flip. A file is never reused for another autoencoder. While a large set is encoded,
+finished parts are stored next to the file, so that a killed job loses at most one part.
 """
 
 import contextlib
@@ -49,14 +49,15 @@ def cached(
     encode: Encode,
     say: Say,
 ) -> torch.Tensor:
-    """The ids (N, L) of an ImageSet, from the cache of this header, or from encode() and then cached. Reports the
-    images that were left out. All processes call it together and get the result.
+    """The ids (N, L) of an ImageSet: read from the cache of this header, or computed by encode() and then cached.
+    Reports the images that were left out. All processes call it together and get the result.
 
-    header: its latent_shape gives the number of codes of an image. encode: a range of positions -> an iterator over the
-    ids (b, L) of their images in order, in batches of batch_size images; it has results in the main process only.
+    header: its latent_shape gives the number of codes of an image. encode: called with a range of positions; returns an
+    iterator over the ids (b, L) of these images in order, in batches of batch_size images. The iterator yields results
+    in the main process only.
     """
     codes = CodeCache(header, images, codebook_size, encode, say)
-    found = codes.read_or_encode(batch_size)  # None in other processes than the main one
+    found = codes.read_or_encode(batch_size)  # None in all processes but the main one
     left_out = found.get("left_out") if found else None
     images.leave_out(left_out, len(images) - len(found["ids"]) if found else 0, codes.path, say)
     ids = distributed.broadcast_tensor(found and found["ids"])
@@ -75,7 +76,7 @@ class CodeCache:
         self._origin = functools.cache(images.origin)
 
     def read_or_encode(self, batch_size: int) -> Tensors | None:
-        """The ids and the positions of the images that were left out; None in other processes than the main one."""
+        """The ids, and the positions of the images that were left out. None in all processes but the main one."""
         n = len(self.images)
         check = functools.partial(self.check, self.path, range(n), self.images.most_broken())
         encode = functools.partial(self._encode_in_parts, n, batch_size)

@@ -1,4 +1,4 @@
-"""From encoded bytes to pixels: any image file -> a square of one size."""
+"""Decodes image files: encoded bytes -> the pixels of a square image of a given size."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 # origin (the EPS reader runs Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 LONG_IMAGE = 8  # aspect ratio from which an image is cropped before it is resized
-LONGEST_SIDE = 1 << 20  # pixels: Pillow limits the area (179 million), but also allocates a pointer per row
+LONGEST_SIDE = 1 << 20  # pixels. Pillow limits only the area (179 million), but needs memory for each row, too
 PIECE = 1 << 22  # pixels converted at once: each copy of an image of the largest area takes 0.7 GB
 
 
@@ -33,8 +33,9 @@ def decode(data: Any, size: int, n_channels: int = 3, crop: Crop | None = None) 
     """Encoded bytes -> uint8 (C, size, size): short side resized to `size`, then cropped at the centre. With crop, this
     part of the image instead, resized.
 
-    Accepts any size and mode. Transparent pixels are put on white, 16-bit greys are scaled, and the EXIF rotation is
-    applied. An animation gives its first frame. Raises an Exception of any type if the bytes are not an image.
+    Accepts any size and mode. Transparent images get a white background, 16-bit grey images are scaled, and the EXIF
+    rotation is applied. An animation gives its first frame. Raises an Exception of any type if the bytes are not an
+    image.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Sets of images: which images train and which validate, and which cannot be decoded."""
+"""Sets of images: training and validation images, and images that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from utils.data.sources import Source, open_source
 MAX_BROKEN_SHARE = 0.05
 VALIDATION_SHARE = 0.05
 MAX_NAMED = 100  # broken images that are reported by name while a run continues
-MAX_LISTED = 1000  # and when it stops because of them
-SEARCH = 60.0  # seconds for finding the rest of them then
-SKETCHED = 1000  # names in the first digest of a sketch: manifests of earlier versions have only this one
+MAX_LISTED = 1000  # broken images that are reported by name when a run stops because of them
+SEARCH = 60.0  # seconds for the search for more broken images when a run stops
+SKETCHED = 1000  # names in the first digest of a sketch, the only digest in manifests of earlier versions
 SAMPLED = 64  # images whose contents are compared when a cache is read
 
 Say = Callable[[str], None]
@@ -73,7 +73,7 @@ class ImageSet(Dataset):
         try:
             return decode(self.source.read(self.indices[i]), self.img_size, self.n_channels, crop)
         except UserError:
-            raise  # the source itself cannot be read
+            raise  # the disk, the network or the data set cannot be read
         except Exception:  # Pillow's readers raise many types, and one bad file must not end a run
             self.broken[i] = True
             return None
@@ -89,7 +89,7 @@ class ImageSet(Dataset):
             image = None if self.broken[j] else self.load(j, *crop)
             if image is not None:
                 return (image.flip(-1) if flip else image), j
-        raise UserError(self._too_many())  # whoever iterates then calls check_broken, which names them
+        raise UserError(self._too_many())  # the iterator then calls check_broken, which names the images
 
     # ------------------------------------------------------------------ broken images
 
@@ -101,15 +101,15 @@ class ImageSet(Dataset):
         first = self.name(int(self.broken.numpy().argmax()))
         return (
             f"{self._count_broken()} of {len(self)} images cannot be decoded, {first!r} among them; "
-            "more than 5% is more than an accident: remove or repair them"
+            "at most 5% may be broken: remove or repair them"
         )
 
     def _count_broken(self) -> int:
         return int(np.count_nonzero(self.broken.numpy()))  # 0.2 ms for 3 million; torch.sum takes 4 ms
 
     def check_broken(self, say: Say) -> None:
-        """Report newly found broken images through `say`. Raises UserError if more than 5% are broken, after reporting
-        all that can be found in SEARCH seconds."""
+        """Report new broken images through `say`. If more than 5% of the images are broken, search for more of them for
+        up to SEARCH seconds, report these, and raise UserError."""
         count = self._count_broken()
         if count == len(self._reported):
             return
@@ -126,7 +126,8 @@ class ImageSet(Dataset):
         raise UserError(self._too_many())
 
     def _report(self, say: Say, most: int) -> int:
-        """Name the broken images that were not reported yet, up to `most` in all. Returns how many have no name."""
+        """Name the broken images that were not reported yet, up to `most` in total. Returns the number of those that
+        are not named."""
         for i in self.broken.nonzero().flatten().tolist():
             if i not in self._reported and len(self._reported) < most:
                 say(f"skipped: {self.name(i)!r} cannot be decoded")
@@ -134,7 +135,7 @@ class ImageSet(Dataset):
         return max(0, len(self._reported) - most)
 
     def _find_all(self) -> bool:
-        """Decode the images to find all broken ones. Returns False if they are too many to do so now."""
+        """Decode the images to find all broken ones. Returns False if SEARCH seconds are not enough."""
         end = time.monotonic() + SEARCH
         for i in range(len(self)):
             if time.monotonic() > end:
@@ -151,14 +152,14 @@ class ImageSet(Dataset):
         self.check_broken(say)
 
     def left_out(self, positions: range) -> torch.Tensor:
-        """Which images of a range are broken: int64 (n,)."""
+        """The positions of the broken images in a range, int64 (n,)."""
         return positions.start + self.broken[positions.start : positions.stop].nonzero().flatten()
 
     def leave_out(self, left_out: torch.Tensor | None, missing: int, path: Path, say: Say) -> None:
-        """Mark the images that a cache was made without as broken, and report them. All processes call it.
+        """Mark the images that a cache does not contain as broken, and report them. All processes call it.
 
-        left_out: int64 (n,) in the main process, None in the others. It is also None for a cache of an earlier version,
-        which does not list its `missing` images.
+        left_out: the positions of these images, int64 (n,), in the main process; None in the others. Also None for a
+        cache of an earlier version, which does not list the images. missing: the number of images.
         """
         if left_out is not None:
             self.broken[left_out] = True
@@ -169,10 +170,10 @@ class ImageSet(Dataset):
             )
         self.check_all_broken(say)
 
-    # ------------------------------------------------------------------ what these images are
+    # ------------------------------------------------------------------ identity
 
     def identity(self) -> dict[str, Any]:
-        """What these images are, for the keys of caches."""
+        """JSON values that identify the images and their decoding, for the keys of caches."""
         return dict(
             source=self.source.identity(),
             indices=hashlib.sha256(self.indices.astype("<i8").tobytes()).hexdigest(),
@@ -182,7 +183,7 @@ class ImageSet(Dataset):
         )
 
     def origin(self) -> dict[str, Any]:
-        """What else is compared when a cache is read: see utils.core.cache.is_current."""
+        """JSON values that are compared when a cache is read: see utils.core.cache.is_current."""
         digest = hashlib.sha256()
         for i in evenly_spaced(min(SAMPLED, len(self)), len(self)):
             digest.update(hashlib.sha256(self.source.sample(self.indices[i])).digest())
@@ -192,8 +193,8 @@ class ImageSet(Dataset):
         return (os.path.basename(self.name(i)) for i in positions)
 
     def sketch(self) -> dict[str, Any]:
-        """The number of images and digests of their names: enough to recognise another set, independent of its
-        location."""
+        """The number of images and digests of their names. A different set has a different sketch; the same set in
+        another folder has the same one."""
         n = len(self)
         sketch = dict(count=n, names=hash_json(list(self._file_names(evenly_spaced(min(SKETCHED, n), n)))))
         if n > SKETCHED:
@@ -214,13 +215,13 @@ def evenly_spaced(count: int, n: int) -> np.ndarray:
 
 
 def fixed_images(images: ImageSet, count: int, say: Say = say) -> torch.Tensor:
-    """Up to `count` evenly spaced images of the set, uint8 (n, C, H, W). They are the same whenever pictures are
-    drawn. The next good image replaces a broken one. All processes call it."""
+    """Up to `count` evenly spaced images of the set, uint8 (n, C, H, W), the same at each call. The next good image
+    replaces a broken one. All processes call it."""
     spread = evenly_spaced(min(count, len(images)), len(images))
     try:
         chosen = torch.stack([images[i, False][0] for i in spread.tolist()])
     except UserError:
-        images.check_all_broken(say)  # names them all, if there are too many
+        images.check_all_broken(say)  # if too many images are broken, this names them
         raise
     images.check_all_broken(say)
     return chosen
@@ -230,16 +231,17 @@ def fixed_images(images: ImageSet, count: int, say: Say = say) -> torch.Tensor:
 
 
 def split_sizes(n: int) -> tuple[int, int]:
-    """How many of n images train and how many validate: 5%, at least one."""
+    """(number of training images, number of validation images) of n images: 5%, at least one, are for validation."""
     n_val = max(round(n * VALIDATION_SHARE), 1)
     return n - n_val, n_val
 
 
 def held_out(source: Source, rule: str) -> np.ndarray:
-    """Which images of a source validate, bool (n,).
+    """A mask of the validation images of a source, bool (n,).
 
-    rule: "hash": those whose split_keys have the lowest SHA-256, so that a large subfolder has about its share, and a
-    set that is moved or that grows keeps (almost) all of them; "last": the last ones, the rule of earlier versions.
+    rule: "hash": the images whose split_keys have the lowest SHA-256. Each large subfolder then has about 5%. A set
+    that is moved keeps its validation images; a set that grows keeps almost all of them. "last": the last images, which
+    is the rule of earlier versions.
     """
     n_train, n_val = split_sizes(len(source))
     if rule == "last":
@@ -262,8 +264,9 @@ def open_images(
 ) -> ImageSet:
     """The ImageSet of a split, 'train' or 'val', of a datasets.yaml entry (hparams.sources.dataset_entry).
 
-    If a set has validation images of its own, these are used. Otherwise 5% validate, by split_rule (see held_out), and
-    the others train; without hold_out, all images train. unique: see utils.data.sources.open_source.
+    If a set has validation images of its own, these are used. Otherwise 5% are validation images, chosen by split_rule
+    (see held_out), and the others are training images. With hold_out False, all images are training images. unique: see
+    utils.data.sources.open_source.
     """
     own_validation = open_source(entry, "val", unique)
     source = own_validation if split == "val" else None

@@ -1,9 +1,9 @@
 """A packed cache of decoded images (--cache_images): an epoch then reads pixels instead of decoding files.
 
-packed/<dataset>_<split>_<key>/part_<first image>.u8: images one after the other, uint8 (C, H, W), then the CRC-32 of
-each (0: the image is broken). The key is a hash of the images' identity: their files, sizes, times and resizing.
-origin.json holds what else is compared (see utils.core.cache). Each part is complete or absent, so that a killed run
-continues with the next part. An image with a wrong CRC is decoded instead.
+A file packed/<dataset>_<split>_<key>/part_<first image>.u8 holds images one after the other, uint8 (C, H, W), and then
+the CRC-32 of each image (0: the image is broken). The key is a hash of the images' identity: their files, sizes, times
+and resizing. origin.json holds other values that are compared (see utils.core.cache). Each part is complete or absent,
+so that a killed run continues with the next part. An image with a wrong CRC is decoded from its file instead.
 """
 
 import shutil
@@ -51,7 +51,7 @@ class PackedImages:
 
     def renew(self, now: dict[str, Any], say: Say) -> bool:
         """Remove the parts if their origin is not `now`, and store `now`. Only the main process calls it. Returns False
-        if the disk refuses."""
+        if the disk is not writable."""
         path = self.folder / "origin.json"
         parts = list(self.folder.glob("part_*.u8"))
         try:
@@ -142,7 +142,7 @@ def _write_missing(packed: PackedImages, images: ImageSet, num_workers: int, say
             f"--cache_images needs {needed / 1e9:.1f} GB in {packed.folder}, and {free / 1e9:.1f} are free: free some "
             "space (that folder may be a link to another disk), or leave the flag out"
         )
-    with Progress(len(images), "packing images", "img") as progress:  # assumes that all processes are equally far
+    with Progress(len(images), "packing images", "img") as progress:  # assumes that all processes are equally fast
         for done, part in enumerate(missing, start=len(own) - len(missing)):
             progress.skip_to(len(images) * done // len(own))
             packed.write(part, one_pass(images, BATCH, num_workers, positions=part, say=say))

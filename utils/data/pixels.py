@@ -1,4 +1,4 @@
-"""Images as bytes and as numbers: one rounding rule."""
+"""Conversion between uint8 images and floats, with one rounding rule."""
 
 import torch
 
@@ -9,5 +9,5 @@ def to_float(x: torch.Tensor) -> torch.Tensor:
 
 
 def to_uint8(x: torch.Tensor) -> torch.Tensor:
-    """Floats in [0, 1] (clamped) -> uint8, rounding half up: the only rule that turns images into bytes."""
+    """Floats in [0, 1] (clamped) -> uint8, rounding half up. All code that makes bytes of images uses this function."""
     return (x.float().clamp(0, 1) * 255 + 0.5).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Where encoded images come from: folders and LMDBs. Bytes, not pixels."""
+"""The sources of encoded images: folders and LMDBs. They return bytes, not pixels."""
 
 import bisect
 import errno
@@ -21,8 +21,8 @@ from utils.core.json_files import without_waiting
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LARGEST_FILE = 1 << 30  # bytes of an encoded image
-END = 1 << 16  # bytes at each end of an image that belong to a sample of its contents
-MOST_TYPES = 5  # types of files that are not read, in a message
+END = 1 << 16  # bytes at each end of an image file that the digest of its contents covers
+MOST_TYPES = 5  # types of unread files that a message lists
 LMDB_SLACK = 1 << 20  # bytes by which a complete LMDB file may be shorter than its page count
 
 # Temporary errors of a disk, a network or this machine, which do not mean that the file is damaged.
@@ -44,8 +44,8 @@ def is_passing(error: Exception) -> bool:
 
 
 def patiently(read: Callable[[], T], path: Any) -> T:
-    """Call read(), and again after a pause if it raises an error of PASSING. After the last try, raise a UserError that
-    names the file: the run must stop, because continuing without this file would leave out a good image."""
+    """Call read(). If it raises an error of PASSING, call it again after a pause. After the last try, raise a UserError
+    that names the file. The run must stop then, because it would otherwise leave out a good image."""
     for number in range(len(PAUSES) + 1):
         try:
             return read()
@@ -89,8 +89,8 @@ def _read_file(path: Any, ends_only: bool = False) -> bytes:
 class ByteStrings:
     """A list of byte strings in two flat buffers.
 
-    Millions of Python objects would take three times the memory, and every worker would need a copy:
-    reference counting writes to the memory pages that a forked process shares with its parent.
+    Millions of Python objects would take three times the memory. Every worker would also need a copy, because reference
+    counting writes to the memory pages that a forked process shares with its parent.
     """
 
     def __init__(self, items: Iterable[bytes]) -> None:
@@ -122,9 +122,9 @@ class ByteStrings:
 
 
 class FolderImages:
-    """The image files under some folders, recursive, sorted by path. unique: if several paths or links lead to one
-    file, only the first counts. without: folders whose files do not count. `others`: the files of other types by
-    extension."""
+    """The image files in some folders and their subfolders, sorted by path. unique: if several paths or links lead to
+    one file, use only the first. without: folders whose files are left out. `others`: the numbers of files of other
+    types by extension."""
 
     what = "folders of images"
 
@@ -157,8 +157,9 @@ class FolderImages:
         return os.fsdecode(self.files[i])
 
     def split_keys(self) -> Iterator[bytes]:
-        """What decides whether an image validates, different for each: its path as seen from its folder, with slashes,
-        and the number of the folder, unless that is the first. If the data set is moved, they stay the same."""
+        """A key for each image, whose hash decides whether it is a validation image: the path relative to the folder,
+        with slashes, and the number of the folder unless it is the first. The keys do not change if the data set is
+        moved."""
         starts = [(os.path.join(folder, b""), b"\0%d" % n if n else b"") for n, folder in enumerate(self.folders)]
         for path in self.files:
             for start, number in starts:
@@ -180,7 +181,7 @@ class FolderImages:
 
 
 def first_of_each(paths: Iterable[Any], real: Callable[[Any], Any] = os.path.realpath) -> list[Any]:
-    """A list of the paths without those that lead to the same file as an earlier one. real: path -> real path."""
+    """The paths, without any that leads to the same file as an earlier one. real: path -> real path."""
     found: dict[Any, Any] = {}
     for path in paths:
         found.setdefault(real(path), path)
@@ -188,7 +189,8 @@ def first_of_each(paths: Iterable[Any], real: Callable[[Any], Any] = os.path.rea
 
 
 def real_file() -> Callable[[bytes], bytes]:
-    """Return a fast os.path.realpath for many files in few folders: each folder is resolved once."""
+    """Return a function like os.path.realpath that is fast for many files in few folders: it resolves each folder only
+    once."""
     real_folder = functools.cache(os.path.realpath)
 
     def real(path: bytes) -> bytes:
@@ -199,8 +201,8 @@ def real_file() -> Callable[[bytes], bytes]:
 
 
 def find_images(folder: Any, others: Counter[str] | None = None) -> list[str]:
-    """Paths of the images under a folder. Links to folders are followed, each real folder once. others: counts of the
-    other files by extension, which are added to."""
+    """Paths of the images in a folder and its subfolders. Links to folders are followed; each real folder is read once.
+    others: a Counter to which the other files are added by extension."""
     found, counts = patiently(lambda: _walk(folder), folder)
     if others is not None:
         others.update(counts)
@@ -214,7 +216,7 @@ def _walk(folder: Any) -> tuple[list[str], Counter[str]]:
         dirs.sort()  # if two paths lead to one folder, every machine takes the same one
         real = os.path.realpath(root)
         if real in seen:
-            dirs.clear()  # a loop of links
+            dirs.clear()  # read before, for instance in a loop of links
             continue
         seen.add(real)
         for name in names:
@@ -298,7 +300,7 @@ class LmdbImages:
         return f"{path}:{key.decode(errors='replace')}"
 
     def split_keys(self) -> Iterator[bytes]:
-        """As for FolderImages: the key, and the number of the LMDB, unless that is the first."""
+        """As for FolderImages, with the key of the image and the number of the LMDB unless it is the first."""
         sizes = [end - start for start, end in itertools.pairwise([*self.starts, len(self)])]
         numbers = (b"\0%d" % n if n else b"" for n, size in enumerate(sizes) for _ in range(size))
         return map(bytes.__add__, self.keys, numbers)
@@ -315,7 +317,7 @@ _OPEN_LMDBS: dict[tuple[int, str], Any] = {}
 
 
 def open_lmdb(path: str) -> Any:
-    """The environment of an LMDB, opened once in each process: a forked worker must not use its parent's."""
+    """The environment of an LMDB, opened once in each process. A forked worker must not use that of its parent."""
     import lmdb
 
     key = os.getpid(), path
@@ -333,17 +335,18 @@ def open_lmdb(path: str) -> Any:
 
 # ---------------------------------------------------------------------- entries of datasets.yaml
 
-# The first that holds a folder reads it. A new kind of storage is a class like these, and its name here.
+# The first class whose holds(folder) is true reads the folder. To add a kind of storage, add a class and enter it here.
 KINDS = (LmdbImages, FolderImages)
 Source = LmdbImages | FolderImages
 
 
 def open_source(entry: dict[str, Any], split: str, unique: bool = False) -> Source | None:
-    """The images of a datasets.yaml entry for 'train', or its own validation images for 'val'. unique: a file or an
-    LMDB that several paths or links lead to counts once.
+    """The images of a datasets.yaml entry for 'train', or its own validation images for 'val'. unique: if several paths
+    or links lead to one file or LMDB, use it once.
 
-    Returns None for 'val' if the set has no validation images of its own. Raises a UserError that names the place to
-    edit if there is nothing to read. What is in 'val_paths' does not train, although it may lie in 'paths'.
+    Returns None for 'val' if the set has no validation images of its own. If there is nothing to read, raises a
+    UserError that names the place to edit. Images in 'val_paths' are not training images, even if they are also in
+    'paths'.
     """
     paths, val_paths = _existing(entry, "paths"), _existing(entry, "val_paths")
     if split == "val" and val_paths:
@@ -383,7 +386,8 @@ def _of_category(entry: dict[str, Any], paths: Iterable[str], split: str) -> lis
 def _open_folders(
     entry: dict[str, Any], key: str, paths: list[str], unique: bool, without: Iterable[str] = ()
 ) -> Source:
-    """The images in these folders, the value of `key` in an entry, all of one kind."""
+    """The source of the images in these folders, which must be of one kind. key: the field of the entry that lists
+    them."""
     kinds = {next(kind for kind in KINDS if kind.holds(path)): path for path in reversed(paths)}
     if len(kinds) > 1:
         mixed = " and ".join(f"{kind.what} ({kinds[kind]})" for kind in KINDS if kind in kinds)
@@ -400,7 +404,7 @@ def _open_folders(
 
 
 def other_files(source: Source) -> str:
-    """The files of types that are not read, counted; "" if there are none."""
+    """The number of files of each type that is not read, as text; "" if there are none."""
     by_count = sorted(source.others.items(), key=lambda item: (-item[1], item[0]))
     counts = [f"{count} {extension or 'without extension'}" for extension, count in by_count]
     if len(counts) > MOST_TYPES:

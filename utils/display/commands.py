@@ -1,4 +1,4 @@
-"""Command lines to paste: what to run after a run, and how to resume it."""
+"""Command lines that the user can paste: the next steps after a run, and how to resume it."""
 
 import os
 import shlex
@@ -17,7 +17,7 @@ PORT = 29500  # of torchrun's rendezvous, if there are several machines
 
 
 def python() -> str:
-    """How this Python is called here: by a name that the shell finds, else by its path."""
+    """The word that starts this Python: a name if the shell finds it, otherwise the path."""
     here = os.path.abspath(sys.executable)
     for name in ("python", "python3"):
         if _is_beside_python(name) and os.path.samefile(str(shutil.which(name)), here):
@@ -32,7 +32,8 @@ def _is_beside_python(name: str) -> bool:
 
 
 def launcher() -> list[str]:
-    """The words that start a script as this one was started: by python, or by torchrun in as many processes."""
+    """The words that start a script in the same way as this one: python, or torchrun with the same number of
+    processes."""
     if job.world_size() == 1:
         return [python()]
     torchrun = ["torchrun"] if _is_beside_python("torchrun") else [python(), "-m", "torch.distributed.run"]
@@ -45,7 +46,8 @@ def launcher() -> list[str]:
 
 
 def command(script: str, **flags: Any) -> str:
-    """A command line as text. script: as seen from the repository; flags that are None or False are left out."""
+    """A command line as text. script: the path relative to the repository. Flags that are None or False are left
+    out."""
     words = [*([python()] if script in ALONE else launcher()), from_here(REPOSITORY / script)]
     for name, value in flags.items():
         if value is True:
@@ -68,8 +70,8 @@ def _data(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resume(script: str, values: Mapping[str, Any], **more: Any) -> str | None:
-    """The command that continues a run, from its script's name and its hyperparameters {flag: value}; the rest is in
-    its config.json. None if the script cannot resume."""
+    """The command that continues a run. script: the name of its script; values: {flag: value} of its hyperparameters.
+    All other values are in its config.json. None if the script cannot resume."""
     if script not in SCRIPTS:
         return None
     names = ["log_dir"]
@@ -82,12 +84,12 @@ def resume(script: str, values: Mapping[str, Any], **more: Any) -> str | None:
 
 
 def show_run(name: str) -> str:
-    """The command that makes the page of logs/<name>."""
+    """The command that writes the report of logs/<name>."""
     return command("experiments/show_run.py", log_dir=name, no_visdom=True)
 
 
 def after_vqgan(H: Any, step: int, train_steps: int) -> str:
-    """Stage 2 on the codes of this stage 1. train_steps: of stage 2."""
+    """The command that trains stage 2 on the codes of this stage 1. train_steps: that of stage 2."""
     return command(
         "train_sampler.py",
         sampler="absorbing",
@@ -101,7 +103,8 @@ def after_vqgan(H: Any, step: int, train_steps: int) -> str:
 
 
 def after_sampler(H: Any, step: int, n_images: int) -> tuple[str, str]:
-    """(samples, FID) of this stage 2. n_images: about how many there are to compare with; the paper: 50000 samples."""
+    """(command that draws samples, command that computes the FID) for this stage 2. n_images: the approximate number of
+    images to compare with. The paper uses 50000 samples."""
     models = dict(
         sampler=H.sampler,
         **_data(vars(H)),

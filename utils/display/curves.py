@@ -8,20 +8,22 @@ MARKED_POINTS = 100  # shorter curves are drawn with markers, because a single p
 SMOOTHED_FROM = 20  # points: longer curves are also drawn smoothed
 SPAN = 0.025  # the share of all points so far (at least 3 points) that the running mean covers
 VALIDATION = "validation"  # the name of these curves, which are dashed
-NEVER_SMOOTHED = ("lr", "gpu_memory_gib", "codes_used", "skipped_updates")  # steps are steps
+NEVER_SMOOTHED = ("lr", "gpu_memory_gib", "codes_used", "skipped_updates")  # curves without noise
 
 
 class Curve:
-    """The points of one trace by rising x; at most `limit`, evenly thinned, and always the newest.
+    """The points of one trace in the order of x. At most `limit` points are kept, evenly spaced; the newest point is
+    always kept.
 
-    Each y comes with the exponential moving average so far. Its span grows with the curve, so that long and short
-    curves look equally smooth; the first 3 points have equal weights. smooth=False: it is not shown.
+    Each point has the exponential moving average of y up to this point. The span of the average grows with the curve,
+    so that long and short curves look equally smooth. The first 3 points have equal weights. smooth=False: the average
+    is not shown.
     """
 
     def __init__(self, limit: int, smooth: bool = True) -> None:
         self.limit, self.smooth = limit, smooth
         self.points: list[Point] = []
-        self.sent = 0  # the first so many points were taken
+        self.sent = 0  # the number of points that were taken
         self.stride, self.count = 1, 0  # every stride-th of the `count` points that were added is in `points`
         self.newest: Point | None = None  # the last point if it is not in `points`
         self.newest_sent = False
@@ -31,9 +33,9 @@ class Curve:
         return self.smooth and len(self.points) >= SMOOTHED_FROM
 
     def add(self, x: float, y: float) -> bool:
-        """Add a point. Earlier points at x and later are dropped, because a resumed run repeats those steps.
+        """Add a point. Existing points at x or later are dropped, because a resumed run repeats their steps.
 
-        Returns True if the curve can no longer be shown by appending to what was taken.
+        Returns True if points that were taken are no longer valid, so that appending new points is not enough.
         """
         was_smoothed = self.smoothed
         dropped = self._drop_from(x)
@@ -53,7 +55,7 @@ class Curve:
         return dropped or thinned or len(self.points) == MARKED_POINTS or self.smoothed != was_smoothed
 
     def _drop_from(self, x: float) -> bool:
-        """Drop the points at x and later. Returns whether there were any."""
+        """Drop the points at x and later. Returns True if there were any."""
         last = self.newest or (self.points[-1] if self.points else None)
         if last is None or x > last[0]:
             return False
@@ -63,10 +65,10 @@ class Curve:
         return True
 
     def take(self, whole: bool, final: bool) -> tuple[list[float], list[float], list[float]]:
-        """Lists (xs, ys, means) to send now, all or only the new ones; from now on they count as sent.
+        """Lists (xs, ys, means) of the points to send now: all (whole) or only the new ones. They are marked as sent.
 
-        final: also the newest point, even if thinning may remove it. If it were appended at every send, such points
-        would accumulate on the server.
+        final: include the newest point even if thinning may remove it later. Without final it is not sent, because such
+        points would accumulate on the server.
         """
         points = self.points[0 if whole else self.sent :]
         self.sent = len(self.points)

@@ -1,7 +1,7 @@
 """The panes of the dashboard (plots, bars, tables, progress) as plain data for visdom and plotly.
 
-Names of panes: 'curves-NAME', 'bars-NAME', 'image-NAME', or the name of a text. Those of a plan are on the page from
-the start, in its order: an open page puts a pane that comes later at its end.
+Names of panes: 'curves-NAME', 'bars-NAME', 'image-NAME', or the name of a text. A plan lists panes that are on the page
+from the start, in the order of the plan. (An open page puts new panes at its end.)
 """
 
 import math
@@ -68,15 +68,15 @@ def plan_of(H: Any, name: str, device_type: str) -> list[str]:
 
 
 def notes_of(H: Any, name: str) -> dict[str, str]:
-    """{pane: what it says until it has a point}, where that is more than NOTHING_YET."""
+    """{pane: its text until it has a point}, for panes whose text is not NOTHING_YET."""
     if name != "vqgan":
         return {}
     return {f"curves-{curve}": f"from step {H.disc_start_step:,} on" for curve in DISCRIMINATOR}
 
 
 def pane(win: str, data: list[dict], layout: dict | None = None) -> dict[str, Any]:
-    """A request to visdom's server that makes or replaces a pane, in the size that it gives to its kind: at every
-    update the page would set one of ours again, whatever its user has dragged, and its grid knows whole cells only."""
+    """A request to visdom's server that creates or replaces a pane. It contains no size, so visdom uses its default
+    size: with a size of our own, every update would undo a change of the size by the user."""
     return dict(win=win, data=data, layout=layout or {}, opts=dict(title=win.partition("-")[2] or win))
 
 
@@ -86,7 +86,7 @@ def text_pane(win: str, template: str, **values: Any) -> dict[str, Any]:
 
 
 def progress_pane(run: str, step: int, total: int, state: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """A bar, and a table of values. state: a word like those of STATES, and perhaps more."""
+    """A progress bar and a table of values. state: text that begins with one of STATES."""
     percent = 100 * min(1.0, step / max(total, 1))
     values = {"step": f"{step:,} of {total:,} ({percent:.3g}%)", **values}
     colour = STATES[state.split()[0].rstrip(",")]
@@ -104,19 +104,19 @@ def bar_pane(win: str, xs: list, ys: list[float], xlabel: str = "", ylabel: str 
 
 
 def time_left(seconds: float) -> str:
-    """How long, and within a week when that will be."""
+    """A duration as text, with its end as a day and time if it is less than a week away."""
     if seconds > 7 * 86_400:
         return duration(seconds)
     return f"{duration(seconds)}, until {time.strftime('%a %H:%M', time.localtime(time.time() + seconds))}"
 
 
 class Plot:
-    """Curves that share one pane: a colour for each run, validation dashed. `whole`: send all points as a replacement,
-    not only the new ones.
+    """Curves that share one pane. Each run has a colour; validation is dashed. `whole`: send all points as a
+    replacement, not only the new ones.
 
     images_per_step: None, or the number of images per step, for the hover text. run: the name of the run, which is
-    shown if there are curves of other runs. note: what the pane says until it has a point; '': there is no pane before
-    the first value that is not 0, because a loss whose weight is 0 needs none.
+    shown if there are curves of other runs. note: the text of the pane until it has a point; '': there is no pane
+    before the first value that is not 0, because a loss whose weight is 0 needs no pane.
     """
 
     LEGEND_WIDTH = 300  # pixels, in the size that visdom gives to a pane
@@ -139,7 +139,7 @@ class Plot:
             self.whole = True
 
     def compare(self, others: dict[str, dict[str, Curve]]) -> None:
-        """Show the curves of other runs, too: {run: {trace: Curve}}, with all runs in the order of their colours."""
+        """Show the curves of other runs, too. others: {run: {trace: Curve}}, in the order of the runs' colours."""
         self.others = others
         self.whole = True
 
@@ -148,14 +148,14 @@ class Plot:
         if not self.shown:
             return None
         whole, self.whole = self.whole, False
-        # Appending needs an entry for every trace, in the server's order; those without news are empty.
+        # Appending needs an entry for every trace, in the server's order; traces without new points have empty entries.
         traces = self._traces(whole, final)
         win = f"curves-{self.name}"
         if whole:
             return self._pane(win, traces)
         if not any(trace["x"] for trace in traces):
             return None
-        # Only points: a colour that is sent along would be appended to the colour.
+        # Only points, because the server would append the value of any other field, such as a colour, too.
         points = [dict(x=trace["x"], y=trace["y"], name=trace["name"], type="scatter") for trace in traces]
         return dict(win=win, data=points, append=True)
 
@@ -167,14 +167,14 @@ class Plot:
             colour = COLOURS[number % len(COLOURS)]
             for trace in sorted(curves, key=VALIDATION.__eq__):  # validation last
                 lines = self._lines(trace, run, colour, curves[trace], whole, final)
-                # Of other runs one line each: the plot is to stay readable.
+                # Only one line for each other run, so that the plot stays readable.
                 traces += lines[-1:] if number else lines
         if self.images_per_step and self.curves:
             traces.append(_images_seen(traces[0]["x"], self.images_per_step))
         return traces
 
     def _lines(self, trace: str, run: str, colour: str, curve: Curve, whole: bool, final: bool) -> list[dict[str, Any]]:
-        """A curve, and its smoothed form last. run: '' or what else to call it by."""
+        """A curve, followed by its smoothed form if there is one. run: the name of the run for the legend, or ''."""
         xs, ys, means = curve.take(whole, final)
         mode = "lines+markers" if len(curve.points) < MARKED_POINTS else "lines"
         dash = "dash" if trace == VALIDATION else "solid"
@@ -183,7 +183,7 @@ class Plot:
             return [_line(name, xs, ys, colour, mode, dash)]
         raw = _line(name, xs, ys, colour + FAINT, mode, dash, width=1.2)
         smoothed = _line(name, xs, means, colour, dash=dash)
-        if run:  # the legend has other things to tell: one entry shows and hides both
+        if run:  # only one entry of the legend for both, which shows and hides them
             raw.update(name=f"{name} (raw)", legendgroup=name, showlegend=False)
             smoothed.update(legendgroup=name)
         else:
@@ -193,7 +193,7 @@ class Plot:
     def _pane(self, win: str, traces: list[dict[str, Any]]) -> dict[str, Any]:
         entries = [trace["name"] for trace in traces if trace.get("showlegend", True)]
         if entries == [self.name]:
-            entries = []  # the title says it
+            entries = []  # no legend: the title names the curve
         longest = max(map(len, entries), default=0)
         columns = max(1, self.LEGEND_WIDTH // (40 + 6 * longest))  # pixels of the line, and of a character
         layout = _curves_layout(self.name, self.images_per_step, math.ceil(len(entries) / columns))
@@ -212,7 +212,7 @@ def _line(
     dash: str = "solid",
     width: float = 2,
 ) -> dict[str, Any]:
-    """One curve. (visdom's own smoothing, the page's '~', wants marker.line.)"""
+    """One curve. (marker.line is needed by visdom's own smoothing, the button '~' of the page.)"""
     line, marker = dict(color=colour, width=width, dash=dash), dict(size=4, color=colour, line={})
     return dict(x=xs, y=ys, name=name, type="scatter", mode=mode, line=line, marker=marker)
 
@@ -237,8 +237,8 @@ def _layout(title: str, xlabel: str = "", ylabel: str = "", **more: Any) -> dict
 
 
 def _curves_layout(name: str, images_per_step: int | None, legend_rows: int) -> dict[str, Any]:
-    """The layout of curves over steps; hovering shows all values at a step, and the images seen until then.
-    legend_rows: of the legend, which stands between the title and the plot; 0: there is none."""
+    """The layout of curves over steps. The hover text shows all values at a step, and the images seen until then.
+    legend_rows: the number of rows of the legend, which is between the title and the plot; 0: no legend."""
     xlabel = "step"
     if images_per_step:
         xlabel = f"step ({images_per_step:,} image{'s' if images_per_step > 1 else ''} each)"

@@ -19,20 +19,21 @@ from utils.core.errors import DamagedFile
 from utils.core.files import atomic_write, parse_json
 from utils.display.run_files import pictures_by_step
 
-NOTE = "grid"  # the PNG text that says how a sheet is laid out
+NOTE = "grid"  # the name of the PNG text field that describes the grid
 CELLS = (64, 128)  # bounds of the side of an image in strips, in pixels
 INK, PAPER = (70, 70, 70), (255, 255, 255)
 MOST_ROWS, MOST_COLUMNS = 8, 8  # of a progress strip
-AMPLIFIED = 4  # times that differences are shown larger than they are
+AMPLIFIED = 4  # factor by which differences are multiplied in pictures
 TRIPLES_CAPTION = f"original, reconstruction, difference x {AMPLIFIED}"
-MOST_STRIPS = 24  # a run has a few
+MOST_STRIPS = 24  # more than a run has
 MOST_PIXELS = 1 << 26  # of a picture that is read
 
 
 @dataclass(frozen=True)
 class Grid:
-    """`count` images of height x width in rows of `columns`, `padding` pixels between and around; after every `group`
-    of columns another `gap`. Images of one group belong together: original, reconstruction, difference."""
+    """The positions of `count` images of height x width in rows of `columns`, with `padding` pixels between and around
+    them. Every `group` columns form a group (original, reconstruction, difference), followed by another `gap`
+    pixels."""
 
     count: int
     height: int
@@ -60,7 +61,7 @@ class Grid:
         return replace(self, **{name: factor * getattr(self, name) for name in sizes})
 
     def note(self) -> PngImagePlugin.PngInfo:
-        """Itself as PngInfo, for the file that holds the sheet."""
+        """This grid as PngInfo, for the file of the sheet."""
         info = PngImagePlugin.PngInfo()
         info.add_text(NOTE, json.dumps(asdict(self)))
         return info
@@ -76,7 +77,7 @@ class Grid:
         grid = cls(**values)
         least = min(grid.count, grid.height, grid.width, grid.columns, grid.group)
         if least < 1 or grid.group > MOST_COLUMNS or grid.size() != image.size[::-1]:
-            raise ValueError("the grid is another picture's")
+            raise ValueError("the grid does not fit the picture")
         return grid
 
 
@@ -93,9 +94,9 @@ def open_picture(path: str | Path) -> Image.Image:
 
 
 def read_cells(path: str | Path, most: int = MOST_COLUMNS) -> list[list[Image.Image]]:
-    """The images of a saved sheet as its first groups: a list of lists of Pillow images, empty if no grid is noted.
+    """The first groups of images of a saved sheet: a list of lists of Pillow images; empty if the file has no grid.
 
-    Raises ValueError for a file that is not as it was written.
+    Raises ValueError if the grid of the file is damaged.
     """
     image = open_picture(path)
     if NOTE not in image.info:
@@ -109,7 +110,8 @@ def read_cells(path: str | Path, most: int = MOST_COLUMNS) -> list[list[Image.Im
 
 
 def fitted(image: Image.Image) -> Image.Image:
-    """A Pillow image within CELLS: small ones enlarged by whole factors, large ones reduced."""
+    """A Pillow image, resized to the bounds of CELLS: small images are enlarged by integer factors, large ones
+    reduced."""
     least, most = CELLS
     longest = max(image.size)
     if longest > most:
@@ -143,25 +145,27 @@ def labelled(
 
 
 def write_picture(path: str | Path, picture: Image.Image, **options: Any) -> None:
-    """A Pillow image -> a file of the format that its name says, complete or absent. options: Pillow's."""
-    buffer = io.BytesIO()  # GIFs are written back and forth
+    """Write a Pillow image to a file, which is complete or absent. The file's extension gives the format. options:
+    those of Pillow's save."""
+    buffer = io.BytesIO()  # Pillow does not write GIFs from start to end
     picture.save(buffer, format=os.path.splitext(path)[1][1:].upper(), **options)
     with atomic_write(path) as f:
         f.write(buffer.getvalue())
 
 
 def write_gif(path: str | Path, frames: list[Image.Image], milliseconds: int = 350, hold: int = 2000) -> None:
-    """Pillow images -> an animation that repeats; the last one stays for longer."""
+    """Write Pillow images to an animation that repeats. The last frame is shown for longer (hold)."""
     first, *others = [frame.quantize(256, dither=Image.Dither.NONE) for frame in frames]
     durations = [milliseconds] * len(others) + [hold]
     write_picture(path, first, save_all=True, append_images=others, duration=durations, loop=0)
 
 
 def progress_strip(pictures: list[tuple[int, str]], say: Callable[[str], object]) -> Image.Image | None:
-    """The pictures of one name, [(step, path), ...] by rising step, as one: a row a step, the same images in each.
+    """One picture made of the pictures of one name: a row for each step, with the same images in each row.
 
-    At most MOST_ROWS of them, closer together early, where more changes. Of comparisons the originals come first, then
-    only reconstructions. None if there are fewer than two steps. say: called with a line for each unreadable picture.
+    pictures: [(step, path), ...] by rising step. At most MOST_ROWS are used, more of them from early steps, where more
+    changes. For comparisons the originals are in the first row, the reconstructions in the others. None if there are
+    fewer than two steps. say: called with one line for each unreadable picture.
     """
     found = []
     for i in np.unique(np.geomspace(1, len(pictures), MOST_ROWS).round().astype(int) - 1):
@@ -189,7 +193,7 @@ def _shape(groups: list[list[Image.Image]]) -> tuple[int, int, tuple[int, int]]:
 
 
 def write_strips(folder: str, say: Callable[[str], object]) -> list[str]:
-    """Write <name>_progress.png for the series of pictures in a folder, the first MOST_STRIPS; returns the paths."""
+    """Write <name>_progress.png for the first MOST_STRIPS series of pictures in a folder. Returns the paths."""
     paths = []
     for name, pictures in itertools.islice(pictures_by_step(folder).items(), MOST_STRIPS):
         strip = progress_strip(pictures, say) if len(pictures) > 1 else None

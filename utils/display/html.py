@@ -1,4 +1,4 @@
-"""HTML from the files in templates/. Everything that is put into them is escaped: nothing becomes markup."""
+"""HTML from the files in templates/. All values are escaped, so that no value becomes markup."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""From tensors to pictures: one rounding rule, sheets, PNG files."""
+"""Makes pictures from tensors: sheets of images, enlarged images, PNG files."""
 
 import math
 from pathlib import Path
@@ -54,9 +54,9 @@ def to_pillow(image: Tensor) -> Image.Image:
 
 
 def save_png(path: str | Path, image: Tensor, min_side: int = 1, grid: Grid | None = None) -> None:
-    """uint8 (C, H, W) -> a PNG file, complete or absent; small pictures enlarged by whole factors.
+    """Write uint8 (C, H, W) to a PNG file, which is complete or absent. Small pictures are enlarged by integer factors.
 
-    grid: of the sheet that the image is, noted in the file."""
+    grid: the Grid of a sheet, which is stored in the file."""
     enlarged = enlarge(image.cpu(), min_side)
     note = grid and grid.scaled(enlarged.shape[1] // image.shape[1]).note()
     write_picture(path, to_pillow(enlarged), pnginfo=note)

@@ -1,8 +1,8 @@
 """The live visdom dashboard of a run: curves, bars, images, hyperparameters.
 
-The public methods only store what to show and return at once. A daemon thread sends it, so that a slow,
-hanging or absent server never delays a training step. Everything shown is kept in memory, in limited size,
-and is sent again in full when a server appears, returns, or has lost it.
+The public methods only store data and return at once. A daemon thread sends the data, so that a slow, hanging or absent
+server never delays a training step. All data are kept in memory, in limited size. They are sent again in full when a
+server starts, restarts, or has lost them.
 """
 
 import contextlib
@@ -31,11 +31,13 @@ LONGEST = 100  # characters
 
 
 def env_name(log_dir: str | Path) -> str:
-    """The name of the visdom environment of a run that logs to `log_dir` (a path or any text); different for each.
+    """The name of the visdom environment of a run that logs to `log_dir` (a path or any text). Different texts have
+    different names.
 
-    visdom replaces '/' by '_', lists 'a_b' under an environment 'a' that need not exist, and reads 'a+b' as two names.
-    Names are also part of URLs and file names. Therefore names consist of letters, digits, '.' and '-'. The number of
-    hyphens encodes which of SEPARATORS was replaced. A name with other separators ends with four hyphens and a hash.
+    visdom replaces '/' by '_', lists 'a_b' under an environment 'a' even if 'a' does not exist, and reads 'a+b' as two
+    names. Names are also part of URLs and file names. Therefore names consist of letters, digits, '.' and '-'. The
+    number of hyphens encodes which of SEPARATORS was replaced. If the text has other special characters, the name ends
+    with four hyphens and a hash.
     """
     text = Path(log_dir).as_posix()
     name = re.sub(r"[_/-]", lambda match: SEPARATORS[match[0]], text)
@@ -46,19 +48,19 @@ def env_name(log_dir: str | Path) -> str:
 
 
 class Dashboard:
-    """What a run shows in one visdom environment. Methods return at once; any thread may call them.
+    """The display of a run in one visdom environment. Methods return at once; any thread may call them.
 
     server: None (localhost), a host name or a URL; raises UsageError for anything else. port: int.
     env: any text, e.g. the log folder; made a valid name by env_name(), see the attribute `env`.
-    plan: names of panes (utils/display/dashboard_panes.py) that are to be on the page from the start, in this order.
-    notes: {pane of curves: what it says until it has a point}, where that is more than "nothing yet".
+    plan: names of panes (utils/display/dashboard_panes.py) that are on the page from the start, in this order.
+    notes: {pane of curves: its text until it has a point}; the default text is "nothing yet".
     images_per_step: if given, the curves also show the number of images seen.
-    enabled: False makes every method do nothing. say: called from a thread with one line of text: the page's address
-    as soon as a server answers, and what goes wrong.
+    enabled: False makes every method do nothing. say: called from the thread with one line of text: the address of the
+    page when a server answers, and errors.
     interval: seconds between sends. backoff: shortest and longest wait after a failure in seconds.
     timeouts: seconds for (connecting, an answer). max_points: bound on the points of a curve, at least 2.
-    VISDOM_USERNAME and VISDOM_PASSWORD in the environment are used as a login where both are set. The attribute
-    `url` is the page's address (None: not enabled).
+    If VISDOM_USERNAME and VISDOM_PASSWORD are set in the environment, they are used as a login. The attribute `url` is
+    the address of the page (None: not enabled).
     """
 
     def __init__(
@@ -111,9 +113,9 @@ class Dashboard:
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Add the point (step, value) to the curve of each name in `values`, a dict {name: number}.
 
-        'window/trace' puts traces into one window with a legend, any other name has its own window.
-        Values that are None or not finite are left out. A step not after the curve's last one replaces
-        the curve from there on. Raises TypeError for non-numbers.
+        Names 'window/trace' put several traces into one window with a legend; any other name has its own window. Values
+        that are None or not finite are left out. If the step is not larger than the curve's last step, the curve is
+        replaced from this step on. Raises TypeError for values that are not numbers.
         """
         if not self.enabled:
             return
@@ -133,7 +135,7 @@ class Dashboard:
             self.scalars(step, numbers)
 
     def compare(self, run: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Show the curves of another run in the plots of this one: `rows` as of history(); `run`: its name.
+        """Show the curves of another run in the plots of this run. run: its name; rows: as for history().
 
         Curves without a plot in this run are left out. Call it before the first point.
         """
@@ -156,7 +158,8 @@ class Dashboard:
     def bars(self, name: str, values: Any, x: Any = None, xlabel: str = "", ylabel: str = "") -> None:
         """Show bars of height `values` (n,) over `x` (n,), numbers or strings; by default 0 ... n-1.
 
-        Only the latest of a name is kept; values not finite have no bar. Raises ValueError for other shapes.
+        Only the latest bars of a name are kept. Values that are not finite have no bar. Raises ValueError for other
+        shapes.
         """
         if not self.enabled:
             return
@@ -168,7 +171,7 @@ class Dashboard:
         self._put(bar_pane(f"bars-{name}", x[shown].tolist(), values[shown].tolist(), xlabel, ylabel))
 
     def image(self, name: str, array: Any, caption: str | None = None) -> None:
-        """Show an RGB image, uint8 (3, H, W); only the latest of a name is kept.
+        """Show an RGB image, uint8 (3, H, W). Only the latest image of a name is kept.
 
         Raises ValueError for other shapes and types.
         """
@@ -179,23 +182,24 @@ class Dashboard:
             raise ValueError(f"image {name!r}: {array.dtype} {array.shape} instead of uint8 (3, H, W)")
         scale = np.clip(max(array.shape), *PANE_SIZE) / max(array.shape)
         height, width = (math.ceil(n * scale) for n in array.shape[1:])
-        # The page would show a caption twice, over the picture's edges: it stands in the title.
+        # The caption is the title of the pane. As visdom's caption it would appear twice, over the edges of the
+        # picture.
         opts = dict(width=width, height=height, title=caption or name)
         self._put(dict(win=f"image-{name}", img=array, opts=opts))
 
     def properties(self, values: Mapping[str, Any], name: str = "properties") -> None:
-        """Show a dict as a table of two columns, as text (nothing in it is taken for HTML)."""
+        """Show a dict as a table of two columns. The contents are shown as text, not as HTML."""
         if self.enabled:
             self._put(text_pane(name, "table.html", values=values))
 
     def progress(self, step: int, total: int, values: Mapping[str, Any], state: str = "running") -> None:
-        """Show how far a run is; values: {name: value} to stand below; state: begins with one of
+        """Show the progress of a run. values: {name: value} to show below the bar; state: text that begins with one of
         utils.display.dashboard_panes.STATES."""
         if self.enabled:
             self._put(progress_pane(self.name, step, total, state, values))
 
     def close(self, timeout: float = 5.0) -> None:
-        """Send what is left and stop; after `timeout` seconds at most, give up. Never raises."""
+        """Send the remaining data and stop, after at most `timeout` seconds. Never raises."""
         self.enabled = False
         thread, self._thread = self._thread, None
         if thread is None:
@@ -230,7 +234,7 @@ class Dashboard:
     # What follows runs in the thread.
 
     def _run(self) -> None:
-        try:  # here and not at the top, because it takes seconds
+        try:  # the import is here and not at the top, because it takes seconds
             self._client_class = client_class()
         except Exception as error:  # a broken installation fails in many ways; training continues
             self.enabled = False
@@ -242,7 +246,7 @@ class Dashboard:
         self._send_or_report(final=True)
 
     def _send_or_report(self, final: bool) -> float:
-        """Send what is new; report a failure, but never raise. Returns the seconds until the next attempt."""
+        """Send new data. Reports a failure, but never raises. Returns the seconds until the next attempt."""
         try:
             self._send(final)
         except (OSError, Refused) as error:
@@ -279,17 +283,17 @@ class Dashboard:
             try:
                 if news[win] is not None:
                     self._client.show(news[win])
-            except Refused as error:  # perhaps of this one alone: the others still get their turn
+            except Refused as error:  # the server may refuse only this pane: try the others
                 refused = refused or error
             except (OSError, WindowGone):
                 raise
-            except Exception as error:  # one item that cannot be sent must not keep back the others
+            except Exception as error:  # a pane that cannot be sent must not stop the others
                 self._complain(error)
         if refused:
             raise refused
 
     def _forget(self) -> None:
-        """Mark everything as not sent: it is sent again in full, as a replacement."""
+        """Mark all data as not sent, so that they are sent again in full."""
         with self._lock:
             for plot in self._plots.values():
                 plot.whole = True

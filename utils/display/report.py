@@ -1,4 +1,4 @@
-"""A saved run -> logs/<log_dir>/report.html: one file with its pictures in it, readable on a phone, printable."""
+"""Writes logs/<log_dir>/report.html from a saved run: one file that includes its pictures, for phones and printers."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ KINDS = {
 }
 # The order of the curves; the others follow by name.
 FIRST = "loss bits nll_loss l1 perceptual codebook_loss perplexity codes_used g_loss d_loss d_weight".split()
-# The numbers under the title, at most MOST_LARGE. `val_` takes the place of the same without it.
+# The numbers under the title, at most MOST_LARGE. A value with `val_` replaces the same value without it.
 LARGE = dict(
     val_bits="bits per code, validation",
     bits="bits per code",
@@ -37,11 +37,11 @@ LARGE = dict(
 )
 MOST_LARGE = 5
 MOST_CHECKPOINTS = 12
-HEAVIEST = 3 << 20  # bytes of a picture that is shown as it is
+HEAVIEST = 3 << 20  # bytes; larger pictures are compressed
 
 
 def report_at_end(folder: str | Path, say: Callable[[str], None]) -> None:
-    """Write the report of a run's folder at the end of a command. It is an extra: an error is a warning."""
+    """Write the report of a run's folder at the end of a command. An error is only a warning, as all results exist."""
     try:
         say(f"report: {write_report(SavedRun(folder))}")
     except Exception as error:  # of the disk, of Pillow, of matplotlib
@@ -109,7 +109,7 @@ def _lead(run: SavedRun) -> Iterator[str]:
 
 
 def _large_numbers(run: SavedRun) -> dict[str, str]:
-    """{what it is: the last value} of the most important curves."""
+    """{description: last value} of the most important curves."""
     latest = run.latest()
     chosen = [name for name in LARGE if name in latest and not (f"val_{name}" in LARGE and f"val_{name}" in latest)]
     return {LARGE[name]: f"{latest[name]:.4g}" for name in chosen[:MOST_LARGE]}
@@ -154,21 +154,21 @@ def _bars(run: SavedRun) -> Iterator[tuple[str, str]]:
 
 
 def _plot(run: SavedRun, name: str, kind: str, *args: Any) -> str | None:
-    """The plot as a data URI, or None and a note: a file may hold numbers that no axis has room for. kind: the function
-    of report_plots."""
+    """The plot as a data URI. If matplotlib cannot draw it (a file may hold huge numbers), add a note and return None.
+    kind: the name of a function of report_plots."""
     from utils.display import report_plots  # here, so that a run does not load matplotlib before its end
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of glyphs that a font lacks
             return _data_uri("svg+xml", getattr(report_plots, kind)(name, *args).encode())
-    except Exception as error:  # whatever matplotlib makes of them
+    except Exception as error:  # matplotlib can raise anything for such numbers
         run.note(f"'{name}' cannot be drawn ({type(error).__name__})")
         return None
 
 
 def _metrics_row(row: dict[str, Any]) -> tuple[str, str, str, str]:
-    """A row of metrics.jsonl as (metric, when, result, of)."""
+    """A row of metrics.jsonl as (name of the metric, date, result, measured models)."""
     values, results = row["values"], []
     for name, value in values.items():
         if not name.endswith("_se"):

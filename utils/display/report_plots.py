@@ -33,8 +33,8 @@ LONGEST = 120  # characters of a title or a label: matplotlib is slow with long 
 
 
 def curves(name: str, traces: dict[str, tuple[list[float], list[float]]]) -> str:
-    """One plot of {trace: (steps, values)} as SVG text, in one colour, validation dashed. A long trace is drawn faint,
-    with its smoothed form."""
+    """One plot of {trace: (steps, values)} as SVG text, in one colour, with validation dashed. A long trace is pale,
+    and its smoothed form is drawn over it."""
     with rc_context(STYLE):
         figure, axes = _new_plot(name)
         for trace, (xs, ys) in sorted(traces.items(), key=lambda item: item[0] == VALIDATION):
@@ -58,13 +58,13 @@ def curves(name: str, traces: dict[str, tuple[list[float], list[float]]]) -> str
 
 
 def bars(name: str, values: list[Any], x: Sequence[Any] = (), xlabel: str = "", ylabel: str = "") -> str:
-    """Bars of heights `values` (None: no bar) over x as SVG text. Those of the codebook's usage are also shown
-    sorted."""
+    """Bars of heights `values` (None: no bar) over x as SVG text. The bars of the codebook's usage are drawn a second
+    time in sorted order."""
     heights, words = np.array(values, float), any(isinstance(v, str) for v in x)
     places = np.arange(len(heights)) if words or not x else np.array(x, float)
     with rc_context(STYLE):
         figure, axes = _new_plot(name)
-        # One outline: thousands of rectangles make a page slow.
+        # Draw one outline, because thousands of rectangles would make the page slow.
         edges = np.concatenate([[places[0] - 0.5], (places[1:] + places[:-1]) / 2, [places[-1] + 0.5]])
         axes.stairs(heights, edges, fill=True)
         if words:

@@ -1,4 +1,4 @@
-"""Reads the files of a run one by one: curves, bars, pictures. They are not trusted, and torch is not needed."""
+"""Reads single files of a run: curves, bars, pictures. The files may be damaged or hostile. torch is not needed."""
 
 import math
 import os
@@ -24,7 +24,7 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def read_rows(path: str) -> tuple[list[dict[str, Any]], int]:
-    """(dicts of a .jsonl file, number of its lines that are not dicts). Empty if there is no such file."""
+    """(dicts of a .jsonl file, number of lines that are not dicts). ([], 0) if the file does not exist."""
     rows: list[dict[str, Any]] = []
     damaged = 0
     if not os.path.isfile(path):
@@ -51,7 +51,7 @@ def read_steps(path: str) -> tuple[list[dict[str, Any]], int]:
 
 def curves_of(row: dict[str, Any]) -> dict[str, float]:
     """A row of stats.jsonl -> the dashboard's curves {window/trace: value}. Training and validation share a window.
-    Standard errors have none."""
+    Standard errors are left out."""
     curves = {}
     for name, value in row.items():
         if is_number(value) and name not in ("step", "images") and not name.endswith("_se"):
@@ -91,8 +91,8 @@ def _is_bar(bar: Any) -> bool:
 
 
 def _picture_files(folder: str) -> Iterator[tuple[str, str]]:
-    """(name, path) of a folder's pictures by name, without parts of pictures. Pipes would block, and links could lead
-    anywhere: they are left out."""
+    """(name, path) of a folder's pictures, sorted by name, without the single images of --save_individually. Pipes are
+    left out because they would block, and links because they could lead to any file."""
     if not os.path.isdir(folder):
         return
     for name in sorted(os.listdir(folder)):
@@ -112,5 +112,5 @@ def pictures_by_step(folder: str) -> dict[str, list[tuple[int, str]]]:
 
 
 def pictures_without_step(folder: str) -> dict[str, str]:
-    """The other pictures of a folder, as scripts of experiments draw them: {file name: path}."""
+    """The pictures of a folder without a step in their name, such as those of experiments: {file name: path}."""
     return {name: path for name, path in _picture_files(folder) if not PICTURE.fullmatch(name)}

@@ -1,4 +1,4 @@
-"""Reads a run's folder without trusting it: damaged files are noted and skipped."""
+"""Reads a run's folder, which may contain damaged or hostile files. Damaged files are noted and skipped."""
 
 import itertools
 import math
@@ -18,13 +18,13 @@ from utils.display.grids import TRIPLES_CAPTION, open_picture, write_strips
 from utils.display.run_files import is_number
 
 LARGEST = 1600  # pixels of the longer side of a picture
-MOST_PICTURES = 24  # that have a step in their name, and as many of those that have none
+MOST_PICTURES = 24  # series of pictures, and the same number of pictures without a step in their name
 MOST_CURVES = 100  # each takes 50 ms to draw, and 17 KB of the page
 MOST_BARS = 24
 MOST_ROWS = 10_000  # of one kind: more points of a curve are not visible
 CAPTIONS = dict(
     reconstructions=TRIPLES_CAPTION,
-    codebook="the mean of the pixels where a code is used, most used first",
+    codebook="the mean of the pixels where each code is used; most used codes first",
     denoising="samples while they are drawn, by the completed share of sampling",
 )
 LAST_LINES = 60  # of log.txt
@@ -42,7 +42,7 @@ class Picture(NamedTuple):
 
 
 class SavedRun:
-    """What a run's folder holds. `notes`: what is missing or damaged, one sentence each."""
+    """The contents of a run's folder. `notes`: one sentence for each missing or damaged file."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = str(folder)
@@ -68,9 +68,9 @@ class SavedRun:
             self.notes.append(printable(text))
 
     def _read(self, name: str, read: Callable[[str], Any], default: Any) -> Any:
-        """read(path) of a file of this folder; the default if there is no such file, or if it is damaged."""
+        """The result of read(path) for a file of this folder; the default if the file is missing or damaged."""
         path = os.path.join(self.folder, name)
-        if os.path.islink(path):  # it could lead to a file that its user would not show to others
+        if os.path.islink(path):  # the link could lead to a private file
             self.note(f"{name} is a symbolic link; it is passed over")
             return default
         try:
@@ -86,14 +86,14 @@ class SavedRun:
         return rows
 
     def _first(self, named: Row, most: int, what: str) -> Row:
-        """The first entries of a dict; if there are more than `most`, a note says how many there are."""
+        """The first `most` entries of a dict. If there are more, a note says how many."""
         if len(named) > most:
             self.note(f"the first {most} of {len(named):,} {what} are shown")
         return dict(itertools.islice(named.items(), most))
 
     def _curves(self) -> list[dict[str, float]]:
-        """Rows of the losses and of the speed by rising step: dicts with 'step' and names as in the dashboard. What is
-        always 0, such as a loss whose weight is 0, is left out."""
+        """The rows of losses and speed by rising step: dicts with 'step' and names as on the dashboard. Values that are
+        always 0, such as a loss whose weight is 0, are left out."""
         speed = [{printable(name): v for name, v in row.items() if is_number(v)} for row in _thinned(self.speed)]
         rows = [dict(step=row["step"], **run_files.curves_of(row)) for row in _thinned(self.rows)] + speed
         rows.sort(key=lambda row: row["step"])
@@ -135,7 +135,7 @@ class SavedRun:
         return values
 
     def checkpoints(self, most: int) -> list[tuple[int, int, str]]:
-        """[(step, bytes, date and time)] of the newest steps that have a manifest, `most` of them; their files are not
+        """[(step, bytes, date and time)] of the newest steps that have a manifest, at most `most`. The files are not
         verified."""
         store, found = Checkpoints(self.folder), []
         for step in self.steps[-most:]:
@@ -146,7 +146,7 @@ class SavedRun:
         return found
 
     def pictures(self) -> list[Picture]:
-        """The newest Picture of each series with its strip, and then those that have no step."""
+        """The newest Picture of each series with its strip, and then the pictures without a step."""
         series, others = run_files.pictures_by_step(self.images), run_files.pictures_without_step(self.images)
         found = []
         for name, files in self._first(series, MOST_PICTURES, f"series of pictures in {self.images}").items():
@@ -161,7 +161,7 @@ class SavedRun:
         return found + [Picture(name, name, path) for name, path in others.items()]
 
     def open(self, picture: Picture) -> Image.Image | None:
-        """A Picture as a Pillow image, or None and a note if its file is damaged."""
+        """A Picture as a Pillow image. If the file is damaged, add a note and return None."""
         try:
             return open_picture(picture.path)
         except DamagedFile as error:
@@ -169,8 +169,8 @@ class SavedRun:
             return None
 
     def arguments(self) -> dict[str, Any]:
-        """The hyperparameters, or the arguments of the last experiment that was recorded here; first what the command
-        lines gave."""
+        """The hyperparameters, or the arguments of the last experiment recorded in this folder. Values from the command
+        lines are first."""
         experiments = [row["args"] for row in self.metrics if isinstance(row.get("args"), dict)]
         own = dict(sorted(self.hparams.items(), key=lambda item: item[0] not in self.given))
         return own or (experiments[-1] if experiments else {})
@@ -189,15 +189,15 @@ class SavedRun:
 
 
 def reduced(image: Image.Image) -> Image.Image:
-    """A Pillow image as RGB within LARGEST."""
+    """A Pillow image as RGB, reduced to sides of at most LARGEST pixels."""
     image = image.convert("RGB")
     image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
     return image
 
 
 def _thinned(rows: list[Row]) -> list[Row]:
-    """At most about MOST_ROWS of the rows that have the same names, evenly spaced, with the last one: the report of
-    a long run shall not take longer than a short one's."""
+    """About MOST_ROWS evenly spaced rows of each set of names, with the last row. The report of a long run then does
+    not take longer than that of a short run."""
     kinds: dict[tuple[str, ...], list[int]] = {}
     for i, row in enumerate(rows):
         kinds.setdefault(tuple(row), []).append(i)

@@ -1,9 +1,9 @@
 """Installs the third-party scripts, styles and fonts that visdom's page needs, without visdom's server.
 
-visdom's package does not contain them. Its server downloads them from several hosts at its first start, accepts any
-answer, and if one was missing, its page stays empty. This module fetches them as npm packages (from one
-registry, which may be a mirror) and checks each against a known hash. Without npm it tries visdom's own download, with
-time-outs, and checks the files before they are used. Standard library only.
+visdom's package does not contain these files. Its server downloads them from several hosts at its first start and
+accepts any answer. If one file is missing, the page stays empty. This module fetches the files as npm packages (from
+one registry, which may be a mirror) and compares each with a known hash. Without npm it tries visdom's own download,
+with time-outs, and checks the files before they are used. Standard library only.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from pathlib import Path
 
 from utils.core.errors import UserError
 
-VERSION = "0.2.4"  # of visdom, whose page these are for
+VERSION = "0.2.4"  # of visdom, for whose page these files are
 PATIENCE = 180  # seconds for all packages (25 MB)
 OWN_PATIENCE = 60  # for visdom's own download
-MARK = "version.built"  # visdom's own sign that all is there
+MARK = "version.built"  # visdom's own mark: all files exist
 
 # {package: {path below static/: (path in the package, the first 32 digits of its sha256)}}
 FILES: dict[str, dict[str, list[str]]] = json.loads(Path(__file__).with_suffix(".json").read_text())
@@ -34,7 +34,7 @@ class _NotAvailable(Exception):
 
 
 def install(static: Path, say: Callable[[str], object]) -> None:
-    """Make sure that visdom's folder `static` has all files; report what is done through say(text). Idempotent.
+    """Make sure that visdom's folder `static` has all files. say: called with each message. Idempotent.
 
     Raises UserError if the files cannot be downloaded or written.
     """
@@ -66,14 +66,14 @@ def paths() -> list[str]:
 
 
 def _is_installed(static: Path) -> bool:
-    """Whether visdom's folder `static` has all the page needs, and is marked so."""
+    """Whether visdom's folder `static` has all files that the page needs, and the mark."""
     with contextlib.suppress(OSError):
         return (static / MARK).read_text().strip() == VERSION and not _missing(static)
     return False
 
 
 def _missing(folder: Path) -> list[str]:
-    """The needed files that are not in `folder`, or are empty or an error's page: names, sorted."""
+    """The sorted names of needed files that are missing in `folder`, empty, or contain an error page."""
     return sorted(path for path in paths() if not _looks_right(folder / path))
 
 
@@ -110,7 +110,7 @@ def _from_npm(folder: Path) -> None:
 
 
 def _from_visdom(folder: Path) -> None:
-    """Have visdom download the files as its server would, into `folder`."""
+    """Let visdom download the files into `folder`, as its server does."""
     code = (
         "import sys, socket; socket.setdefaulttimeout(10); sys.modules['torch'] = None\n"  # torch would take seconds
         "from visdom.server.build import download_scripts; download_scripts(install_dir=sys.argv[1])"
@@ -136,7 +136,7 @@ def _run(words: list[str], name: str, patience: float, cwd: Path) -> None:
 
 
 def _move(folder: Path, static: Path) -> None:
-    """Each file whole, and the mark last."""
+    """Move the files, each of them complete or absent, and the mark last."""
     for path in paths():
         (static / path).parent.mkdir(parents=True, exist_ok=True)
         os.replace(folder / path, static / path)

@@ -1,31 +1,32 @@
-"""visdom's client, made fit for a thread: time-outs, checked answers, no output of its own."""
+"""visdom's client, adapted to a thread: time-outs, checked answers, no output of its own."""
 
 import json
 from typing import Any
 
 
 class Refused(Exception):
-    """A server answers, but not as visdom does when all is well."""
+    """A server answers, but with an error, or not like visdom."""
 
 
 class WindowGone(Exception):
-    """A window sent earlier is not on the server any more."""
+    """A window that was sent earlier is no longer on the server."""
 
 
 def client_class() -> Any:
-    """The class, made here: to import visdom takes seconds, and may fail."""
+    """Return the client's class. It is defined in a function because importing visdom takes seconds and may fail."""
     import requests
     import visdom
 
     class Client(visdom.Visdom):
         def __init__(self: Any, timeouts: tuple[float, float], **options: Any) -> None:
-            # Constructed with send=False it neither sends a request nor logs warnings. None is needed:
+            # With send=False the constructor sends no request and logs no warnings. No request is needed, because
             # windows create their environment.
             super().__init__(send=False, raise_exceptions=True, use_incoming_socket=False, **options)
             self.send, self.timeouts, self._session = True, timeouts, requests.Session()
-            self._session.trust_env = False  # no proxy of the environment between us and localhost
+            self._session.trust_env = False  # do not use a proxy of the environment for localhost
             if self.username:
-                # Its answer is an error also where no login is needed; who is not let in learns it later.
+                # The answer is ignored: it is an error even if no login is needed. A wrong login fails at a later
+                # request.
                 login = json.dumps(dict(username=self.username, password=self.password))
                 self._post(f"{self.server}:{self.port}{self.base_url}", login)
 
@@ -53,8 +54,8 @@ def client_class() -> Any:
             elif not message.get("append"):
                 self._send(message)
             else:
-                # To a window that is gone visdom would "append" by making one of the new points alone, and
-                # its answer would be the same. (win_exists() would print where the connection fails.)
+                # If a window no longer exists, visdom would create one with only the new points, and its answer would
+                # be the same. (win_exists() would print a message if the connection fails.)
                 if self._send({"win": message["win"]}, endpoint="win_exists") != "true":
                     raise WindowGone
                 self._send(message, endpoint="update")

@@ -1,9 +1,9 @@
 """Features in files that a user names, with a header that records how they were computed.
 
 A torch file holds {'features': (N, D) float32, 'header': JSON text}. A .npy file holds two arrays one after the other:
-the features, which numpy.load reads, and the header's JSON text as bytes. A copy therefore keeps its header, and there
-is no second file that could be outdated. The header holds the hash of the features: if either is changed, the file
-counts as damaged. Files of other programs have no header.
+the features, which numpy.load reads, and the header's JSON text as bytes. A copy of the file therefore keeps the
+header. The header contains the hash of the features: if features or header are changed, the file is treated as damaged.
+Files of other programs have no header.
 """
 
 import io
@@ -27,7 +27,7 @@ LARGEST_HEADER = 1 << 16  # characters
 
 @dataclass
 class FeatureFile:
-    """features (N, D) float32; sha256: of the file; made_by: JSON values by name, None if the file has no header."""
+    """features (N, D) float32; sha256 of the file; made_by: JSON values by name, None if the file has no header."""
 
     features: torch.Tensor
     sha256: str
@@ -35,8 +35,8 @@ class FeatureFile:
 
 
 def read(path: str | Path) -> FeatureFile:
-    """A .npy file, or a torch file of a tensor -> FeatureFile. Raises UserError if it holds no features, DamagedFile
-    if they are not those that its header was written with."""
+    """A .npy file, or a torch file of a tensor -> FeatureFile. Raises UserError if the file holds no features,
+    DamagedFile if features and header do not match."""
     if str(path).endswith(".npy"):
         features, text = tensor_of_npy(path), _text_after_array(path)
     else:
@@ -58,8 +58,9 @@ def read(path: str | Path) -> FeatureFile:
 
 
 def write(path: str | Path, features: torch.Tensor, made_by: dict) -> str:
-    """Features (N, D) float32 and what made them (JSON values by name) -> a .npy file, or a torch file by any other
-    name; complete or absent. Returns the file's hash, as `read` does."""
+    """Write features (N, D) float32 and a header to a .npy file, or to a torch file if the name ends differently. The
+    file is complete or absent. made_by: {name: JSON value} that states how they were computed. Returns the file's hash,
+    as in FeatureFile."""
     header = dict(made_by=made_by, features=hash_tensors(dict(x=features)))
     text = json.dumps(dict(header, digest=hash_json(header)))
     if str(path).endswith(".npy"):
@@ -71,7 +72,7 @@ def write(path: str | Path, features: torch.Tensor, made_by: dict) -> str:
 
 
 def _text_after_array(path: str | Path) -> str | None:
-    """What follows the array of a .npy file, if it is an array of bytes: text. None if it is anything else."""
+    """The text in the second array of a .npy file. None if there is no second array of bytes."""
     with open(path, "rb") as f:
         shape, _, dtype = _array_header(f)
         f.seek(int(np.prod(shape)) * dtype.itemsize, os.SEEK_CUR)
@@ -84,14 +85,14 @@ def _text_after_array(path: str | Path) -> str | None:
 
 
 def _array_header(file: IO[bytes]) -> Any:
-    """(shape, whether in Fortran's order, dtype) of the array that begins here in a file."""
+    """(shape, True for Fortran order, dtype) of the array that begins at the file's position."""
     first = np.lib.format.read_magic(file) == (1, 0)
     return (np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0)(file)
 
 
 def differences(found: dict, wanted: dict) -> str:
-    """In what a header differs from the one that is wanted, as text (the first three); '' if in nothing. Names that
-    only `found` has do not count."""
+    """The first three differences between a header (found) and the expected one (wanted), as text; '' if there are
+    none. Names that only `found` has are ignored."""
     found, wanted = json.loads(json.dumps([found, wanted]))
     return ", ".join(itertools.islice(_differences(found, wanted), 3))
 

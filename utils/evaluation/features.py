@@ -33,7 +33,7 @@ class Inception:
         if not weights_path and (line := missing("inception")):
             raise UserError(line)
         path = weights_path or WEIGHT_FILES["inception"].place
-        load_tensors(path)  # torch-fidelity would run code from a file; this refuses such a file
+        load_tensors(path)  # refuses a file with code, which torch-fidelity would run
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # takes seconds
 
         try:
@@ -59,8 +59,8 @@ class Inception:
 class FeatureSet:
     """Features of N images. Each tensor is None if it was not requested.
 
-    mu, sigma: mean (D,) and covariance (D, D), float64. features: (N, D). logits: (N, K). left_out: the positions in
-    their set of images that could not be decoded, int64 (m,).
+    mu, sigma: mean (D,) and covariance (D, D), float64. features: (N, D). logits: (N, K). left_out: int64 (m,), the
+    positions of images that could not be decoded.
     """
 
     count: int
@@ -76,11 +76,12 @@ class FeatureSet:
 
 
 def collect(pairs: Iterable, what: str, keep: bool = False, logits: bool = False) -> FeatureSet | None:
-    """The FeatureSet of images whose features and logits are given in batches, ((b, 2048), (b, 1008)) each.
+    """Compute a FeatureSet from batches of features and logits, ((b, 2048), (b, 1008)) each.
 
-    The statistics are summed batch by batch in float64, so that millions of images need little memory.
-    keep, logits: also keep the features (8 KiB per image), the logits (4 KiB). what: their name in the UserError
-    that is raised for fewer than 2 images. Only the main process has all pairs and the result, the others None.
+    The statistics are summed batch by batch in float64, so that millions of images need little memory. keep: also keep
+    the features (8 KiB per image). logits: also keep the logits (4 KiB). what: the name of the images in the UserError
+    that is raised for fewer than 2 images. Only the main process has all pairs and gets the result; the others get
+    None.
     """
     count, kept, kept_logits = 0, [], []
     first: Any = 0.0
@@ -107,8 +108,8 @@ def cache_path(header: dict) -> Path:
 
 
 def origin(images: Any = None) -> dict:
-    """Other things that features depend on: see utils.core.cache.is_current. images: an ImageSet, or None for
-    features of samples."""
+    """The origin of features in the sense of utils.core.cache.is_current. images: an ImageSet, or None for features of
+    samples."""
     own = cache.versions("torch-fidelity")
     if images is None:
         return dict(versions=own)
@@ -117,15 +118,15 @@ def origin(images: Any = None) -> dict:
 
 
 def store(header: dict, found: FeatureSet, say: Callable) -> None:
-    """Store the FeatureSet of samples under `header` (JSON values: all that it depends on), if the disk allows it."""
+    """Store the FeatureSet of samples, if the disk is writable. header: JSON values, everything that it depends on."""
     header = dict(header, format=FORMAT)
     cache.store(cache_path(header), header, _tensors(found), say, f"{header['kind']} features", origin())
 
 
 def cached(header: dict, compute: Callable, say: Callable, images: Any = None) -> FeatureSet | None:
-    """The FeatureSet of this header from features/, or from compute(), which is then stored there. Only the main
-    process gets it, the others None. images: the ImageSet that is read (default: samples, as many as the header's
-    `n`); images that were left out are reported."""
+    """The FeatureSet of this header, read from features/ or computed by compute() and then stored there. Only the main
+    process gets it; the others get None. images: the ImageSet of the features, whose missing images are reported; None
+    for samples, whose number is the header's `n`."""
     path = cache_path(header)
     n, most_missing = (header["n"], 0) if images is None else (len(images), images.most_broken())
 
@@ -150,7 +151,7 @@ def cached(header: dict, compute: Callable, say: Callable, images: Any = None) -
 
 
 def _fits(found: dict, header: dict, n: int, most_missing: int) -> bool:
-    """Whether tensors that were read are the FeatureSet of a header, of n images except at most `most_missing`."""
+    """Whether the tensors of a file fit the header and n images. At most `most_missing` images may be missing."""
     wanted = {"count", "mu", "sigma"}
     wanted |= {"features", "logits"} if header["kind"] == "samples" else {"features"} if header["keep"] else set()
     if not wanted <= set(found) <= {field.name for field in fields(FeatureSet)}:
@@ -178,12 +179,12 @@ def tensor_of_npy(path: str | Path) -> torch.Tensor:
     array = load_npy(path)
     try:
         return torch.from_numpy(array)
-    except (TypeError, ValueError):  # an archive of arrays, text, bytes in another order
+    except (TypeError, ValueError):  # an archive of arrays, text, or another byte order
         raise UserError(f"{path} is not an array of numbers in this machine's byte order") from None
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a file held a tensor of numbers one after the other: not sparse, quantized, or without its values."""
+    """Whether a value is an ordinary tensor of numbers: not sparse, not quantized, not on the meta device."""
     return torch.is_tensor(value) and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
 
 

@@ -1,4 +1,4 @@
-"""Metrics that compare the features of real images with those of made ones: one decorated function each.
+"""Metrics that compare the features of real images with those of generated images. Each is one decorated function.
 
 To add one, add a function `name(real, fake, H)` to this file, decorated by `@metric("what it is")`. It returns a
 dictionary of numbers. `calc_FID.py --name` then measures it. A network other than Inception is a function like
@@ -40,10 +40,11 @@ METRICS: dict[str, Metric] = {}
 
 
 def inception(H: Any, device: "torch.device") -> "Inception":
-    """The Inception network of the original FID, for which --extractor puts another (experiments.common.measure). An
-    extractor maps images, uint8 (B, 3 or 1, H, W), to features (B, D)
-    and logits (B, K), both float32 on the CPU (K is 0 if it has none). `identity`, a dict of JSON values, tells it
-    from all others: it is part of the keys of caches."""
+    """The Inception network of the original FID. With --extractor, experiments.common.measure uses another network.
+
+    An extractor maps images, uint8 (B, 3 or 1, H, W), to features (B, D) and logits (B, K), both float32 on the CPU
+    (K is 0 if it has no logits). Its attribute `identity`, a dict of JSON values, is part of the keys of caches and
+    must differ from that of every other extractor."""
     from utils.evaluation import features
 
     return features.Inception(H.feature_weights, device)
@@ -58,12 +59,12 @@ def metric(
 ) -> Callable:
     """Decorator: enter a function in METRICS under its name.
 
-    help: what calc_FID.py's flag --<name> says; None: there is no such flag.
+    help: the help text of calc_FID.py's flag --<name>; None: there is no such flag.
     extractor: called with H and the device; returns the network (see `inception`).
     keep: whether the function reads `real.features`, (N, D). Otherwise only mean and covariance are kept.
-    most_real: if there are more real images, this many are compared, evenly spaced.
-    in_all_processes: whether all processes of a job call the function. In all but the main one, `real` and `fake` are
-    None. Otherwise only the main process calls it.
+    most_real: the largest number of real images to compare; if there are more, evenly spaced ones are chosen.
+    in_all_processes: True: all processes of a job call the function, and `real` and `fake` are None in all but the main
+    process. False: only the main process calls it.
     """
 
     def enter(function: Callable) -> Callable:
@@ -74,7 +75,7 @@ def metric(
 
 
 def named(distance: str, H: Any) -> str:
-    """The name of a distance, 'fid' or 'kid', which say that Inception is the network: fd_<network> with another."""
+    """The name of a distance: 'fid' or 'kid' with the Inception network, otherwise 'fd_<network>' or 'kd_<network>'."""
     network = getattr(H, "extractor", EXTRACTORS[0])
     return distance if network == EXTRACTORS[0] else f"{distance[0]}d_{network}"
 
@@ -92,7 +93,8 @@ def fid(real: "FeatureSet", fake: "FeatureSet", H: Any) -> dict[str, float]:
 def kid(real: "FeatureSet", fake: "FeatureSet", H: Any) -> dict[str, float]:
     """Mean and standard deviation of the kernel inception distance over subsets, by torch-fidelity.
 
-    The samples are its first input, as on its command line: the subsets that it draws depend on the order.
+    The samples are the first input, as on torch-fidelity's command line, because the random subsets depend on the
+    order.
     """
     from torch_fidelity.metric_kid import kid_features_to_metric
 

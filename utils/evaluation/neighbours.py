@@ -1,12 +1,12 @@
-"""The nearest of many images by LPIPS (Zhang et al. 2018), each image embedded once and none kept.
+"""Finds the nearest of many images by LPIPS (Zhang et al. 2018). Each image is embedded once, and not kept.
 
 LPIPS is a squared Euclidean distance between weighted features of unit length over the channels:
 
     d(x, y) = sum_l mean_hw sum_c w_lc (f_lchw(x) - f_lchw(y))^2
 
-so the distances of all queries to a batch of images are |a|^2 + |b|^2 - 2ab, one matrix product. This formula
-loses digits if images are close. Therefore there are two passes: the first selects a few more candidates than
-requested, the second calls LPIPS itself on these.
+so the distances of all queries to a batch of images are |a|^2 + |b|^2 - 2ab, with one matrix product. This formula
+loses digits if two images are similar. Therefore there are two passes: the first selects a few more candidates than
+requested; the second computes LPIPS itself for these candidates.
 """
 
 import math
@@ -18,23 +18,23 @@ import torch
 
 from utils.core import distributed
 
-MIN_SIDE = 31  # pixels: AlexNet up to its last ReLU takes no less (conv 11 / 4, two pools 3 / 2)
-SPARE = 10  # candidates beyond the k wanted: the first pass may misplace images whose distances differ by 1e-6
+MIN_SIDE = 31  # pixels, the smallest input of AlexNet up to its last ReLU (conv 11 / 4, two pools 3 / 2)
+SPARE = 10  # candidates in addition to k: the first pass can confuse images whose distances differ by 1e-6
 PIECE = 1 << 14  # features in one matrix product
 
 
 @contextmanager
 def exact() -> Iterator[None]:
-    """No gradients, and convolutions in float32: by default a GPU may round their inputs to TF32, three digits."""
+    """Context without gradients, and with convolutions in float32: by default a GPU may use TF32, with three digits."""
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
 
 def lpips_input(x: torch.Tensor) -> torch.Tensor:
-    """Floats in [0, 1], (B, 3 or 1, H, W) -> what LPIPS was made for: (B, 3, H', W') in [-1, 1].
+    """Floats in [0, 1], (B, 3 or 1, H, W) -> the input format of LPIPS, (B, 3, H', W') in [-1, 1].
 
-    Grey is repeated. Images below MIN_SIDE pixels, which the network cannot take, have each pixel repeated by the
-    least whole factor that makes both sides large enough.
+    Grey is repeated for all colours. The network does not accept images below MIN_SIDE pixels. They are enlarged by the
+    smallest integer factor (each pixel repeated) that makes both sides large enough.
     """
     factor = math.ceil(MIN_SIDE / min(x.shape[2:]))
     if factor > 1:
@@ -46,9 +46,10 @@ def lpips_input(x: torch.Tensor) -> torch.Tensor:
 def lpips_features(model: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Images, floats in [0, 1] (B, 3 or 1, H, W) -> features a (B, D) float32 and signs s (D,), 1 or -1.
 
-    LPIPS(x, y) = sum_i s_i (a_i(x) - a_i(y))^2. model: lpips.LPIPS, or a distance of images in [0, 1] with a method
-    `embed`, such as models.efficientnet.PerceptualDistance: here and below. The weights of LPIPS's heads are folded in;
-    the published ones are not negative, so that all signs are 1. With AlexNet at 256 x 256 pixels D is 640,128.
+    LPIPS(x, y) = sum_i s_i (a_i(x) - a_i(y))^2. model (also in the functions below): lpips.LPIPS, or a distance of
+    images in [0, 1] with a method `embed`, such as models.efficientnet.PerceptualDistance. The features include the
+    weights of LPIPS's heads. The published weights are not negative, so all signs are 1. With AlexNet at 256 x 256
+    pixels D is 640,128.
     """
     if hasattr(model, "embed"):
         features = model.embed(x)
@@ -67,18 +68,19 @@ def lpips_features(model: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 def lpips_of_pairs(model: Any, query: torch.Tensor, images: Iterable[torch.Tensor]) -> list[float]:
     """LPIPS of one image (C, H, W) with each of N, (N, C, H, W) in [0, 1] -> N floats.
 
-    A pair a call: a batch of another size is rounded otherwise in the eighth digit, and images that are equal would
-    not come out as equally near.
+    Each call of the model gets one pair: the size of a batch changes the rounding in the eighth digit, and equal images
+    would get different distances.
     """
     prepared = (lambda x: x[None]) if hasattr(model, "embed") else (lambda x: lpips_input(x[None]))
     return [model(prepared(query), prepared(image)).item() for image in images]
 
 
 class QueryDistances:
-    """LPIPS of Q queries with any number of images, by matrix products: to within 1e-6 (measured at 256 x 256).
+    """LPIPS of Q queries with any number of images, by matrix products, with an error below 1e-6 (measured at 256 x
+    256).
 
-    queries: floats in [0, 1], (Q, C, H, W). Their features stay in the model's memory: 2.5 MB a query of 256 x 256
-    pixels, and as much for each image of a batch; some hundreds of queries fit on any GPU.
+    queries: floats in [0, 1], (Q, C, H, W). Their features stay in memory: 2.5 MB for each query of 256 x 256 pixels,
+    and the same for each image of a batch. Some hundreds of queries fit on any GPU.
     """
 
     def __init__(self, model: Any, queries: torch.Tensor, progress: Callable = iter):
@@ -91,16 +93,16 @@ class QueryDistances:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, C, H, W) like the queries -> distances (Q, B)."""
         b, _ = lpips_features(self.model, x)
-        # In pieces: one float32 sum of 640,000 products in a row is wrong in the fifth digit.
+        # In pieces, because a single float32 sum of 640,000 products is wrong in the fifth digit.
         products: Any = sum(p @ q.T for p, q in zip(self.features.split(PIECE, 1), b.split(PIECE, 1), strict=True))
         return self.squares[:, None] + (b.square() * self.signs).sum(1) - 2 * products
 
 
 class NearestK:
-    """The k + SPARE nearest images of each query among all images added so far (after `merge`, by any process).
-    Nothing else is kept.
+    """The k + SPARE nearest images of each query among all images added so far, and after `merge` among those of all
+    processes. Nothing else is kept.
 
-    `distances` and `indices` (Q, up to k + SPARE) by (distance, index), on the CPU.
+    `distances` and `indices` (Q, up to k + SPARE), sorted by (distance, index), on the CPU.
     """
 
     def __init__(self, n_queries: int, k: int):
@@ -109,20 +111,20 @@ class NearestK:
         self.indices = torch.empty(n_queries, 0, dtype=torch.int64)
 
     def update(self, distances: torch.Tensor, indices: torch.Tensor) -> None:
-        """distances (Q, B) to images of these numbers (B,), no number twice in the life of this object."""
+        """Add images: distances (Q, B), and the numbers of the images (B,). No number may be added twice."""
         self._take(distances.cpu(), indices.expand(len(distances), -1))
 
     def _take(self, distances: torch.Tensor, indices: torch.Tensor) -> None:
         """Both (Q, B) on the CPU."""
         distances, indices = torch.cat((self.distances, distances), 1), torch.cat((self.indices, indices), 1)
-        by_index = indices.argsort(1)  # a stable sort then keeps this order among equals
+        by_index = indices.argsort(1)  # a stable sort then keeps this order for equal distances
         distances, indices = distances.gather(1, by_index), indices.gather(1, by_index)
         self.distances, order = distances.sort(dim=1, stable=True)
         self.distances = self.distances[:, : self.size]
         self.indices = indices.gather(1, order[:, : self.size])
 
     def merge(self) -> None:
-        """Take in what the other processes of the job have found. Called by all of them."""
+        """Add the results of the other processes of the job. All processes call it."""
         own, *others = distributed.from_all((self.distances, self.indices))
         self.distances, self.indices = own
         for distances, indices in others:
@@ -132,12 +134,12 @@ class NearestK:
 def find_candidates(
     model: Any, queries: torch.Tensor, batches: Iterable, k: int, progress: Callable = iter
 ) -> torch.Tensor:
-    """First pass: numbers (Q, k + SPARE, or fewer where there are fewer images) int64 of the images nearest to
-    each query, up to rounding.
+    """First pass: the numbers of the images nearest to each query, up to rounding, int64 (Q, k + SPARE, or fewer if
+    there are fewer images).
 
-    queries: floats in [0, 1], (Q, C, H, W). batches: iterable of (images (B, C, H, W), numbers (B,)), every image
-    once, in one of the job's processes. progress: called with the list of queries, returns an iterable of them. Of
-    more than SPARE images that tie with the k-th to 1e-6, any may stand for the others.
+    queries: floats in [0, 1], (Q, C, H, W). batches: iterable of (images (B, C, H, W), numbers (B,)); each image occurs
+    once, in one process of the job. progress: called with the list of queries, returns an iterable of them. If the
+    distances of more than SPARE images equal the k-th distance to 1e-6, the choice among them is arbitrary.
     """
     found, distances = NearestK(len(queries), k), QueryDistances(model, queries, progress)
     for x, numbers in batches:
@@ -151,8 +153,8 @@ def nearest_of(
 ) -> list[tuple[float, int]]:
     """Second pass: the k candidates nearest to a query (C, H, W), a list of (distance, number), nearest first.
 
-    candidates: numbers; load(number): that image, (C, H, W). The distances are those of LPIPS called pair by pair;
-    equally near images are in the order of their numbers.
+    candidates: numbers of images; load(number) returns the image, (C, H, W). The distances are those of LPIPS for
+    single pairs. Images of equal distance are in the order of their numbers.
     """
     values = lpips_of_pairs(model, query, map(load, candidates))
     return sorted(zip(values, candidates, strict=True))[:k]

@@ -1,7 +1,7 @@
 """Precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020) of two sets of features.
 
-The numbers are those of the latter's `prdc` package, which holds three complete matrices of distances in memory
-(10 GB each for 50,000 images). Here the distances are computed in tiles and not kept.
+The results equal those of the `prdc` package by Naeem et al. This package holds three complete matrices of distances in
+memory (10 GB each for 50,000 images). Here the distances are computed in tiles and not kept.
 """
 
 from collections.abc import Callable
@@ -20,14 +20,15 @@ def prdc(
 ) -> dict[str, float]:
     """Compare features real (N, D) with fake (M, D), float32 -> dict of floats.
 
-    A row's ball reaches to its nearest_k-th nearest other row of its own set (the surface is outside).
-    precision: share of fake rows in a real ball; recall: share of real rows in a fake ball; density: real
-    balls that a fake row is in, on average, over nearest_k; coverage: share of real balls with a fake row.
+    Each row has a ball. Its radius is the distance to the k-th nearest other row of the same set, k = nearest_k; the
+    surface does not belong to the ball. precision: share of fake rows in a real ball. recall: share of real rows in a
+    fake ball. density: mean number of real balls that contain a fake row, divided by nearest_k. coverage: share of real
+    balls that contain a fake row.
 
-    tile: rows and columns of distances at a time; progress: called with a list of tiles (three times),
-    returns an iterable of them. Computed in float64 on real's device, or on the CPU if that device lacks float64.
-    Several processes, which all have the features, share the tiles; each gets the result.
-    Raises UserError for sets that are too small, of different widths or not finite.
+    tile: rows and columns of distances computed at once. progress: called with a list of tiles (three times), returns
+    an iterable of them. The computation is in float64 on the device of `real`, or on the CPU if this device lacks
+    float64. Several processes share the tiles; each needs the features and gets the result. Raises UserError for sets
+    that are too small, of different widths or not finite.
     """
     real, fake = (x.cpu() if x.device.type == "mps" else x for x in (real, fake))  # MPS has no float64
     fake = fake.to(real.device)
@@ -57,7 +58,7 @@ def check(real: torch.Tensor, fake: torch.Tensor, nearest_k: int, tile: int) -> 
             f"features of width {real.shape[1]} and {fake.shape[1]} cannot be compared: use one extractor for both"
         )
     for name, x in (("real", real), ("fake", fake)):
-        # One more than the neighbours and the row itself: as the prdc package demands.
+        # The prdc package needs one row more than the neighbours and the row itself.
         if len(x) < nearest_k + 2:
             raise UserError(
                 f"{len(x)} {name} images are too few for {nearest_k} nearest neighbours: "
@@ -73,8 +74,8 @@ def spans(n: int, tile: int) -> list[slice]:
 
 
 def ball_radii(x: torch.Tensor, nearest_k: int, tile: int, progress: Callable) -> torch.Tensor:
-    """Distance of each row of x (N, D) to its nearest_k-th nearest other row, (N,) float32."""
-    nearest = torch.full((len(x), nearest_k + 1), float("inf"), device=x.device)  # one more: 0 to the row itself
+    """The distance of each row of x (N, D) to its k-th nearest other row, k = nearest_k: (N,) float32."""
+    nearest = torch.full((len(x), nearest_k + 1), float("inf"), device=x.device)  # + 1: the row itself at distance 0
 
     def see(rows: slice, d: torch.Tensor) -> None:
         nearest[rows] = torch.cat([nearest[rows], d], 1).topk(nearest_k + 1, dim=1, largest=False).values
@@ -84,7 +85,7 @@ def ball_radii(x: torch.Tensor, nearest_k: int, tile: int, progress: Callable) -
     for i, j in progress(own_share(upper)):
         d = distances(x[parts[i]], x[parts[j]])
         see(parts[i], d)
-        if i != j:  # the tile below the diagonal is this one's transpose
+        if i != j:  # this tile's transpose is the tile below the diagonal
             see(parts[j], d.T)
     if distributed.world_size() > 1:
         nearest = torch.cat(distributed.from_all(nearest.cpu()), 1).to(x.device)
@@ -101,10 +102,10 @@ def distances(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     a, b = a.double(), b.double()
     scale = a.square().sum(1)[:, None] + b.square().sum(1)
     squared = torch.addmm(scale, a, b.T, alpha=-2)
-    # A squared distance that is smaller than its possible rounding error is noise. Equal rows must be at 0, and no
-    # row inside a ball of radius 0, however the matrix product orders its sums.
+    # A squared distance below its possible rounding error is noise, and becomes 0. Equal rows must have distance 0, and
+    # no row may be inside a ball of radius 0, whatever the order of sums in the matrix product is.
     noise = (a.shape[1] + 2) * torch.finfo(torch.float64).eps
     squared.masked_fill_(squared <= noise * scale, 0)
-    # The square is rounded, then its root. torch's root of float32 can be off by its last digit (on the CPU:
-    # one in five), which changes the ties; the rounded root of float64 is exact.
+    # The square is rounded to float32 first, then its root. torch's float32 root on the CPU is wrong in the last digit
+    # for one number in five, which changes ties. The float64 root, rounded to float32, is exact.
     return squared.float().double().sqrt_().float()

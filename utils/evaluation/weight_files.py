@@ -1,4 +1,4 @@
-"""The published weights of feature networks: which files, where they belong, how to get them.
+"""The published weights of feature networks: their files, where these belong, and how to fetch them.
 
 torch.hub keeps such files in $TORCH_HOME/hub/checkpoints. The 8 hexadecimal digits at the end of their names are the
 beginning of their SHA-256.
@@ -21,8 +21,9 @@ PATIENCE = 60.0  # seconds that a server may be silent
 
 @dataclass(frozen=True)
 class WeightFile:
-    """what: the weights in messages. flag: the flag that names another place. folder: the address without the file's
-    name; None: torch-fidelity's package states it. instead: flags with which a script does without these weights."""
+    """A file of published weights. what: their name in messages. flag: the flag that names another path. folder: the
+    address without the file name; None: the address is in torch-fidelity's package. instead: flags of a script that
+    make these weights unnecessary."""
 
     what: str
     file: str
@@ -87,10 +88,10 @@ def missing(name: str, given: str | None = None) -> str | None:
 
 
 def fetch(name: str) -> bool:
-    """Put weights in their place, unless the right file is there. Returns whether they were fetched.
+    """Fetch weights and put the file in its place, unless the right file is there. Returns True if they were fetched.
 
-    The file is complete or absent: it is renamed to its name after its SHA-256 was checked. Raises UserError if the
-    network fails or the server sends something else.
+    The file is complete or absent: it gets its name after its SHA-256 was checked. Raises UserError if the network
+    fails or the server sends another file.
     """
     weights = WEIGHT_FILES[name]
     if weights.exists and sha256_file(weights.place).startswith(weights.digits):
@@ -101,7 +102,7 @@ def fetch(name: str) -> bool:
     try:
         torch.hub.download_url_to_file(weights.address, weights.place, weights.digits)
     except RuntimeError:  # the only one that torch.hub raises
-        reason = f"what came is incomplete or another file: its SHA-256 does not begin with {weights.digits}"
+        reason = f"the download is incomplete or another file: its SHA-256 does not begin with {weights.digits}"
     except (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError) as error:
         reason = str(error).strip("<>") or type(error).__name__
     else:
