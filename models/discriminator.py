@@ -123,7 +123,7 @@ class LeCam(nn.Module):
     D(x) and D(x_hat) over the images of all processes. They begin at 0, about the outputs of an untrained D.
     """
 
-    DECAY = 0.99  # of the averages, as in the paper
+    DECAY = 0.99  # the decay of the averages, as in the paper
     averages: torch.Tensor  # (2,): a_real, a_fake
 
     def __init__(self):
