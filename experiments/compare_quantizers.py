@@ -210,7 +210,8 @@ def values_of(H, quantizer, seed):
     """{column: value} of a finished cell."""
     folder = LOGS / H.log_dir / f"{quantizer}_{seed}"
     found = measured(folder / "measures")
-    # Of the last epoch of training, of all images; a training of less than an epoch has validation only.
+    # The use of codes in the last epoch of training, over all images. A training of less than an epoch has only
+    # the values of validation.
     usage = {name: [found[name], *curve(folder / "vqgan", name)][-1] for name in ("codes_used", "perplexity")}
     codes = math.prod(read_json(folder / "vqgan" / "config.json")["hparams"]["latent_shape"])
     bits = min(curve(folder / "prior", "val_bits"))
@@ -233,8 +234,8 @@ def summarised(cells):
 
 
 def best_of(table):
-    """The quantizer to recommend: of those whose L1 is within two standard errors of the lowest, the one with the
-    fewest bits per picture. table: {quantizer: what summarised returns}."""
+    """The quantizer to recommend. It has the fewest bits per picture among the quantizers whose L1 is within two
+    standard errors of the lowest L1. table: {quantizer: what summarised returns}."""
     lowest = min(table.values(), key=lambda row: row["l1"])
 
     def is_close(row):

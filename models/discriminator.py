@@ -22,7 +22,7 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, x):
         if not self.training or not distributed.join_group():
             return super().forward(x)
-        x = x.float()  # as under autocast: sums over many pixels
+        x = x.float()  # float32, as under autocast: these are sums over many pixels
         mean = distributed.mean_with_gradient(x.mean((0, 2, 3)))
         centred = x - mean[:, None, None]
         variance = distributed.mean_with_gradient(centred.square().mean((0, 2, 3)))

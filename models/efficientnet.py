@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# Of each stage: expansion, channels, blocks, stride of the first block, side of the kernels.
+# One row for each stage: expansion, channels, blocks, stride of the first block, side of the kernels.
 STAGES = (
     (1, 16, 1, 1, 3),
     (6, 24, 2, 2, 3),
