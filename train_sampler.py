@@ -78,7 +78,7 @@ def validate(sampler, ids, H, run, precision):
     meters = Meters(run.device)
     sampler.eval()
     for number, batch in enumerate(ids.split(H.batch_size)):
-        # Each process takes its rows of each batch and the masks of these rows, as many at once as in training.
+        # Each process takes its rows of each batch and their masks. A network pass has as many rows as in training.
         size = local_batch(H)
         for start in range(run.rank * size, len(batch), run.world_size * size):
             part = batch[start : start + size].to(run.device)

@@ -167,7 +167,10 @@ def growing(bench):
 
 
 def measure_costs(bench):
-    """Print and return rows: seconds, MiB and FLOPs of each value. FLOPs are multiples of the first value's."""
+    """Measure the time, memory and FLOPs of jobs that grow in one size; print a table and return its rows.
+
+    The table shows time and FLOPs as multiples of those at the smallest size.
+    """
     say("| what grows | value | seconds | time | FLOPs | memory |\n|---|---|---|---|---|---|")
     rows = []
     for title, make, values in growing(bench):

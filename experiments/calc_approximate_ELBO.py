@@ -48,7 +48,7 @@ stopped; for a finished fit, it only evaluates the bound again.
 
 def settle(H):
     """Set the defaults of the fit, which replace those of the sampler."""
-    goes_on = H.resume and (LOGS / H.log_dir / "config.json").is_file()  # then config.json has the values
+    goes_on = H.resume and (LOGS / H.log_dir / "config.json").is_file()  # if True, config.json has the values
     for name, value in (("train_steps", FIT_STEPS), ("lr", FIT_LR)):
         if name not in H.explicit and not goes_on:
             setattr(H, name, value)
@@ -125,7 +125,8 @@ class Evaluation:
                 parts.append(part)
                 progress.update(len(part[0]))
         if self.nats_z is None:
-            # Only the main process has parts. In the others an empty tensor marks the prior's part as computed.
+            # Only the main process has parts. The other processes store an empty tensor instead of None, which marks
+            # the prior's part as computed.
             self.nats_z = torch.cat([nats_z for _, nats_z in parts]) if parts else torch.empty(0)
         return distributed.from_main(lambda: self.figures(torch.cat([nats_x for nats_x, _ in parts])))
 

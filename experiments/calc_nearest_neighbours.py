@@ -81,7 +81,7 @@ from utils.data.sources import find_images, read_file
 from utils.display.images import enlarge, sheet
 from utils.evaluation.neighbours import find_candidates, nearest_of
 
-MAX_ROWS = 50  # of the picture
+MAX_ROWS = 50  # the most rows of the picture
 MIN_SHOWN = 96  # pixels; the picture shows smaller images enlarged to this size
 
 

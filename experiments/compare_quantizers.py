@@ -26,7 +26,7 @@ class ComparisonConfig:
     prior_steps: int = opt(1000, "training steps of the prior over the codes", min=1)
 
 
-STEPS = 1000  # --train_steps, unless it is given
+STEPS = 1000  # the default of --train_steps in a comparison
 READS = ("preset", "train_steps", "lr", "perceptual_weight", "perceptual_net", "random_crop", "horizontal_flip")
 # What a comparison sets itself, or what means nothing here; everything else goes to the training of stage 1.
 SET_HERE = {
@@ -94,7 +94,7 @@ from utils.core.progress import say
 from utils.display.commands import command, new_name
 from utils.display.report_plots import STYLE
 
-EVALUATIONS = 8  # in a training: the prior's bits are the lowest of them
+EVALUATIONS = 8  # evaluations of the prior in one training; the lowest bits are reported
 MEASURED = 2000  # validation images, at most
 # Small and the same for all quantizers; what it leaves open is that of the preset.
 PRIOR = dict(sampler="absorbing", bert_n_emb=128, bert_n_head=4, bert_n_layers=6, ema=True)
@@ -210,7 +210,8 @@ def values_of(H, quantizer, seed):
     """{column: value} of a finished cell."""
     folder = LOGS / H.log_dir / f"{quantizer}_{seed}"
     found = measured(folder / "measures")
-    # Of the last epoch of training, of all images; a training of less than an epoch has validation only.
+    # The use of codes in the last epoch of training, over all images. A training of less than an epoch has only
+    # the values of validation.
     usage = {name: [found[name], *curve(folder / "vqgan", name)][-1] for name in ("codes_used", "perplexity")}
     codes = math.prod(read_json(folder / "vqgan" / "config.json")["hparams"]["latent_shape"])
     bits = min(curve(folder / "prior", "val_bits"))
@@ -233,8 +234,8 @@ def summarised(cells):
 
 
 def best_of(table):
-    """The quantizer to recommend: of those whose L1 is within two standard errors of the lowest, the one with the
-    fewest bits per picture. table: {quantizer: what summarised returns}."""
+    """The quantizer to recommend. It has the fewest bits per picture among the quantizers whose L1 is within two
+    standard errors of the lowest L1. table: {quantizer: what summarised returns}."""
     lowest = min(table.values(), key=lambda row: row["l1"])
 
     def is_close(row):
@@ -246,7 +247,7 @@ def best_of(table):
 
 
 def lines_of(table):
-    """{first cell: the others as text}: the table, in columns of equal width."""
+    """The lines of the table as {first cell: text of the other cells}. All cells of a column have the same width."""
     rows = {"quantizer": [title for title, _ in COLUMNS.values()]}
     for name, row in table.items():
         rows[name] = [

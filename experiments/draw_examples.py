@@ -17,8 +17,8 @@ from utils.core.errors import UserError, run_main
 from utils.core.progress import say, track
 from utils.display.grids import write_picture
 
-SIDE = 128  # of a picture, in pixels
-S = 4 * SIDE  # of the canvas on which a house is drawn
+SIDE = 128  # the side of a picture in pixels
+S = 4 * SIDE  # the side of the canvas on which a house is drawn
 SKIES = {  # colours at the top and at the horizon
     "day": ((90, 160, 230), (210, 235, 250)),
     "evening": ((60, 60, 120), (250, 170, 110)),
@@ -134,7 +134,7 @@ def main():
     target.mkdir(parents=True, exist_ok=True)
     sources = photographs() if args.kind == "photographs" else []
     for i in track(range(args.count), "drawing", unit="img"):
-        rng = random.Random(i)  # the same pictures for any count
+        rng = random.Random(i)  # picture i is the same for any number of pictures
         image = part(sources[i % len(sources)], rng) if sources else house(rng)
         write_picture(target / f"{args.kind}_{i:05}.png", image)
     say(f"{args.count} images of {SIDE} x {SIDE} pixels in {target}")

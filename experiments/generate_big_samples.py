@@ -112,7 +112,7 @@ def main(H):
     models = load_models(H)
     if models.sampler.model.needs_raster_order and (H.order != "raster" or H.cells_per_step > 1):
         raise UsageError("this sampler needs raster order, one cell a step (--order raster --cells_per_step 1)")
-    windows = []  # in each network pass
+    windows = []  # the windows of each network pass
     models.sampler.model.net.register_forward_pre_hook(lambda net, args: windows.append(len(args[0])))
     start = time.monotonic()
     with Report(H, models.device, autoencoder=models.autoencoder, sampler=models.sampler) as report:

@@ -407,7 +407,7 @@ class Flag:
     """One flag as the parser and the checks need it."""
 
     name: str
-    type: type  # of one value: bool, int, float or str
+    type: type  # the type of one value: bool, int, float or str
     is_list: bool
     default: Any
     group: str

@@ -64,7 +64,7 @@ class Hparams(SimpleNamespace):
         result = {}
         for name in (name for name in names_of(*roles) if name in self.usual):
             value = getattr(self, name)
-            if value is False and self.usual[name] is True:  # as its other name
+            if value is False and self.usual[name] is True:  # written as the flag's other name
                 result[name.removeprefix("no_") if name.startswith("no_") else f"no_{name}"] = True
             elif name in self.explicit or value != self.usual[name]:
                 result[name] = value
@@ -294,7 +294,7 @@ def describing(option: str, family: str, idle: Collection[str]) -> set[str]:
 
 def loads(values: Values, family: str, flags: Iterable[str], idle: Collection[str]) -> Iterator[Load]:
     """The runs that this command reads, in order: a later one takes precedence."""
-    trains = "load_optim" not in idle  # then training starts from --load_dir; otherwise the script measures it
+    trains = "load_optim" not in idle  # training starts from the run in --load_dir; other scripts measure this run
     if values.get("ae_load_dir"):  # scripts of samplers require it; in the others --load_dir can name the VQGAN, too
         names = names_of("autoencoder")
         takes = {*names, *describing("ae_load_dir", family, idle)}

@@ -22,7 +22,7 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, x):
         if not self.training or not distributed.join_group():
             return super().forward(x)
-        x = x.float()  # as under autocast: sums over many pixels
+        x = x.float()  # float32, as under autocast: these are sums over many pixels
         mean = distributed.mean_with_gradient(x.mean((0, 2, 3)))
         centred = x - mean[:, None, None]
         variance = distributed.mean_with_gradient(centred.square().mean((0, 2, 3)))
@@ -123,7 +123,7 @@ class LeCam(nn.Module):
     D(x) and D(x_hat) over the images of all processes. They begin at 0, about the outputs of an untrained D.
     """
 
-    DECAY = 0.99  # of the averages, as in the paper
+    DECAY = 0.99  # the decay of the averages, as in the paper
     averages: torch.Tensor  # (2,): a_real, a_fake
 
     def __init__(self):

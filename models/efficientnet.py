@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# Of each stage: expansion, channels, blocks, stride of the first block, side of the kernels.
+# One row for each stage: expansion, channels, blocks, stride of the first block, side of the kernels.
 STAGES = (
     (1, 16, 1, 1, 3),
     (6, 24, 2, 2, 3),
@@ -22,7 +22,7 @@ STAGES = (
 )
 STEM, FEATURES, CLASSES = 32, 1280, 1000
 SIDE = 224  # side in pixels of its training images; the network accepts any size
-MEAN, STD = 127 / 255, 128 / 255  # of the network's inputs, for pixels in [0, 1]
+MEAN, STD = 127 / 255, 128 / 255  # mean and scale of the network's inputs, for pixels in [0, 1]
 MAPS = (0, 2, 4, 10, 15)  # the last blocks at 1/2, 1/4, 1/8, 1/16 and 1/32 of the resolution
 LEAST = 32  # side in pixels at which the last map has one position
 

@@ -46,7 +46,7 @@ class CachedDecoder:
 
     def __init__(self, net):
         self.net, self.position = net, 0
-        self.kept = []  # of each block: keys and values, (2, B, N, block_size, d)
+        self.kept = []  # the keys and values of each block, (2, B, N, block_size, d)
 
     def next_logits(self, ids):
         """ids (B, i), all tokens so far, i = 0, 1, ... in successive calls -> logits (B, K) of the next one."""

@@ -147,7 +147,7 @@ class Pretrained:
 @dataclass
 class FoundRun:
     """The checkpoint of a run. name: its folder, relative to logs/ or absolute. kind: 'vqgan' or a sampler's name.
-    saved: the configuration that it recorded, {} if it is a published one."""
+    saved: the configuration that the run recorded; {} if the run is a published checkpoint."""
 
     name: str
     kind: str
@@ -185,7 +185,7 @@ def find_run(name: str | Path, kinds: tuple[str, ...], step: int | None = None) 
 
 
 def recorded_config(store: Checkpoints, step: int) -> dict[str, Any]:
-    """The values of flags that a run recorded with a step; {} if it is a published one."""
+    """The values of flags that a run recorded with a step; {} if the run is a published checkpoint."""
     saved = saved_config(store.folder, FLAGS, step) or {}
     return {k: v for k, v in saved.items() if k in FLAGS}
 

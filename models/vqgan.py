@@ -22,7 +22,7 @@ class VQGAN(nn.Module):
     def parts_to_compile(self):
         """The networks to compile, without the generator's last layer, because its gradient is computed separately."""
         parts = [self.ae.encoder, self.ae.generator.features, self.perceptual]
-        if distributed.world_size() == 1:  # otherwise its batch norm communicates with other processes
+        if distributed.world_size() == 1:  # with more, the batch norm of `disc` communicates
             parts.append(self.disc)
         return [part for part in parts if part is not None]
 

@@ -1,1 +1,1 @@
-"""What the scripts share: models, codes, samples, features, results, pictures. Imports all other folders."""
+"""What the scripts share: models, codes, samples, features, results, pictures. The folder imports all other folders."""

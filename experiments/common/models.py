@@ -65,7 +65,8 @@ def check_autoencoder(run: Run, autoencoder: Loaded) -> None:
 
 
 def check_pair(H: SimpleNamespace, autoencoder: Loaded) -> None:
-    """Raise UserError if the sampler was trained on codes of another autoencoder, as far as its run recorded this."""
+    """Raise UserError if the sampler was trained on codes of another autoencoder. If the sampler's run did not record
+    its autoencoder, there is no check."""
     known = recorded_autoencoder(checkpoints_of(H.load_dir), H.load_step)
     if known and known["hash"] != autoencoder.hash:
         raise UserError(

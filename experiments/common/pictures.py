@@ -77,8 +77,8 @@ def show_denoising(report: Any, H: Any, models: Any, ids: Tensor, first: int) ->
 
 
 class CodeMeans:
-    """A mean image patch for each of K codes: the mean of the pixels at all positions that use the code, in its cell
-    and half a cell around it.
+    """A mean image patch for each of K codes: the mean over all positions that use the code. A patch contains the
+    cell of its position and a border of half a cell.
 
     (Decoding a canvas of a single code shows little: the decoder was not trained on such canvases.)
     """

@@ -70,7 +70,7 @@ class Pictures:
         path = self.folder / "pictures.jsonl"
         lines = Lines(path)
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged, or not of this program
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged line, or one of another program
                 row = parse_json(line)
                 self.drawn_by[str(row["picture"])] = str(row["command"])
         return lines

@@ -108,8 +108,8 @@ class Sampler(nn.Module):
             yield self.sample(draw(numbers), temp, progress.within(len(numbers)))
 
     def revealed_at(self, uniforms: Tensor) -> Tensor:
-        """The completed share of sampling at which each token of the samples of `uniforms` is revealed: (B, L) in
-        (0, 1]. Raises UserError if the sampler does not reveal each token once."""
+        """When each token of the samples with these `uniforms` is revealed: (B, L) in (0, 1], as a share of all
+        sampling steps. Raises UserError if the sampler does not reveal each token once."""
         raise UserError("this sampler does not reveal each code once: there are no steps to show")
 
     def predict(self, ids: Tensor, rows: Tensor, cols: Tensor) -> Tensor:

@@ -129,7 +129,7 @@ def test_without_npm_visdoms_own_download(static, monkeypatch):
 @pytest.mark.parametrize(
     ("packed", "said"),
     [
-        ({**TEXT, "a@1.0": {"dist/a.js": "let a = evil"}}, "dist/a.js of a@1.0 is not what it was"),
+        ({**TEXT, "a@1.0": {"dist/a.js": "let a = evil"}}, "dist/a.js of a@1.0 does not have the known hash"),
         ({"a@1.0": TEXT["a@1.0"]}, r"npm's b-2.0.tgz is no such package"),
         ({**TEXT, "b@2.0": {"b.css": "b {}"}}, r"npm's b-2.0.tgz is no such package"),
         (None, "there is no npm"),

@@ -1,1 +1,1 @@
-"""Errors, processes, files, random numbers, progress: imports no other folder."""
+"""Errors, processes, files, random numbers, progress. The folder imports no other folder."""

@@ -127,7 +127,7 @@ def cached(
     what: the name of the tensors in messages ("codes"). origin: a function that returns their origin; renew: see
     is_current. check: called with tensors that were read; raises DamagedFile if compute() cannot have returned them.
     The main process reads the file and decides whether to compute. If so, all processes call compute(), and the main
-    process stores the result. In the other processes the result is None.
+    process stores the result. The result is None in the other processes.
     """
     tensors: Any = None
     if distributed.is_main():

@@ -105,7 +105,7 @@ def run_main(main: Callable, *args: Any) -> None:
             raise
         if isinstance(error, BrokenPipeError) and _reader_is_gone():
             discard_output()
-            sys.exit(128 + SIGPIPE)  # as a shell reports it for other programs
+            sys.exit(128 + SIGPIPE)  # the exit status that a shell reports for a program that SIGPIPE ended
         place = f": {error.filename}" if error.filename else ""
         fail(f"{error.strerror}{place}{_disk_hint(error)}")
     except (RuntimeError, MemoryError) as error:

@@ -40,8 +40,8 @@ def in_root(path: str) -> str:
 
 
 def from_root(path: str) -> str:
-    """A path relative to the root if it is below the root, else unchanged. The keys of caches use it, so that they do
-    not depend on the current folder."""
+    """A path relative to the root if it is below the root, else unchanged. The keys of caches use such
+    paths, so that the keys do not depend on the current folder."""
     return path if IS_HERE else path.removeprefix(os.path.join(ROOT, ""))
 
 
@@ -86,7 +86,7 @@ def first_to_report() -> bool:
     """Whether no other process of the job has reported an error on this machine (since torchrun's last restart).
 
     Often all processes have the same error at the same time. If one process ends, the others lose their connection to
-    it. Therefore only the first one reports its error.
+    this process. Therefore only the first process with an error reports it.
     """
     record = os.environ.get("TORCHELASTIC_ERROR_FILE")  # <a folder for each start>/<local rank>/error.json
     if world_size() > 1 and record:

@@ -11,7 +11,7 @@ from typing import Any
 from utils.core.errors import DamagedFile
 
 MOST_NESTED = 20  # levels of lists and dicts within each other
-MOST_BYTES = 64 << 20  # of a file
+MOST_BYTES = 64 << 20  # the largest size of a file
 
 
 def parse_json(text: str) -> Any:
@@ -37,7 +37,7 @@ def _children(value: Any) -> Iterable:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file. Raises DamagedFile if parse_json() refuses its text, or if it is not a regular file."""
+    """Read a JSON file. Raises DamagedFile if parse_json() refuses the text, or if the path is not a regular file."""
     try:
         with open(path, encoding="utf-8", opener=without_waiting) as f:
             found = os.fstat(f.fileno())

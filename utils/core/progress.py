@@ -156,7 +156,8 @@ class Forecast:
         self.first: tuple[int, float] | None = None
 
     def text(self, step: int) -> str | None:
-        """Call it after each step. Returns the estimate as one line when it is known, and None at all other steps."""
+        """Call this method after each step. Returns the estimate as one line when it is known, and None at all other
+        steps."""
         now = time.monotonic()
         if self.told or self.first is None:
             self.first = self.first or (step, now)  # the first step is slower and not counted

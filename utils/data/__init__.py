@@ -1,1 +1,1 @@
-"""Images from files to batches, and the cache of codes: imports utils.core."""
+"""Images from files to batches, and the cache of codes. The folder imports utils.core."""

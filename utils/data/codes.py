@@ -61,7 +61,7 @@ def cached(
     left_out = found.get("left_out") if found else None
     images.leave_out(left_out, len(images) - len(found["ids"]) if found else 0, codes.path, say)
     ids = distributed.broadcast_tensor(found and found["ids"])
-    if distributed.is_main() and codes.path.exists():  # otherwise only the parts hold the codes
+    if distributed.is_main() and codes.path.exists():  # without this file, only the parts hold the codes
         codes.remove_parts()
     return ids
 

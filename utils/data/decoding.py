@@ -19,7 +19,7 @@ PIECE = 1 << 22  # pixels converted at once: each copy of an image of the larges
 
 
 WIDEST = 4 / 3  # aspect ratio of a random crop; 3/4 is the narrowest
-ATTEMPTS = 10  # at a random crop that fits into the image
+ATTEMPTS = 10  # attempts to draw a random crop that fits into the image
 
 
 class Crop(NamedTuple):

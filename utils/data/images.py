@@ -59,7 +59,7 @@ class ImageSet(Dataset):
 
     def cropped(self, least: float, number: int) -> ImageSet:
         """The set with a random crop in place of each image: the `number`-th, of at least this share of its area."""
-        result = copy.copy(self)  # the same `broken`
+        result = copy.copy(self)  # the copy shares `broken` with this set
         result.view = least, number
         return result
 

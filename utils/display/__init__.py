@@ -1,4 +1,4 @@
-"""Dashboard, pictures, reports, commands to paste: imports utils.core."""
+"""Dashboard, pictures, reports, commands to paste. The folder imports utils.core."""
 
 # Live:     live_dashboard (what a run shows in visdom), dashboard_panes (its panes as data), visdom_client (sends
 #           them), visdom_assets (scripts of visdom's page; experiments/dashboard.py starts the server)

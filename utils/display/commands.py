@@ -13,7 +13,7 @@ from utils.core.job import LOGS, REPOSITORY, from_here, in_root
 SCRIPTS = {name: f"{name}.py" for name in ("train_vqgan", "train_sampler")}
 SCRIPTS["calc_approximate_ELBO"] = "experiments/calc_approximate_ELBO.py"
 ALONE = ("experiments/show_run.py", "experiments/get_weights.py")  # scripts of one process
-PORT = 29500  # of torchrun's rendezvous, if there are several machines
+PORT = 29500  # the port of torchrun's rendezvous, if there are several machines
 
 
 def python() -> str:

@@ -55,7 +55,7 @@ class Curve:
         return dropped or thinned or len(self.points) == MARKED_POINTS or self.smoothed != was_smoothed
 
     def _drop_from(self, x: float) -> bool:
-        """Drop the points at x and later. Returns True if there were any."""
+        """Drop the points at x and later. Returns True if there were such points."""
         last = self.newest or (self.points[-1] if self.points else None)
         if last is None or x > last[0]:
             return False

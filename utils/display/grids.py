@@ -22,11 +22,11 @@ from utils.display.run_files import pictures_by_step
 NOTE = "grid"  # the name of the PNG text field that describes the grid
 CELLS = (64, 128)  # bounds of the side of an image in strips, in pixels
 INK, PAPER = (70, 70, 70), (255, 255, 255)
-MOST_ROWS, MOST_COLUMNS = 8, 8  # of a progress strip
+MOST_ROWS, MOST_COLUMNS = 8, 8  # the most rows and columns of a progress strip
 AMPLIFIED = 4  # factor by which differences are multiplied in pictures
 TRIPLES_CAPTION = f"original, reconstruction, difference x {AMPLIFIED}"
 MOST_STRIPS = 24  # more than a run has
-MOST_PIXELS = 1 << 26  # of a picture that is read
+MOST_PIXELS = 1 << 26  # the most pixels of a picture that is read
 
 
 @dataclass(frozen=True)

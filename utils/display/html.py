@@ -36,5 +36,5 @@ _TEMPLATES.filters["as_text"] = as_text
 
 
 def render(template: str, **values: Any) -> str:
-    """The template of this name as text, with these values. In templates, the filter `as_text` is the function."""
+    """The template of this name as text, with these values. Templates can call as_text() as a filter."""
     return _TEMPLATES.get_template(template).render(values)

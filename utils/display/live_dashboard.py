@@ -23,7 +23,7 @@ from utils.display.dashboard_panes import NOTHING_YET, Plot, bar_pane, progress_
 from utils.display.run_files import is_number
 from utils.display.visdom_client import Refused, WindowGone, client_class
 
-COMPARED_POINTS = 1000  # of each curve of another run
+COMPARED_POINTS = 1000  # points of each curve of another run
 PANE_SIZE = (256, 640)  # bounds of the longer side of an image's pane in pixels
 SEPARATORS = {"_": "-", "-": "--", "/": "---"}
 ORDINARY = re.compile(r"[^\W_](?:[^\W_]|[._/-](?=[^\W_]))*")
@@ -129,7 +129,7 @@ class Dashboard:
     def history(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add the points of an earlier run: dicts with 'step' and names as in scalars().
 
-        Values that are not numbers and rows without 'step' are skipped. Call it before scalars().
+        Values that are not numbers and rows without 'step' are skipped. Call this method before scalars().
         """
         for step, numbers in _numbers(rows):
             self.scalars(step, numbers)
@@ -137,7 +137,7 @@ class Dashboard:
     def compare(self, run: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Show the curves of another run in the plots of this run. run: its name; rows: as for history().
 
-        Curves without a plot in this run are left out. Call it before the first point.
+        Curves without a plot in this run are left out. Call this method before the first values of this run are sent.
         """
         if not self.enabled:
             return

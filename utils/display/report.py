@@ -44,7 +44,7 @@ def report_at_end(folder: str | Path, say: Callable[[str], None]) -> None:
     """Write the report of a run's folder at the end of a command. An error is only a warning, as all results exist."""
     try:
         say(f"report: {write_report(SavedRun(folder))}")
-    except Exception as error:  # of the disk, of Pillow, of matplotlib
+    except Exception as error:  # the disk, Pillow or matplotlib can cause it
         again = commands.show_run(os.path.relpath(folder, LOGS))
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         say(f"warning: {os.path.join(folder, 'report.html')} could not be written ({reason}); to try again:\n  {again}")
@@ -160,7 +160,7 @@ def _plot(run: SavedRun, name: str, kind: str, *args: Any) -> str | None:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of glyphs that a font lacks
+            warnings.simplefilter("ignore")  # matplotlib warns of glyphs that a font lacks
             return _data_uri("svg+xml", getattr(report_plots, kind)(name, *args).encode())
     except Exception as error:  # matplotlib can raise anything for such numbers
         run.note(f"'{name}' cannot be drawn ({type(error).__name__})")

@@ -24,11 +24,11 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#e6e6e6",
     "legend.frameon": False,
     "svg.fonttype": "none",
-    "svg.hashsalt": "run",  # the same file for the same data
+    "svg.hashsalt": "run",  # equal data give equal SVG files
     "text.parse_math": False,
 }
-MOST_POINTS = 1500  # of a line: more are not visible
-MOST_LABELS = 40  # of bars
+MOST_POINTS = 1500  # points of a line: more are not visible
+MOST_LABELS = 40  # the most bars that have labels
 LONGEST = 120  # characters of a title or a label: matplotlib is slow with long texts
 
 

@@ -12,7 +12,7 @@ from utils.display.curves import VALIDATION
 
 LONGEST = 1 << 20  # characters of a line
 PICTURE = re.compile(r"(?P<name>[^/]+)_(?P<step>\d{1,18})\.png")
-PART = re.compile(r".+_\d+_\d+\.png")  # of --save_individually: <name>_<step>_<i>.png
+PART = re.compile(r".+_\d+_\d+\.png")  # files of --save_individually: <name>_<step>_<i>.png
 
 
 def is_number(value: Any) -> TypeGuard[float]:

@@ -21,14 +21,14 @@ LARGEST = 1600  # pixels of the longer side of a picture
 MOST_PICTURES = 24  # series of pictures, and the same number of pictures without a step in their name
 MOST_CURVES = 100  # each takes 50 ms to draw, and 17 KB of the page
 MOST_BARS = 24
-MOST_ROWS = 10_000  # of one kind: more points of a curve are not visible
+MOST_ROWS = 10_000  # rows with the same names: more points of a curve are not visible
 CAPTIONS = dict(
     reconstructions=TRIPLES_CAPTION,
     codebook="the mean of the pixels where each code is used; most used codes first",
     denoising="samples while they are drawn, by the completed share of sampling",
 )
-LAST_LINES = 60  # of log.txt
-LAST_BYTES = 1 << 16  # of log.txt
+LAST_LINES = 60  # lines of log.txt that are shown
+LAST_BYTES = 1 << 16  # bytes of log.txt that are read
 
 Row = dict[str, Any]
 
@@ -196,8 +196,8 @@ def reduced(image: Image.Image) -> Image.Image:
 
 
 def _thinned(rows: list[Row]) -> list[Row]:
-    """About MOST_ROWS evenly spaced rows of each set of names, with the last row. The report of a long run then does
-    not take longer than that of a short run."""
+    """About MOST_ROWS evenly spaced rows and the last row of all rows that have the same names. With fewer rows, the
+    report of a long run does not take longer than the report of a short run."""
     kinds: dict[tuple[str, ...], list[int]] = {}
     for i, row in enumerate(rows):
         kinds.setdefault(tuple(row), []).append(i)

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from utils.core.errors import UserError
 
-VERSION = "0.2.4"  # of visdom, for whose page these files are
-PATIENCE = 180  # seconds for all packages (25 MB)
-OWN_PATIENCE = 60  # for visdom's own download
+VERSION = "0.2.4"  # the version of visdom that needs these files
+PATIENCE = 180  # seconds that npm may take for all packages (25 MB)
+OWN_PATIENCE = 60  # seconds that visdom's own download may take
 MARK = "version.built"  # visdom's own mark: all files exist
 
 # {package: {path below static/: (path in the package, the first 32 digits of its sha256)}}
@@ -102,7 +102,7 @@ def _from_npm(folder: Path) -> None:
                 for path, (inside, digest) in files.items():
                     data = tar.extractfile(f"package/{inside}").read()  # type: ignore[union-attr]
                     if hashlib.sha256(data).hexdigest()[:32] != digest:
-                        raise _NotAvailable(f"{inside} of {package} is not what it was")
+                        raise _NotAvailable(f"{inside} of {package} does not have the known hash")
                     (folder / path).parent.mkdir(parents=True, exist_ok=True)
                     (folder / path).write_bytes(data)
         except (OSError, KeyError, AttributeError, tarfile.TarError) as error:

@@ -1,1 +1,1 @@
-"""Features, statistics, distances, neighbours: imports utils.core."""
+"""Features, statistics, distances, neighbours. The folder imports utils.core."""

@@ -79,7 +79,7 @@ def _text_after_array(path: str | Path) -> str | None:
         rest = io.BytesIO(f.read(LARGEST_HEADER))
     try:
         is_bytes = _array_header(rest)[2] == np.uint8
-    except Exception:  # as utils.core.files.load_npy
+    except Exception:  # the reader can raise anything, as in utils.core.files.load_npy
         return None
     return rest.read().decode("utf-8", "replace") if is_bytes else None
 

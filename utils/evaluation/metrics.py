@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from utils.evaluation.features import FeatureSet, Inception
 
-EXTRACTORS = ("inception", "efficientnet_lite0")  # of --extractor; the first is the original's
+EXTRACTORS = ("inception", "efficientnet_lite0")  # values of --extractor; the first is the original's
 KID_SUBSET = 1000
 ISC_SAMPLES = 5000
 

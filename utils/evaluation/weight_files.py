@@ -88,7 +88,7 @@ def missing(name: str, given: str | None = None) -> str | None:
 
 
 def fetch(name: str) -> bool:
-    """Fetch weights and put the file in its place, unless the right file is there. Returns True if they were fetched.
+    """Fetch weights and put the file in its place, unless the right file is there. Returns True after a download.
 
     The file is complete or absent: it gets its name after its SHA-256 was checked. Raises UserError if the network
     fails or the server sends another file.

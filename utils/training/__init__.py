@@ -1,1 +1,1 @@
-"""Runs, averages, mixed precision, compilation, meters: imports all other folders of utils."""
+"""Runs, averages, mixed precision, compilation, meters. The folder imports all other folders of utils."""

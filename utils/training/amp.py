@@ -97,5 +97,5 @@ class Output:
         return self.precision.unscaled(distributed.all_reduce_mean(torch.stack(rows)))
 
     def backward(self, gradient: torch.Tensor, loss: torch.Tensor) -> None:
-        """Back-propagate this gradient of the output, and another loss of the network."""
+        """Back-propagate through the network: `gradient` from the output, and a further loss, in one pass."""
         torch.autograd.backward([self.tensor, self.precision.scale(loss)], [gradient, None])

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-OPTIONS: dict[str, Any] = {}  # of torch.compile
+OPTIONS: dict[str, Any] = {}  # further arguments of torch.compile
 MANY_STEPS = 1000  # training steps from which compiling saves more time than it takes
 MANY_SAMPLES = 1000
 
