@@ -73,7 +73,7 @@ def test_command_lines_are_those_of_the_scripts(tmp_path, shapes, monkeypatch):
     assert "--no_horizontal_flip" in prior and "--lecam_weight" not in prior and "--lecam_weight" not in measures
     assert measures[measures.index("--ae_load_dir") + 1] == prior[prior.index("--ae_load_dir") + 1] == stage_1.log_dir
     pasted = get_hparams("vqgan", "", shlex.split(recommended(H, "fsq"))[2:])
-    assert (pasted.quantizer, pasted.train_steps, pasted.seed) == ("fsq", 2500, 0)
+    assert (pasted.quantizer, pasted.train_steps, pasted.seed) == ("fsq", 4000, 0)
 
 
 @pytest.mark.parametrize(
