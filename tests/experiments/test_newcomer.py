@@ -177,7 +177,7 @@ def test_from_an_empty_folder_to_samples_that_resemble_the_pictures(shell, tmp_p
     text = shell.run(stage_1 + more[0])
     last = fewer or steps
     line = next_command(text, "train_sampler.py")
-    assert flags_of(line) == flags_of(stage_2) | dict(train_steps=steps[1], ae_load_step=last[0])
+    assert flags_of(line) == flags_of(stage_2) | dict(train_steps=steps[1], ae_load_step=last[0], preset="small")
     text = shell.run(line + more[1])
     line = next_command(text, "experiments/get_samples.py")
     assert flags_of(line) == flags_of(samples) | dict(ae_load_step=last[0], load_step=last[1])
