@@ -121,6 +121,8 @@ def check(H: Any, flags: Collection[Flag], idle: Collection[str]) -> None:
         raise UsageError(f"--disc_layers {H.disc_layers} is too many for --img_size {H.img_size}: give {remedy}")
     if "loss_type" not in idle and getattr(H, "sampler", None) == "absorbing":
         check_loss(H)
+    if "sample_type" not in idle and getattr(H, "sampler", None) == "absorbing":
+        check_sampling(H)
     if "train_steps" not in idle:
         check_shares(H, 1 if "accumulate_steps" in idle else H.accumulate_steps)
 
@@ -175,6 +177,16 @@ def check_loss(H: Any) -> None:
             f"--loss_type {H.loss_type} is always 0 with --total_steps 1: its weight is 1 - t / total_steps; give "
             "--loss_type elbo or mlm, or more --total_steps"
         )
+
+
+def check_sampling(H: Any) -> None:
+    if H.sample_type == "mlm":
+        for name, neutral in dict(sample_order="random", sample_schedule="uniform").items():
+            if getattr(H, name) != neutral:
+                raise UsageError(
+                    f"--{name} {getattr(H, name)} contradicts --sample_type mlm, which draws all codes again at each "
+                    "step: leave one of them out"
+                )
 
 
 def check_shares(H: Any, parts: int) -> None:

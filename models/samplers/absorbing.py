@@ -13,6 +13,7 @@ from models.samplers.base import SILENT, Sampler, SamplerLoss, draw_codes, no_pr
 from models.samplers.bound import balanced_masks, count_weights, stratified_counts
 from models.samplers.orders import ORDERS
 from models.samplers.procedures import procedure_of
+from models.samplers.schedules import Pace
 from models.transformer import Transformer
 
 HISTORY_DECAY = 0.9
@@ -49,6 +50,13 @@ FLAGS = {
         "role": "sampling keyed",
         "choices": ["diffusion", "mlm"],
     },
+    "sample_schedule": {
+        "default": "uniform",
+        "help": "how many codes each step reveals (absorbing): cosine and arccos begin with few",
+        "role": "sampling common",
+        "choices": ["uniform", "cosine", "arccos"],
+        "exclusive": True,
+    },
 }
 
 
@@ -61,14 +69,26 @@ class AbsorbingDiffusion(Sampler):
     loss_history: torch.Tensor
 
     def __init__(
-        self, codebook_size, block_size, transformer, total_steps, sample_steps, loss_type, mask_schedule, sample_type
+        self,
+        codebook_size,
+        block_size,
+        transformer,
+        total_steps,
+        sample_steps,
+        loss_type,
+        mask_schedule,
+        sample_type,
+        latent_shape=None,
+        sample_order="random",
+        sample_schedule="uniform",
     ):
         super().__init__(codebook_size, block_size)
         self.T = total_steps
         self.S = sample_steps
         self.loss_type = loss_type
         self.mask_schedule = mask_schedule
-        self.order = ORDERS["random"]
+        self.grid = tuple(latent_shape[1:]) if latent_shape else (1, block_size)
+        self.order, self.schedule = ORDERS[sample_order], sample_schedule
         self.procedure = procedure_of(sample_type, self.order)
         for name in ("Lt_history", "Lt_count", "loss_history"):
             self.register_buffer(name, torch.zeros(self.T + 1))
@@ -80,14 +100,20 @@ class AbsorbingDiffusion(Sampler):
 
     # ------------------------------------------------------------------ sampling
 
+    def order_of(self, u, unknown):
+        """The order of a batch from its uniforms u (B, L); unknown (B, L) bool: the tokens to draw."""
+        return self.order(u[:, None].expand(-1, self.S, -1), Pace(self.S, self.schedule), unknown, self.grid)
+
     @torch.no_grad()
-    def sample_plainly(self, uniforms, temp=1.0, progress=no_progress):
+    def sample_plainly(self, uniforms, temp=1.0, progress=no_progress, known=None):
         """Sampling by its definition: all tokens are masked; at each time t = S..1 the network predicts them all, and
-        those that the order reveals are drawn. uniforms (B, 2, L), of the order and of the codes -> ids (B, L)."""
+        those that the order reveals are drawn. uniforms (B, 2, L), of the order and of the codes -> ids (B, L).
+
+        known (B, L): ids to begin with, which stay as they are, with mask_id where a token is to be drawn."""
         order_u, code_u = uniforms.unbind(1)
-        order = self.order(order_u, self.S)
-        ids = torch.full(code_u.shape, self.mask_id, device=code_u.device)
-        for t in progress(range(self.S, 0, -1)):
+        ids = torch.full(code_u.shape, self.mask_id, device=code_u.device) if known is None else known
+        order = self.order_of(order_u, ids == self.mask_id)
+        for t in progress(order.times_of_passes()):
             logits = self.net(ids)  # (B, L, K)
             codes = draw_codes(logits, code_u, temp)
             revealed = order.reveals(t, ids == self.mask_id, logits, codes)

@@ -47,7 +47,8 @@ class RevealInFullBatches(Reveal):
                 yield from batches_by_number(finished, n, batch_size)
 
     def revealed_at(self, model, uniforms):
-        return (model.S + 1 - model.order(uniforms[:, 0], model.S).times) / model.S
+        u = uniforms[:, 0]
+        return (model.S + 1 - model.order_of(u, torch.ones_like(u, dtype=torch.bool)).times()) / model.S
 
 
 class Redraw(Reveal):

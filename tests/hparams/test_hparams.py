@@ -106,6 +106,8 @@ OF_SAMPLERS = {
     "total_steps": ("int", 256),
     "sample_steps": ("int", 256),
     "sample_type": ("str", "diffusion", ["diffusion", "mlm"]),
+    "sample_order": ("str", "random", ["halton", "random", "raster"]),
+    "sample_schedule": ("str", "uniform", ["arccos", "cosine", "uniform"]),
     "temp": ("float", 1.0),
     "warmup_iters": ("int", 10000),
     "greedy_epochs": ("int", None),
@@ -414,6 +416,9 @@ def test_a_base_rate_without_effect_is_named(capsys):
         ("vqgan", "--custom_dataset_path x", ["--custom_dataset_path", "--dataset churches"]),
         ("sampler", "--block_size 64", ["--block_size 64", "--latent_shape 1 16 16"]),
         ("sampler", "--bert_n_emb 100", ["--bert_n_head 8", "give --bert_n_emb 96 or 104"]),
+        ("sampler", "--sample_type mlm --sample_order halton", ["--sample_order halton", "--sample_type mlm"]),
+        ("sampler", "--sample_type mlm --sample_schedule cosine", ["--sample_schedule cosine", "--sample_type mlm"]),
+        ("sampler", "--sampler autoregressive --sample_order halton", ["--sample_order halton", "--sampler auto"]),
         ("sampler", "--sampler absorbing --total_steps 1", ["--total_steps 1", "--loss_type reweighted_elbo"]),
     ],
 )

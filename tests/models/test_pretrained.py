@@ -35,11 +35,15 @@ def drawn(shapes, more, sampler="absorbing"):
     return torch.stack([torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) for path in paths])
 
 
+HALTON = dict(sample_order="halton", sample_schedule="cosine", steps=7)
+
+
 @pytest.mark.parametrize(
     ("name", "sampler", "flags", "arguments"),
     [
         ("prior", "absorbing", "", {}),
         ("logs/prior", "absorbing", "--seed 3 --temp 0.7 --sample_steps 5", dict(seed=3, temp=0.7, steps=5)),
+        ("prior", "absorbing", "--sample_order halton --sample_schedule cosine --sample_steps 7", HALTON),
         ("ar", "autoregressive", "--seed 3", dict(seed=3)),
     ],
 )
@@ -146,6 +150,18 @@ X = torch.zeros(2, 3, 16, 16)
         (lambda: load_pretrained("ae", "ae"), ValueError, "leave autoencoder= out"),
         (lambda: load_pretrained("ae").sample(1), ValueError, "draws no samples"),
         (lambda: load_pretrained("ar").sample(1, steps=3), ValueError, "leave steps out"),
+        (
+            lambda: load_pretrained("ar").sample(1, sample_order="halton"),
+            ValueError,
+            "no setting of sampling of .*none",
+        ),
+        (lambda: load_pretrained("prior").sample(1, order="halton"), ValueError, "order is no setting .*sample_order"),
+        (lambda: load_pretrained("prior").sample(1, sample_order="x"), ValueError, "x is unknown: halton"),
+        (
+            lambda: load_pretrained("prior").sample(1, sample_order="halton", sample_type="mlm"),
+            ValueError,
+            "halton contradicts --sample_type mlm",
+        ),
         (lambda: load_pretrained("prior").sample(1, steps=0), ValueError, "1 or more"),
         (lambda: load_pretrained("prior").sample(0), ValueError, "n=0"),
         (lambda: load_pretrained("prior").sample(1, temp=0), ValueError, "above 0"),

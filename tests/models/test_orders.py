@@ -1,0 +1,165 @@
+"""Orders and schedules of sampling: exact laws by enumeration, the number of tokens of each pass, the plain loop."""
+
+import functools
+import itertools
+
+import numpy as np
+import plain
+import pytest
+import torch
+from test_plain import prior
+from test_samplers import STATES, K, L, chi_square_p, conditional, data_distribution, draws, with_oracle
+
+from hparams import config
+from models.samplers.absorbing import FLAGS
+from models.samplers.orders import ORDERS, KnownOrder
+from models.samplers.orders.halton import halton_ranks, sequence_ranks
+from models.samplers.schedules import MASKED, Pace
+from utils.core.seed import sample_uniforms
+
+KNOWN = sorted(name for name, order in ORDERS.items() if issubclass(order, KnownOrder))
+GRID = dict(latent_shape=[1, 2, 2])  # of the L = 4 tokens of the oracle
+
+
+def test_the_flags_name_what_there_is():
+    assert list(config.ORDERS) == sorted(ORDERS) and list(MASKED) == FLAGS["sample_schedule"]["choices"]
+
+
+# ---------------------------------------------------------------------- schedules
+
+
+def test_schedules():
+    """n - floor(n masked(r)) for r = 0, 1/4, ... 1: cos(pi r / 2) = 0.924, 0.707, 0.383; (2 / pi) arccos(r) = 0.839,
+    0.667, 0.460."""
+    known = {name: Pace(4, name).known(16).tolist() for name in MASKED}
+    assert known == dict(uniform=[0, 4, 8, 12, 16], cosine=[0, 2, 5, 10, 16], arccos=[0, 3, 6, 9, 16])
+    assert Pace(3, "uniform").known(2).tolist() == [0, 1, 2, 2]
+    assert Pace(3, "cosine").times(6).tolist() == [3, 2, 2, 1, 1, 1]  # cos(pi / 3) = 1/2, in spite of rounding
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7, 16, 1000])
+@pytest.mark.parametrize("schedule", MASKED)
+def test_every_schedule_reveals_each_token_once(schedule, steps):
+    for n in (0, 1, 16, 256):
+        known = Pace(steps, schedule).known(n)
+        assert known[0] == 0 and known[-1] == n and (np.diff(known) >= 0).all()
+        times = Pace(steps, schedule).times(n)
+        assert np.bincount(steps - times, minlength=steps).tolist() == np.diff(known).tolist()
+
+
+@pytest.mark.parametrize("steps", [3, 16, 40])
+@pytest.mark.parametrize("schedule", MASKED)
+@pytest.mark.parametrize("name", sorted(ORDERS))
+def test_each_pass_reveals_what_the_schedule_says(name, schedule, steps):
+    if (name, schedule) == ("random", "uniform"):
+        pytest.skip("independent times: their law is tested")
+    model = prior(sample_order=name, sample_schedule=schedule, latent_shape=[1, 4, 4])
+    model.S = steps
+    states = []
+    hook = model.net.register_forward_pre_hook(lambda net, args: states.append(args[0].clone()))
+    states.append(model.sample_plainly(torch.rand(5, *model.draws_per_sample())))  # after those of the passes
+    hook.remove()
+    known = np.unique(Pace(steps, schedule).known(16))  # passes that reveal nothing are skipped
+    assert [(ids < 16).sum(1).tolist() for ids in states] == [[n] * 5 for n in known]
+
+
+# ---------------------------------------------------------------------- laws
+
+
+def law_of(p, event_lists):
+    """The mean law of sampling with the oracle over equally likely lists of events, each a list of tokens that are
+    revealed together."""
+    law = torch.zeros(len(STATES), dtype=torch.float64)
+    for events in event_lists:
+        masked, probability = torch.ones(L, dtype=torch.bool), torch.ones(len(STATES), dtype=torch.float64)
+        for tokens in events:
+            revealed = torch.zeros(L, dtype=torch.bool).index_fill_(0, torch.tensor(tokens), True)
+            probability *= conditional(p, STATES, masked, revealed)
+            masked = masked & ~revealed
+        law += probability / len(event_lists)
+    return law
+
+
+def sequences(name):
+    """All sequences of tokens that an order has, equally likely."""
+    if name == "random":
+        return list(itertools.permutations(range(L)))
+    if name == "raster":
+        return [tuple(range(L))]
+    cells = sequence_ranks(2, 2)
+    return [tuple(np.roll(cells, shift, (0, 1)).ravel().argsort()) for shift in itertools.product(range(2), repeat=2)]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "arccos"])
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_law_is_that_of_enumeration(name, schedule):
+    p, steps = data_distribution(), 2
+    known = Pace(steps, schedule).known(L)
+    events = [[sequence[a:b] for a, b in itertools.pairwise(known)] for sequence in sequences(name)]
+    model = with_oracle(p, sample_steps=steps, sample_order=name, sample_schedule=schedule, **GRID)
+    ids = draws(model, 40_000)
+    assert chi_square_p(ids, law_of(p, events)) > 1e-3
+    assert chi_square_p(ids, p) < 1e-6  # the test is able to fail: some tokens are drawn together
+
+
+@pytest.mark.parametrize("name", ["halton", "raster"])
+def test_one_token_a_pass_has_the_law_of_the_data(name):
+    p = data_distribution()
+    assert chi_square_p(draws(with_oracle(p, sample_steps=L, sample_order=name, **GRID), 40_000), p) > 1e-3
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_law_given_tokens_is_the_conditional_one(name):
+    """Rows with one, two and all tokens given in one batch."""
+    p, n, steps = data_distribution(), 20_000, 64
+    assert np.diff(Pace(steps, "cosine").known(L)).max() == 1  # one token a pass
+    model = with_oracle(p, sample_steps=steps, sample_order=name, sample_schedule="cosine", **GRID)
+    given = torch.tensor([[K, 1, K, K], [2, K, K, 0], [0, 1, 2, 0]])
+    u = torch.rand(3 * n, 2, L, generator=torch.Generator().manual_seed(5))
+    ids = model.sample_plainly(u, known=given.repeat(n, 1))
+    for row, tokens in enumerate(given):
+        fits = ((tokens == STATES) | (tokens == K)).all(1)
+        drawn = ids[row::3]
+        assert torch.equal(drawn[:, tokens < K], tokens[tokens < K].expand(n, -1))
+        assert (tokens < K).all() or chi_square_p(drawn, p * fits / p[fits].sum(), fits) > 1e-3
+
+
+# ---------------------------------------------------------------------- the fast form
+
+
+@pytest.mark.parametrize("steps", [3, 16, 40])
+@pytest.mark.parametrize("schedule", MASKED)
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_fast_form_equals_the_plain_loop(name, schedule, steps):
+    model = prior(sample_order=name, sample_schedule=schedule, latent_shape=[1, 4, 4])
+    model.S = steps
+    draw = functools.partial(sample_uniforms, 3, shape=model.draws_per_sample())
+    expected = plain.sample_diffusion(model, draw(range(20)), 0.7)
+    assert torch.equal(torch.cat(list(model.sample_many(draw, 20, 6, 0.7))), expected)
+    assert torch.equal(torch.cat(list(model.sample_many(draw, 20, 1, 0.7))), expected)
+
+
+# ---------------------------------------------------------------------- halton
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 7), (5, 3), (16, 16), (2, 60)])
+def test_halton_visits_each_cell_once(grid):
+    ranks = sequence_ranks(*grid)
+    assert sorted(ranks.ravel().tolist()) == list(range(ranks.size))
+
+
+def test_halton_is_spread():
+    """Any 6 points in succession are in different boxes of 1/2 by 1/3."""
+    rows, columns = np.unravel_index(sequence_ranks(16, 27).ravel().argsort()[:6], (16, 27))
+    assert len(set(zip(rows // 8, columns // 9, strict=True))) == 6
+
+
+def test_halton_shifts_on_the_torus():
+    u = torch.rand(50, 15, generator=torch.Generator().manual_seed(0))
+    ranks = halton_ranks(u, (3, 5)).view(-1, 3, 5)
+    shifts = {}
+    for row, found in zip(u, ranks, strict=True):
+        down, right = int(row[0] * 3), int(row[-1] * 5)
+        assert np.array_equal(found.numpy(), np.roll(sequence_ranks(3, 5), (down, right), (0, 1)))
+        shifts[down, right] = True
+    assert len(shifts) > 10
