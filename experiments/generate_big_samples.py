@@ -63,7 +63,7 @@ COMMAND_LINE = dict(
     description="Draw images larger than those of training.",
     epilog=EXAMPLES,
     extra=(BigConfig, ModelsConfig),
-    reads=("temp", "sample_order"),
+    reads=("temp", "temp_end", "top_k", "top_p", "sample_order"),
     settle=settle,
     reads_images=False,
 )
@@ -96,7 +96,17 @@ def draw_canvases(H, models):
         progress = partial(track, description=what, unit="step")
         with models.precision.autocast():
             yield sample_canvas(
-                models.sampler.model, u, window, H.temp, H.window_batch, progress, order, H.cells_per_step
+                models.sampler.model,
+                u,
+                window,
+                H.temp,
+                H.window_batch,
+                progress,
+                order,
+                H.cells_per_step,
+                H.temp_end,
+                H.top_k,
+                H.top_p,
             )
 
 

@@ -121,8 +121,8 @@ def check(H: Any, flags: Collection[Flag], idle: Collection[str]) -> None:
         raise UsageError(f"--disc_layers {H.disc_layers} is too many for --img_size {H.img_size}: give {remedy}")
     if "loss_type" not in idle and getattr(H, "sampler", None) == "absorbing":
         check_loss(H)
-    if "sample_type" not in idle and getattr(H, "sampler", None) == "absorbing":
-        check_sampling(H)
+    if "top_k" not in idle and "top_k" in vars(H):
+        check_sampling(H, idle)
     if "train_steps" not in idle:
         check_shares(H, 1 if "accumulate_steps" in idle else H.accumulate_steps)
 
@@ -179,8 +179,10 @@ def check_loss(H: Any) -> None:
         )
 
 
-def check_sampling(H: Any) -> None:
-    if H.sample_type == "mlm":
+def check_sampling(H: Any, idle: Collection[str] = ()) -> None:
+    if H.top_k > H.codebook_size:
+        raise UsageError(f"--top_k {H.top_k} is more than there are codes, {H.codebook_size}: give fewer, or 0 for all")
+    if H.sampler == "absorbing" and H.sample_type == "mlm" and "sample_type" not in idle:
         for name, neutral in dict(sample_order="random", sample_schedule="uniform").items():
             if getattr(H, name) != neutral:
                 raise UsageError(

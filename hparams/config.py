@@ -316,9 +316,17 @@ class SamplerConfig:
     attn_pdrop: float = opt(0.0, "dropout of the attention weights", "training", min=0.0, max=0.999)
     resid_pdrop: float = opt(0.0, "dropout of the residual branches", "training", min=0.0, max=0.999)
     temp: float = opt(1.0, "temperature of the codes' distribution when sampling", "sampling common keyed", min=1e-37)
+    temp_end: float = opt(
+        None,
+        "temperature at the last step, linear from --temp on (default: --temp)",
+        "sampling",
+        min=1e-37,
+        needs="sampler absorbing",
+        exclusive=True,
+    )
     sample_order: str = opt(
         "random",
-        "in what order codes are revealed (absorbing)",
+        "order in which codes are revealed",
         "sampling common",
         choices=list(ORDERS),
         needs="sampler absorbing",

@@ -141,8 +141,8 @@ class Pretrained:
             settings = settings | dict(sample_steps=steps)
         for name, value in settings.items():
             if name not in known:
-                there = f"there are: {', '.join(sorted(known - {'sample_steps'}))}" if known else "it has none"
-                raise ValueError(f"{name} is no setting of sampling of {self.paths[0]}: {there}")
+                there = ", ".join(sorted(known - {"sample_steps"})) or "none"
+                raise ValueError(f"{name} is no setting of sampling of {self.paths[0]}; there are: {there}")
             checked(FLAGS[name], value)
         if not settings:
             return self.sampler

@@ -9,7 +9,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from models.samplers.base import SILENT, Sampler, SamplerLoss, draw_codes, no_progress, register
+from models.samplers.base import SILENT, Sampler, SamplerLoss, draw_codes, no_progress, register, temperature
 from models.samplers.bound import balanced_masks, count_weights, stratified_counts
 from models.samplers.orders import ORDERS
 from models.samplers.procedures import procedure_of
@@ -52,10 +52,23 @@ FLAGS = {
     },
     "sample_schedule": {
         "default": "uniform",
-        "help": "how many codes each step reveals (absorbing): cosine and arccos begin with few",
+        "help": "number of codes that each step reveals; cosine and arccos: few at first",
         "role": "sampling common",
         "choices": ["uniform", "cosine", "arccos"],
         "exclusive": True,
+    },
+    "top_k": {
+        "default": 0,
+        "help": "draw from the k most probable codes; 0: from all",
+        "role": "sampling",
+        "min": 0,
+    },
+    "top_p": {
+        "default": 1.0,
+        "help": "draw from the most probable codes of this total probability",
+        "role": "sampling",
+        "above": 0.0,
+        "max": 1.0,
     },
 }
 
@@ -81,6 +94,9 @@ class AbsorbingDiffusion(Sampler):
         latent_shape=None,
         sample_order="random",
         sample_schedule="uniform",
+        temp_end=None,
+        top_k=0,
+        top_p=1.0,
     ):
         super().__init__(codebook_size, block_size)
         self.T = total_steps
@@ -89,6 +105,7 @@ class AbsorbingDiffusion(Sampler):
         self.mask_schedule = mask_schedule
         self.grid = tuple(latent_shape[1:]) if latent_shape else (1, block_size)
         self.order, self.schedule = ORDERS[sample_order], sample_schedule
+        self.temp_end, self.top_k, self.top_p = temp_end, top_k, top_p
         self.procedure = procedure_of(sample_type, self.order)
         for name in ("Lt_history", "Lt_count", "loss_history"):
             self.register_buffer(name, torch.zeros(self.T + 1))
@@ -104,6 +121,12 @@ class AbsorbingDiffusion(Sampler):
         """The order of a batch from its uniforms u (B, L); unknown (B, L) bool: the tokens to draw."""
         return self.order(u[:, None].expand(-1, self.S, -1), Pace(self.S, self.schedule), unknown, self.grid)
 
+    def draw_at(self, t, logits, u, temp):
+        """Codes drawn at time t, a number or an array (...): logits (..., K), u (...) -> ids (...). The temperature is
+        temp at t = S and temp_end at t = 1."""
+        now = temperature(temp, self.temp_end, (self.S - t) / max(self.S - 1, 1), u.device)
+        return draw_codes(logits, u, now, self.top_k, self.top_p)
+
     @torch.no_grad()
     def sample_plainly(self, uniforms, temp=1.0, progress=no_progress, known=None):
         """Sampling by its definition: all tokens are masked; at each time t = S..1 the network predicts them all, and
@@ -115,7 +138,7 @@ class AbsorbingDiffusion(Sampler):
         order = self.order_of(order_u, ids == self.mask_id)
         for t in progress(order.times_of_passes()):
             logits = self.net(ids)  # (B, L, K)
-            codes = draw_codes(logits, code_u, temp)
+            codes = self.draw_at(t, logits, code_u, temp)
             revealed = order.reveals(t, ids == self.mask_id, logits, codes)
             ids = torch.where(revealed, codes, ids)
         return ids

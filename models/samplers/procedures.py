@@ -4,7 +4,7 @@ those of models.samplers.base.Sampler, with the model as the first argument. B s
 import torch
 
 from models.fast import frozen
-from models.samplers.base import SILENT, Sampler, draw_codes
+from models.samplers.base import SILENT, Sampler
 from models.samplers.orders import KnownOrder
 from models.samplers.reveal import batches_by_number, draw_in_full_batches
 
@@ -62,9 +62,10 @@ class Redraw(Reveal):
         ids = torch.zeros(B, L, dtype=torch.int64, device=uniforms.device)
         times = torch.linspace(model.T, 1, S).round().long().tolist()  # at the first, T, everything is masked
         with frozen(model):
-            for t, step_u in zip(progress(times), uniforms.unbind(1), strict=True):
+            for step, (t, step_u) in enumerate(zip(progress(times), uniforms.unbind(1), strict=True)):
                 mask_u, code_u = step_u.unbind(1)
                 mask = model.mask_of(torch.full((B,), t, device=ids.device), mask_u)
                 at = mask.nonzero(as_tuple=True)
-                ids[at] = draw_codes(model.net(ids.masked_fill(mask, model.mask_id), at=at), code_u[at], temp)
+                logits = model.net(ids.masked_fill(mask, model.mask_id), at=at)
+                ids[at] = model.draw_at(S - step, logits, code_u[at], temp)
         return ids

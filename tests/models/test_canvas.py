@@ -143,6 +143,11 @@ def test_one_window_equals_absorbing_sampling(random_order, cells_per_step):
     given = dict(order=order.view(4, *WINDOW)) if random_order else {}
     got = sample_canvas(model, u.view(4, *WINDOW), WINDOW, 0.8, cells_per_step=cells_per_step, **given)
     assert torch.equal(got.flatten(1), expected)
+    more = dict(temp_end=1.1, top_k=7, top_p=0.9)
+    model = sharp("absorbing", sample_steps=steps, **more)
+    got = sample_canvas(model, u.view(4, *WINDOW), WINDOW, 0.8, cells_per_step=cells_per_step, **given, **more)
+    assert torch.equal(got.flatten(1), model.sample(torch.stack((reveal, u), 1), 0.8))
+    assert not torch.equal(got.flatten(1), expected)
 
 
 # ---------------------------------------------------------------------- batches, windows, refusals

@@ -7,11 +7,11 @@ import numpy as np
 import plain
 import pytest
 import torch
-from test_plain import prior
-from test_samplers import STATES, K, L, chi_square_p, conditional, data_distribution, draws, with_oracle
+from test_samplers import STATES, K, L, Oracle, chi_square_p, conditional, data_distribution, draws, tiny, with_oracle
 
 from hparams import config
 from models.samplers.absorbing import FLAGS
+from models.samplers.base import truncated
 from models.samplers.orders import ORDERS, KnownOrder
 from models.samplers.orders.halton import halton_ranks, sequence_ranks
 from models.samplers.schedules import MASKED, Pace
@@ -19,6 +19,16 @@ from utils.core.seed import sample_uniforms
 
 KNOWN = sorted(name for name, order in ORDERS.items() if issubclass(order, KnownOrder))
 GRID = dict(latent_shape=[1, 2, 2])  # of the L = 4 tokens of the oracle
+
+
+def lively(name="absorbing", **given):
+    """A sampler of 16 codes that looks at its context and draws all of them."""
+    model = tiny(name, block_size=16, codebook_size=16, total_steps=20, sample_steps=20, **given)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+        model.net.pos_emb.normal_(generator=torch.Generator().manual_seed(2))
+    return model.eval()
 
 
 def test_the_flags_name_what_there_is():
@@ -53,7 +63,7 @@ def test_every_schedule_reveals_each_token_once(schedule, steps):
 def test_each_pass_reveals_what_the_schedule_says(name, schedule, steps):
     if (name, schedule) == ("random", "uniform"):
         pytest.skip("independent times: their law is tested")
-    model = prior(sample_order=name, sample_schedule=schedule, latent_shape=[1, 4, 4])
+    model = lively(sample_order=name, sample_schedule=schedule, latent_shape=[1, 4, 4])
     model.S = steps
     states = []
     hook = model.net.register_forward_pre_hook(lambda net, args: states.append(args[0].clone()))
@@ -131,12 +141,70 @@ def test_the_law_given_tokens_is_the_conditional_one(name):
 @pytest.mark.parametrize("schedule", MASKED)
 @pytest.mark.parametrize("name", KNOWN)
 def test_the_fast_form_equals_the_plain_loop(name, schedule, steps):
-    model = prior(sample_order=name, sample_schedule=schedule, latent_shape=[1, 4, 4])
+    model = lively(sample_order=name, sample_schedule=schedule, latent_shape=[1, 4, 4])
     model.S = steps
     draw = functools.partial(sample_uniforms, 3, shape=model.draws_per_sample())
     expected = plain.sample_diffusion(model, draw(range(20)), 0.7)
+    assert len(expected.unique()) > 9
     assert torch.equal(torch.cat(list(model.sample_many(draw, 20, 6, 0.7))), expected)
     assert torch.equal(torch.cat(list(model.sample_many(draw, 20, 1, 0.7))), expected)
+
+
+@pytest.mark.parametrize("more", [dict(temp_end=1.2), dict(temp_end=0.3, top_k=9, top_p=0.8)])
+def test_the_fast_form_draws_as_the_plain_loop_does(more):
+    for name in KNOWN:
+        model = lively(sample_order=name, latent_shape=[1, 4, 4], **more)
+        u = torch.rand(20, *model.draws_per_sample(), generator=torch.Generator().manual_seed(1))
+        ids = model.sample(u, 0.7)
+        assert torch.equal(ids, plain.sample_diffusion(model, u, 0.7))
+        assert not torch.equal(ids, lively(sample_order=name, latent_shape=[1, 4, 4]).sample(u, 0.7))
+
+
+# ---------------------------------------------------------------------- temperature and truncation
+
+
+def test_truncation_by_its_closed_form():
+    probs = torch.tensor([0.125, 0.5, 0.25, 0.125])
+
+    def kept(top_k, top_p):
+        return truncated(probs, top_k, top_p).nonzero().flatten().tolist()
+
+    assert [kept(k, 1.0) for k in (0, 1, 2, 3, 4, 9)] == [[0, 1, 2, 3], [1], [1, 2], [0, 1, 2], *[[0, 1, 2, 3]] * 2]
+    assert [kept(0, p) for p in (1e-300, 0.5, 0.51, 0.75, 0.76, 0.9)] == [
+        *([1], [1], [1, 2], [1, 2]),
+        *([0, 1, 2], [0, 1, 2, 3]),
+    ]
+    assert kept(2, 0.6) == [1] and kept(2, 0.7) == [1, 2]  # 0.5 is 2/3 of the two
+
+
+def test_truncation_keeps_the_fewest_codes_that_have_the_probability():
+    probs = (2 * torch.randn(200, 30, generator=torch.Generator().manual_seed(0))).softmax(1)
+    found = truncated(probs, 0, 0.7)
+    kept = found > 0
+    assert torch.equal(found[kept], probs[kept]) and (found.sum(1) >= 0.7 - 1e-6).all()
+    least = found.masked_fill(~kept, 2).amin(1)
+    assert (least >= probs.masked_fill(kept, 0).amax(1)).all() and (found.sum(1) - least < 0.7 + 1e-6).all()
+
+
+@pytest.mark.parametrize("name,kind", [("absorbing", "diffusion"), ("absorbing", "mlm"), ("autoregressive", "")])
+def test_one_code_is_the_likeliest(name, kind):
+    model = lively(name, sample_type=kind, top_k=1)
+    u = torch.rand(20, *model.draws_per_sample(), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(model.sample(u), lively(name, sample_type=kind).sample(u, 1e-37))
+
+
+def test_the_law_of_changing_temperatures_and_truncation():
+    """In raster order, one token a pass: the product of each token's tempered and truncated law."""
+    p, temps = data_distribution(), [1.5, 1.2, 0.9, 0.6]
+    law = torch.ones(len(STATES), dtype=torch.float64)
+    for i, temp in enumerate(temps):
+        before = STATES.masked_fill(torch.arange(L) >= i, K)
+        probs = (Oracle(p)(before)[:, i] / temp).softmax(-1)
+        probs[torch.arange(len(STATES)), probs.argmin(1)] = 0
+        law *= (probs / probs.sum(1, keepdim=True)).gather(1, STATES[:, i : i + 1]).squeeze(1)
+    assert abs(law.sum() - 1) < 1e-9
+    model = with_oracle(p, sample_steps=L, sample_order="raster", temp_end=temps[-1], top_k=2)
+    assert chi_square_p(draws(model, 40_000, temp=temps[0]), law, law > 0) > 1e-3
 
 
 # ---------------------------------------------------------------------- halton

@@ -100,9 +100,9 @@ def chi_square_p(ids, law, possible=slice(None)):
     return chi2.sf(float(((counts - expected) ** 2 / expected).sum()), len(counts) - 1)
 
 
-def draws(model, n, seed=0):
+def draws(model, n, seed=0, temp=1.0):
     u = torch.rand(n, *model.draws_per_sample(), generator=torch.Generator().manual_seed(seed))
-    return model.sample(u)
+    return model.sample(u, temp)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
