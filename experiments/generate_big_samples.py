@@ -47,6 +47,8 @@ def settle(H):
     if "sample_order" in H.explicit:
         if "order" in H.explicit and H.order != H.sample_order:
             raise UsageError(f"--order {H.order} contradicts --sample_order {H.sample_order}: leave one of them out")
+        if H.sample_order == "confidence":
+            raise UsageError("--sample_order confidence is not for larger images: give random, halton or raster")
         H.order = H.sample_order
     H.sample_order = H.order
     shape, (h, w) = " ".join(map(str, H.shape)), H.latent_shape[1:]

@@ -118,8 +118,9 @@ class AbsorbingDiffusion(Sampler):
     # ------------------------------------------------------------------ sampling
 
     def order_of(self, u, unknown):
-        """The order of a batch from its uniforms u (B, L); unknown (B, L) bool: the tokens to draw."""
-        return self.order(u[:, None].expand(-1, self.S, -1), Pace(self.S, self.schedule), unknown, self.grid)
+        """The order of a batch from its uniforms u, (B, L) or (B, S, L); unknown (B, L) bool: the tokens to draw."""
+        u = u if u.ndim == 3 else u[:, None].expand(-1, self.S, -1)
+        return self.order(u, Pace(self.S, self.schedule), unknown, self.grid)
 
     def draw_at(self, t, logits, u, temp):
         """Codes drawn at time t, a number or an array (...): logits (..., K), u (...) -> ids (...). The temperature is
@@ -130,15 +131,18 @@ class AbsorbingDiffusion(Sampler):
     @torch.no_grad()
     def sample_plainly(self, uniforms, temp=1.0, progress=no_progress, known=None):
         """Sampling by its definition: all tokens are masked; at each time t = S..1 the network predicts them all, and
-        those that the order reveals are drawn. uniforms (B, 2, L), of the order and of the codes -> ids (B, L).
+        those that the order reveals are drawn.
 
-        known (B, L): ids to begin with, which stay as they are, with mask_id where a token is to be drawn."""
-        order_u, code_u = uniforms.unbind(1)
-        ids = torch.full(code_u.shape, self.mask_id, device=code_u.device) if known is None else known
+        uniforms (B, 2, L), of the order and of the codes, or (B, S, 2, L), other ones for each time; known (B, L): ids
+        to begin with, which stay as they are, with mask_id where a token is to be drawn. Returns ids (B, L).
+        """
+        u = uniforms if uniforms.ndim == 4 else uniforms[:, None].expand(-1, self.S, -1, -1)
+        order_u, code_u = u.unbind(2)  # (B, S, L)
+        ids = torch.full_like(code_u[:, 0], self.mask_id, dtype=torch.int64) if known is None else known
         order = self.order_of(order_u, ids == self.mask_id)
         for t in progress(order.times_of_passes()):
             logits = self.net(ids)  # (B, L, K)
-            codes = self.draw_at(t, logits, code_u, temp)
+            codes = self.draw_at(t, logits, code_u[:, self.S - t], temp)
             revealed = order.reveals(t, ids == self.mask_id, logits, codes)
             ids = torch.where(revealed, codes, ids)
         return ids

@@ -17,10 +17,11 @@ def procedure_of(sample_type, order):
 
 
 class Reveal:
-    """Draws each token once, in the model's order."""
+    """Draws each token once, in the model's order, by the plain loop. An order that looks at the predictions needs new
+    random numbers at each time: what was not chosen must not be drawn again."""
 
     def draws_per_sample(self, model):
-        return (2, model.block_size)
+        return (model.S, 2, model.block_size)
 
     def sample(self, model, uniforms, temp, progress):
         with frozen(model):
@@ -35,6 +36,9 @@ class Reveal:
 
 class RevealInFullBatches(Reveal):
     """Draws each token once, in an order that is known before the network runs; samples share passes."""
+
+    def draws_per_sample(self, model):
+        return (2, model.block_size)
 
     def sample(self, model, uniforms, temp, progress):
         n = len(uniforms)
@@ -53,9 +57,6 @@ class RevealInFullBatches(Reveal):
 
 class Redraw(Reveal):
     """Masked-language-model sampling: mask as at time t (from T down to 1) and draw again what is masked, S times."""
-
-    def draws_per_sample(self, model):
-        return (model.S, 2, model.block_size)
 
     def sample(self, model, uniforms, temp, progress):
         B, S, _, L = uniforms.shape

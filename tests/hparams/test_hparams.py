@@ -109,7 +109,7 @@ OF_SAMPLERS = {
     "temp_end": ("float", None),
     "top_k": ("int", 0),
     "top_p": ("float", 1.0),
-    "sample_order": ("str", "random", ["halton", "random", "raster"]),
+    "sample_order": ("str", "random", ["confidence", "halton", "random", "raster"]),
     "sample_schedule": ("str", "uniform", ["arccos", "cosine", "uniform"]),
     "temp": ("float", 1.0),
     "warmup_iters": ("int", 10000),

@@ -356,5 +356,7 @@ def test_script_refuses(trained, shapes, monkeypatch, capsys):
     assert "--shape 3 6 is smaller than the training canvas, 4 rows and 4 columns: --crop" in capsys.readouterr().err
     with pytest.raises(UsageError, match="--order raster"):
         draw(shapes, "no", "--shape 5 5 --order random", "autoregressive")
+    text = run(script, flags(shapes, "no", "--shape 6 6 --sample_order confidence"), trained, code=2)
+    assert text.splitlines()[-1].endswith("not for larger images: give random, halton or raster")
     text = run(script, flags(shapes, "no", "--shape 6 6 --order random --sample_order halton"), trained, code=2)
     assert text.splitlines()[-1].endswith("--order random contradicts --sample_order halton: leave one of them out")

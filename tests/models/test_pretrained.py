@@ -44,6 +44,7 @@ HALTON = dict(sample_order="halton", sample_schedule="cosine", steps=7)
         ("prior", "absorbing", "", {}),
         ("logs/prior", "absorbing", "--seed 3 --temp 0.7 --sample_steps 5", dict(seed=3, temp=0.7, steps=5)),
         ("prior", "absorbing", "--sample_order halton --sample_schedule cosine --sample_steps 7", HALTON),
+        ("prior", "absorbing", "--sample_order confidence", dict(sample_order="confidence")),
         ("prior", "absorbing", "--temp_end 0.5 --top_k 9 --top_p 0.8", dict(temp_end=0.5, top_k=9, top_p=0.8)),
         ("ar", "autoregressive", "--seed 3 --top_k 5", dict(seed=3, top_k=5)),
     ],
@@ -157,7 +158,7 @@ X = torch.zeros(2, 3, 16, 16)
             "no setting of sampling of .*: top_k, top_p",
         ),
         (lambda: load_pretrained("prior").sample(1, order="halton"), ValueError, "order is no setting .*sample_order"),
-        (lambda: load_pretrained("prior").sample(1, sample_order="x"), ValueError, "x is unknown: halton"),
+        (lambda: load_pretrained("prior").sample(1, sample_order="x"), ValueError, "x is unknown: confidence"),
         (
             lambda: load_pretrained("prior").sample(1, sample_order="halton", sample_type="mlm"),
             ValueError,
