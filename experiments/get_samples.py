@@ -41,6 +41,8 @@ def settle(H):
     """Refuse --show_steps where the steps do not follow from the random numbers alone."""
     if H.show_steps and H.sampler == "absorbing" and H.sample_type == "mlm":
         raise UsageError("--show_steps shows --sample_type diffusion (and autoregressive sampling), not mlm")
+    if H.show_steps and H.remask_eta:
+        raise UsageError("--show_steps contradicts --remask_eta: it needs codes that are drawn once")
     if H.show_steps and H.sample_order == "confidence":
         raise UsageError(
             "--show_steps contradicts --sample_order confidence: it needs an order that is known in advance"

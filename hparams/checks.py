@@ -183,7 +183,7 @@ def check_sampling(H: Any, idle: Collection[str] = ()) -> None:
     if H.top_k > H.codebook_size:
         raise UsageError(f"--top_k {H.top_k} is more than there are codes, {H.codebook_size}: give fewer, or 0 for all")
     if H.sampler == "absorbing" and H.sample_type == "mlm" and "sample_type" not in idle:
-        for name, neutral in dict(sample_order="random", sample_schedule="uniform").items():
+        for name, neutral in dict(sample_order="random", sample_schedule="uniform", remask_eta=0.0).items():
             if getattr(H, name) != neutral:
                 raise UsageError(
                     f"--{name} {getattr(H, name)} contradicts --sample_type mlm, which draws all codes again at each "

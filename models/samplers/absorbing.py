@@ -57,6 +57,14 @@ FLAGS = {
         "choices": ["uniform", "cosine", "arccos"],
         "exclusive": True,
     },
+    "remask_eta": {
+        "default": 0.0,
+        "help": "share of the codes that can be masked again and are (ReMDM); 0: none",
+        "role": "sampling",
+        "min": 0.0,
+        "max": 1.0,
+        "exclusive": True,
+    },
     "top_k": {
         "default": 0,
         "help": "draw from the k most probable codes; 0: from all",
@@ -97,6 +105,7 @@ class AbsorbingDiffusion(Sampler):
         temp_end=None,
         top_k=0,
         top_p=1.0,
+        remask_eta=0.0,
     ):
         super().__init__(codebook_size, block_size)
         self.T = total_steps
@@ -105,8 +114,9 @@ class AbsorbingDiffusion(Sampler):
         self.mask_schedule = mask_schedule
         self.grid = tuple(latent_shape[1:]) if latent_shape else (1, block_size)
         self.order, self.schedule = ORDERS[sample_order], sample_schedule
+        self.remask_eta = remask_eta
         self.temp_end, self.top_k, self.top_p = temp_end, top_k, top_p
-        self.procedure = procedure_of(sample_type, self.order)
+        self.procedure = procedure_of(sample_type, self.order, remask_eta)
         for name in ("Lt_history", "Lt_count", "loss_history"):
             self.register_buffer(name, torch.zeros(self.T + 1))
         self._denoise_fn = Transformer(transformer, vocab_size=codebook_size + 1, n_classes=codebook_size, causal=False)
@@ -120,7 +130,7 @@ class AbsorbingDiffusion(Sampler):
     def order_of(self, u, unknown):
         """The order of a batch from its uniforms u, (B, L) or (B, S, L); unknown (B, L) bool: the tokens to draw."""
         u = u if u.ndim == 3 else u[:, None].expand(-1, self.S, -1)
-        return self.order(u, Pace(self.S, self.schedule), unknown, self.grid)
+        return self.order(u, Pace(self.S, self.schedule, self.remask_eta), unknown, self.grid)
 
     def draw_at(self, t, logits, u, temp):
         """Codes drawn at time t, a number or an array (...): logits (..., K), u (...) -> ids (...). The temperature is
@@ -133,18 +143,22 @@ class AbsorbingDiffusion(Sampler):
         """Sampling by its definition: all tokens are masked; at each time t = S..1 the network predicts them all, and
         those that the order reveals are drawn.
 
-        uniforms (B, 2, L), of the order and of the codes, or (B, S, 2, L), other ones for each time; known (B, L): ids
+        uniforms (B, 2, L), of the order and of the codes, or (B, S, 2, L), other ones for each time, or with remasking
+        (B, S, 3, L), the third to choose the tokens that are masked again; known (B, L): ids
         to begin with, which stay as they are, with mask_id where a token is to be drawn. Returns ids (B, L).
         """
         u = uniforms if uniforms.ndim == 4 else uniforms[:, None].expand(-1, self.S, -1, -1)
-        order_u, code_u = u.unbind(2)  # (B, S, L)
+        order_u, code_u, *remask_u = u.unbind(2)  # (B, S, L)
         ids = torch.full_like(code_u[:, 0], self.mask_id, dtype=torch.int64) if known is None else known
         order = self.order_of(order_u, ids == self.mask_id)
         for t in progress(order.times_of_passes()):
             logits = self.net(ids)  # (B, L, K)
             codes = self.draw_at(t, logits, code_u[:, self.S - t], temp)
-            revealed = order.reveals(t, ids == self.mask_id, logits, codes)
-            ids = torch.where(revealed, codes, ids)
+            masked = ids == self.mask_id
+            ids = torch.where(order.reveals(t, masked, logits, codes), codes, ids)
+            if remask_u:
+                again = order.remasks(t, order.unknown & ~masked, remask_u[0][:, self.S - t])
+                ids = ids.masked_fill(again, self.mask_id)
         return ids
 
     def draws_per_sample(self):

@@ -9,19 +9,20 @@ from models.samplers.orders import KnownOrder
 from models.samplers.reveal import batches_by_number, draw_in_full_batches
 
 
-def procedure_of(sample_type, order):
-    """sample_type: 'diffusion' or 'mlm'; order: a subclass of models.samplers.orders.Order."""
+def procedure_of(sample_type, order, remask_eta):
+    """sample_type: 'diffusion' or 'mlm'; order: a subclass of models.samplers.orders.Order; remask_eta: the share of
+    remasking."""
     if sample_type == "mlm":
         return Redraw()
-    return RevealInFullBatches() if issubclass(order, KnownOrder) else Reveal()
+    return RevealInFullBatches() if issubclass(order, KnownOrder) and not remask_eta else Reveal()
 
 
 class Reveal:
-    """Draws each token once, in the model's order, by the plain loop. An order that looks at the predictions needs new
-    random numbers at each time: what was not chosen must not be drawn again."""
+    """Draws in the model's order by the plain loop. An order that looks at the predictions, and remasking, need new
+    random numbers at each time: what was not kept must not be drawn again."""
 
     def draws_per_sample(self, model):
-        return (model.S, 2, model.block_size)
+        return (model.S, 3 if model.remask_eta else 2, model.block_size)
 
     def sample(self, model, uniforms, temp, progress):
         with frozen(model):

@@ -20,14 +20,24 @@ MASKED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class Pace:
-    """S sampling steps and the name of a schedule."""
+    """S sampling steps, the name of a schedule, and the share of remasking: Wang et al. 2025, ReMDM, arXiv 2503.00307,
+    with the rescaled schedule sigma_t = eta sigma_t^max."""
 
     steps: int
     schedule: str = "uniform"
+    remask_eta: float = 0.0
 
     def known(self, n: int) -> np.ndarray:
         """How many of n tokens are known after 0, 1, ... S steps: n - floor(n masked(r)), int64 (S + 1,)."""
         return _known(self, n)
+
+    def remasked(self, n: int) -> np.ndarray:
+        """How many known tokens each step masks again: sigma_t of them, int64 (S,). The step reveals as many more, so
+        that `known` stays true. Fractions are carried over to the next steps."""
+        before, left = self.known(n)[:-1], n - self.known(n)[1:]
+        # sigma_t^max = min(1, (1 - alpha_s) / alpha_t), with alpha_t n = before and (1 - alpha_s) n = left
+        total = (self.remask_eta * np.minimum(before, left)).cumsum()
+        return np.diff(np.floor(total.round(9)).astype(np.int64), prepend=0)
 
     def times(self, n: int) -> np.ndarray:
         """The time t in S..1 at which the first, second, ... of n tokens is revealed: int64 (n,)."""

@@ -136,6 +136,83 @@ def test_the_law_given_tokens_is_the_conditional_one(name):
         assert (tokens < K).all() or chi_square_p(drawn, p * fits / p[fits].sum(), fits) > 1e-3
 
 
+PARTLY = torch.tensor(list(itertools.product(range(K + 1), repeat=L)))  # (256, 4): K where a token is masked
+
+
+def subsets(tokens, number, probability):
+    """[(subset, its probability)]: all of `number` tokens, equally likely; None: each token with this probability."""
+    if number is not None:
+        found = list(itertools.combinations(tokens, number))
+        return [(subset, 1 / len(found)) for subset in found]
+    q, n = probability, len(tokens)
+    return [(s, q**m * (1 - q) ** (n - m)) for m in range(n + 1) for s in itertools.combinations(tokens, m)]
+
+
+def law_with_remasking(p, steps, eta, schedule):
+    """The exact law over STATES of random order with remasking, by enumeration of all paths."""
+    law = (PARTLY == K).all(1).double()
+    pace = Pace(steps, schedule, eta)
+    for t in range(steps, 0, -1):
+        reveal = remask = None
+        if schedule != "uniform":
+            remask = pace.remasked(L)[steps - t]
+            reveal = np.diff(pace.known(L))[steps - t] + remask
+        a_t, a_s = 1 - t / steps, 1 - (t - 1) / steps
+        sigma = eta * min(1, (1 - a_s) / a_t) if a_t else 0
+        unmask = (a_s - (1 - sigma) * a_t) / (1 - a_t)
+        following = torch.zeros(len(PARTLY), dtype=torch.float64)
+        for z, weight in zip(PARTLY[law > 0], law[law > 0], strict=True):
+            probs = torch.nn.functional.pad(Oracle(p)(z[None])[0].exp(), (0, 1))  # (L, K + 1), K: masked
+            kept = torch.nn.functional.one_hot(z, K + 1).double()
+            masked, drawn = (z == K).nonzero().flatten().tolist(), (z < K).nonzero().flatten().tolist()
+            for shown, q in subsets(masked, reveal, unmask):
+                for hidden, r in subsets(drawn, remask, sigma):
+                    of_token = kept.clone()
+                    of_token[list(shown)] = probs[list(shown)]
+                    of_token[list(hidden)] = torch.eye(K + 1, dtype=torch.float64)[K]
+                    following += weight * q * r * of_token.gather(1, PARTLY.T).prod(0)
+        law = following
+    return law[(PARTLY < K).all(1)]
+
+
+@pytest.mark.parametrize("steps,schedule", [(3, "uniform"), (4, "cosine")])
+def test_the_law_with_remasking(steps, schedule):
+    p = data_distribution()
+    law = law_with_remasking(p, steps, 1.0, schedule)
+    assert abs(law.sum() - 1) < 1e-9
+    model = with_oracle(p, sample_steps=steps, sample_schedule=schedule, remask_eta=1.0)
+    assert chi_square_p(draws(model, 40_000), law) > 1e-3
+    # The test is able to fail: without remasking the law is another.
+    assert chi_square_p(draws(with_oracle(p, sample_steps=steps, sample_schedule=schedule), 40_000), law) < 1e-6
+
+
+def test_the_numbers_of_remasked_tokens():
+    """floor of the running sum of eta min(known before, unknown after)."""
+    assert Pace(4, "uniform", 1.0).remasked(16).tolist() == [0, 4, 4, 0]
+    assert Pace(4, "uniform", 0.3).remasked(16).tolist() == [0, 1, 1, 0]  # 1.2, 2.4
+    assert Pace(8, "uniform", 0.3).remasked(8).tolist() == [0, 0, 0, 1, 1, 1, 0, 0]  # 0.3, 0.9, 1.8, 2.7, 3.3, 3.6
+
+
+EXACT = [
+    (name, schedule) for name in sorted(ORDERS) for schedule in MASKED if (name, schedule) != ("random", "uniform")
+]
+
+
+@pytest.mark.parametrize("name,schedule", EXACT)
+def test_remasking_leaves_as_many_known_as_the_schedule_says(name, schedule):
+    model = lively(sample_order=name, sample_schedule=schedule, remask_eta=0.7, latent_shape=[1, 4, 4])
+    model.S, states, given = 6, [], torch.full((5, 16), 16)
+    given[:, 3] = 2
+    hook = model.net.register_forward_pre_hook(lambda net, args: states.append(args[0].clone()))
+    states.append(model.sample_plainly(torch.rand(5, *model.draws_per_sample()), known=given))
+    hook.remove()
+    pace = Pace(6, schedule, 0.7)
+    assert [(ids < 16).sum(1).tolist() for ids in states] == [[n + 1] * 5 for n in pace.known(15)]
+    for before, after, number in zip(states, states[1:], pace.remasked(15), strict=False):
+        assert ((before < 16) & (after == 16)).sum(1).tolist() == [number] * 5
+    assert all((ids[:, 3] == 2).all() for ids in states)
+
+
 def test_the_law_of_the_confidence_order():
     """Two tokens, then the other two. The first are those of a Plackett-Luce law: Gumbel noise with the factor c
     chooses tokens in proportion to p(code)^(1/c). Each pass draws new codes."""
@@ -172,9 +249,10 @@ def test_confidence_is_the_logarithm_of_the_probability():
     assert order.scores(4, logits, codes).isfinite().all()
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.5])
 @pytest.mark.parametrize("name", sorted(ORDERS))
-def test_a_sample_does_not_depend_on_its_batch(name):
-    model = lively(sample_order=name, sample_schedule="cosine", latent_shape=[1, 4, 4])
+def test_a_sample_does_not_depend_on_its_batch(name, eta):
+    model = lively(sample_order=name, sample_schedule="cosine", remask_eta=eta, latent_shape=[1, 4, 4])
     draw = functools.partial(sample_uniforms, 3, shape=model.draws_per_sample())
     expected = model.sample(draw(range(60)))
     assert len(expected.unique()) > 9

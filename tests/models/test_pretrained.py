@@ -45,6 +45,7 @@ HALTON = dict(sample_order="halton", sample_schedule="cosine", steps=7)
         ("logs/prior", "absorbing", "--seed 3 --temp 0.7 --sample_steps 5", dict(seed=3, temp=0.7, steps=5)),
         ("prior", "absorbing", "--sample_order halton --sample_schedule cosine --sample_steps 7", HALTON),
         ("prior", "absorbing", "--sample_order confidence", dict(sample_order="confidence")),
+        ("prior", "absorbing", "--remask_eta 0.5", dict(remask_eta=0.5)),
         ("prior", "absorbing", "--temp_end 0.5 --top_k 9 --top_p 0.8", dict(temp_end=0.5, top_k=9, top_p=0.8)),
         ("ar", "autoregressive", "--seed 3 --top_k 5", dict(seed=3, top_k=5)),
     ],

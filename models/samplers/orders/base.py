@@ -32,7 +32,7 @@ class Order:
 
     def times_of_passes(self) -> Sequence[int]:
         """The times at which the network must run, the latest first."""
-        revealed = sum(np.diff(self.pace.known(n)) for n in set(self.counts))
+        revealed = sum(np.diff(self.pace.known(n)) + self.pace.remasked(n) for n in set(self.counts))
         return (self.pace.steps - np.flatnonzero(revealed)).tolist()
 
     def reveals(self, t: int, masked: Tensor, logits: Tensor, codes: Tensor) -> Tensor:
@@ -41,9 +41,13 @@ class Order:
         masked (B, L) bool: the tokens that are not known yet; logits, codes: as for `scores`.
         """
         step = self.pace.steps - t
-        number = torch.tensor([self.pace.known(n)[step + 1] - self.pace.known(n)[step] for n in self.counts])
-        ranks = ranks_of(self.scores(t, logits, codes).masked_fill(~masked, torch.inf))
-        return ranks < number.to(masked.device)[:, None]
+        number = [np.diff(self.pace.known(n))[step] + self.pace.remasked(n)[step] for n in self.counts]
+        return lowest(self.scores(t, logits, codes), masked, number)
+
+    def remasks(self, t: int, drawn: Tensor, u: Tensor) -> Tensor:
+        """The tokens to mask again at time t: (B, L) bool. drawn (B, L) bool: those that were drawn at earlier times;
+        u (B, L): uniforms of this time."""
+        return lowest(u, drawn, [self.pace.remasked(n)[self.pace.steps - t] for n in self.counts])
 
 
 class KnownOrder(Order):
@@ -62,6 +66,12 @@ class KnownOrder(Order):
         L = ranks.shape[1]
         by_rank = [np.pad(self.pace.times(n), (0, L - n)) for n in self.counts]
         return torch.from_numpy(np.stack(by_rank)).to(ranks.device).gather(1, ranks)
+
+
+def lowest(scores: Tensor, among: Tensor, number: Sequence[int]) -> Tensor:
+    """Of each row the tokens `among` (B, L) with the lowest scores (B, L), `number` of them: (B, L) bool."""
+    ranks = ranks_of(scores.masked_fill(~among, torch.inf))
+    return ranks < torch.tensor(number, device=scores.device)[:, None]
 
 
 def ranks_of(scores: Tensor) -> Tensor:
