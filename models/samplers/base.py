@@ -158,9 +158,9 @@ def temperature(temp: float, temp_end: float | None, share: Any, device: torch.d
 
 
 def truncated(probs: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Set to 0 in probs (..., K) all but the top_k most probable codes (0: all), and of these all but the fewest most
-    probable ones whose share of their sum is at least top_p (Holtzman et al. 2020, nucleus sampling). Of equal codes
-    the first counts as the more probable. The result is not renormalised."""
+    """Set probs (..., K) to 0 except for the top_k most probable codes (0: all), and among these except for the
+    fewest most probable ones whose share of their sum is at least top_p (Holtzman et al. 2020, nucleus sampling). Of
+    equal codes the first counts as the more probable. The result is not renormalised."""
     if not top_k and top_p == 1:
         return probs
     ordered, codes = probs.sort(dim=-1, descending=True, stable=True)
