@@ -22,7 +22,9 @@ class BigConfig:
         None, "rows and columns of the canvas of codes: height first, then width", required=True, min=1
     )
     order: str = opt(
-        "raster", "order in which cells are filled (random: one order per sample)", choices=["raster", "random"]
+        "raster",
+        "order in which cells are filled (random: one order per sample); --sample_order is the same flag",
+        choices=["raster", "random"],
     )
     cells_per_step: int = opt(1, "cells of a sample that are revealed together", min=1)
     crop: bool = opt(False, "generate a smaller canvas at the size of training, and cut out the picture's middle")
@@ -41,9 +43,16 @@ example:
 
 
 def settle(H):
-    """Set the default temperature of this script, and check the shape."""
+    """Set the default temperature of this script and its order, and check the shape."""
     if "temp" not in H.explicit:
         H.temp = 0.8
+    if "sample_order" in H.explicit:
+        if "order" in H.explicit and H.order != H.sample_order:
+            raise UsageError(f"--order {H.order} contradicts --sample_order {H.sample_order}: leave one of them out")
+        if H.sample_order == "confidence":
+            raise UsageError("--sample_order confidence is not for larger images: give random, halton or raster")
+        H.order = H.sample_order
+    H.sample_order = H.order
     shape, (h, w) = " ".join(map(str, H.shape)), H.latent_shape[1:]
     if len(H.shape) != 2:
         raise UsageError(f"--shape {shape} must be two numbers, rows (height) and then columns (width)")
@@ -58,7 +67,7 @@ COMMAND_LINE = dict(
     description="Draw images larger than those of training.",
     epilog=EXAMPLES,
     extra=(BigConfig, ModelsConfig),
-    reads=("temp",),
+    reads=("temp", "temp_end", "top_k", "top_p", "sample_order"),
     settle=settle,
     reads_images=False,
 )
@@ -70,6 +79,7 @@ import torch
 from experiments.common.models import dry_run_of_sampler, load_models
 from experiments.common.results import Report
 from models.canvas import sample_canvas
+from models.samplers.orders.halton import halton_ranks
 from models.tiles import decode_tiled
 from utils.core import distributed
 from utils.core.progress import track
@@ -85,12 +95,22 @@ def draw_canvases(H, models):
     for numbers, of_all in distributed.turns(0, H.n_samples, H.batch_size):
         u = sample_uniforms(H.seed, numbers, shape, models.device)
         order_u = sample_uniforms(derive_seed("order", H.seed), numbers, shape, models.device)
-        order = order_u if H.order == "random" else None
+        order = dict(raster=None, random=order_u, halton=halton_ranks(order_u.flatten(1), shape).view_as(u))[H.order]
         what = f"canvases {numbers[0]} to {numbers[0] + of_all - 1}"  # the main process has the first of each turn
         progress = partial(track, description=what, unit="step")
         with models.precision.autocast():
             yield sample_canvas(
-                models.sampler.model, u, window, H.temp, H.window_batch, progress, order, H.cells_per_step
+                models.sampler.model,
+                u,
+                window,
+                H.temp,
+                H.window_batch,
+                progress,
+                order,
+                H.cells_per_step,
+                H.temp_end,
+                H.top_k,
+                H.top_p,
             )
 
 

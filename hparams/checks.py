@@ -136,6 +136,8 @@ def check(H: Any, flags: Collection[Flag], idle: Collection[str]) -> None:
             f"--loss_type {H.loss_type} is always 0 with --total_steps 1: its weight is 1 - t / total_steps; give "
             "--loss_type elbo or mlm, or more --total_steps"
         )
+    if "top_k" not in idle and "top_k" in vars(H):
+        check_sampling(H, idle)
     if "train_steps" not in idle:
         check_shares(H, 1 if "accumulate_steps" in idle else H.accumulate_steps)
 
@@ -182,6 +184,18 @@ def check_codes(H: Any) -> None:
             f"--bert_n_head {H.bert_n_head} does not divide --bert_n_emb {H.bert_n_emb}: give --bert_n_emb "
             f"{near(H.bert_n_emb, H.bert_n_head, 65_536)}"
         )
+
+
+def check_sampling(H: Any, idle: Collection[str] = ()) -> None:
+    if H.top_k > H.codebook_size:
+        raise UsageError(f"--top_k {H.top_k} is more than there are codes, {H.codebook_size}: give fewer, or 0 for all")
+    if H.sampler == "absorbing" and H.sample_type == "mlm" and "sample_type" not in idle:
+        for name, neutral in dict(sample_order="random", sample_schedule="uniform", remask_eta=0.0).items():
+            if getattr(H, name) != neutral:
+                raise UsageError(
+                    f"--{name} {getattr(H, name)} contradicts --sample_type mlm, which draws all codes again at each "
+                    "step: leave one of them out"
+                )
 
 
 def check_shares(H: Any, parts: int) -> None:

@@ -76,7 +76,7 @@ def registered(folder: str) -> dict[str, dict[str, dict]]:
     return result
 
 
-QUANTIZERS, SAMPLERS = registered("quantizers"), registered("samplers")
+QUANTIZERS, SAMPLERS, ORDERS = map(registered, ("quantizers", "samplers", "samplers/orders"))
 
 
 def declared(option: str, owners: dict[str, dict[str, dict]], group: str, role: str) -> type:
@@ -358,6 +358,22 @@ class SamplerConfig:
     attn_pdrop: float = opt(0.0, "dropout of the attention weights", "training", min=0.0, max=0.999)
     resid_pdrop: float = opt(0.0, "dropout of the residual branches", "training", min=0.0, max=0.999)
     temp: float = opt(1.0, "temperature of the codes' distribution when sampling", "sampling common keyed", min=1e-37)
+    temp_end: float = opt(
+        None,
+        "temperature at the last step, linear from --temp on (default: --temp)",
+        "sampling",
+        min=1e-37,
+        needs="sampler absorbing",
+        exclusive=True,
+    )
+    sample_order: str = opt(
+        "random",
+        "order in which codes are revealed",
+        "sampling common",
+        choices=list(ORDERS),
+        needs="sampler absorbing",
+        exclusive=True,
+    )
     warmup_iters: int = opt(
         10_000, "steps over which the learning rate rises linearly to lr (ffhq: 30000)", "training common", min=0
     )

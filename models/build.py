@@ -12,8 +12,10 @@ from models.vqgan import VQGAN
 
 
 def from_fields(cls, fields):
-    """An instance of cls; the arguments of its constructor are taken from the dictionary `fields` by name."""
-    return cls(**{name: fields[name] for name in inspect.signature(cls).parameters})
+    """An instance of cls; the arguments of its constructor are taken from the dictionary `fields` by name. Those that
+    have a default may be missing."""
+    parameters = inspect.signature(cls).parameters.values()
+    return cls(**{p.name: fields[p.name] for p in parameters if p.name in fields or p.default is p.empty})
 
 
 def build_autoencoder(H):

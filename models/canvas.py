@@ -8,24 +8,36 @@ its number, row * W + column.
 import torch
 
 from models.fast import frozen
-from models.samplers.base import invert_cdf, no_progress, tempered
+from models.samplers.base import invert_cdf, no_progress, temperature, tempered, truncated
 
 FIXED_POINT = 2.0**46  # the integer that stands for 1: 2^16 probabilities sum to less than 2^63
 
 
 @torch.no_grad()
 def sample_canvas(
-    sampler, uniforms, window, temp=0.8, max_batch=256, progress=no_progress, order=None, cells_per_step=1
+    sampler,
+    uniforms,
+    window,
+    temp=0.8,
+    max_batch=256,
+    progress=no_progress,
+    order=None,
+    cells_per_step=1,
+    temp_end=None,
+    top_k=0,
+    top_p=1.0,
 ):
     """Fill canvases of codes, some cells per step (the paper's images that are larger than those of training).
 
     All windows (stride 1) that cover a cell predict it from the state before the step. Their probabilities are
-    averaged, raised to the power 1/temp and renormalised. Then the code is drawn.
+    averaged, raised to the power 1/temp and truncated to the most probable codes (models.samplers.base.truncated). Then
+    the code is drawn.
 
     uniforms (B, H, W) in [0, 1), one for each cell; window (h, w) with h*w = the sampler's block size;
     max_batch: windows in one network pass, which limits the memory; progress: called with the steps, returns
     an iterable of them; order (B, H, W): each canvas fills its cells in ascending order of these numbers
-    (default: raster order); cells_per_step: cells of each canvas revealed together.
+    (default: raster order); cells_per_step: cells of each canvas revealed together; temp_end: the temperature at the
+    last step (default: temp; in between it is linear).
     A canvas depends on its own row of uniforms and order, not on the others. Returns ids (B, H, W) int64.
     Raises ValueError if the canvas is smaller than a window, or if the sampler needs raster order.
     """
@@ -42,9 +54,10 @@ def sample_canvas(
         sequence = order.to(ids.device).flatten(1).argsort(dim=1, stable=True)
     steps = sequence.split(cells_per_step, dim=1)
     with frozen(sampler):
-        for cells in progress(steps):
+        for step, cells in enumerate(progress(steps)):
+            now = temperature(temp, temp_end, step / max(len(steps) - 1, 1), ids.device)
             probs = cell_probabilities(sampler, ids, cells, window, max_batch)
-            sharpened = tempered(probs.log(), temp)
+            sharpened = truncated(tempered(probs.log(), now), top_k, top_p)
             ids.view(B, -1).scatter_(1, cells, invert_cdf(sharpened, uniforms.flatten(1).gather(1, cells)))
     return ids
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hparams.checks import derive
-from hparams.config import ALL_FLAGS, names_of
-from hparams.sources import run_folder, saved_config
+from hparams.checks import check_sampling, derive
+from hparams.config import ALL_FLAGS, OF_SAMPLING, names_of
+from hparams.sources import checked, run_folder, saved_config
 from models.build import build_autoencoder, build_sampler
 from models.samplers import SAMPLERS, Sampler
 from utils.core.checkpoint import Checkpoints, checkpoints_of, load_into
@@ -83,14 +83,17 @@ class Pretrained:
         )
 
     @torch.no_grad()
-    def sample(self, n: int, seed: int = 0, temp: float = 1.0, steps: int | None = None) -> Tensor:
+    def sample(
+        self, n: int, seed: int = 0, temp: float = 1.0, steps: int | None = None, **settings: int | float | str
+    ) -> Tensor:
         """Draw n images, uint8 (n, C, H, W). They equal the first n images of experiments/get_samples.py with the same
         settings.
 
-        temp: the temperature. steps: sampling steps of the absorbing diffusion; by default those of the run. Each image
-        depends only on its number, seed, temp and steps.
+        temp: the temperature. steps: sampling steps of the absorbing diffusion; by default those of the run. settings:
+        other flags of sampling by name, such as sample_order="halton"; by default those of the run. Each image depends
+        only on its number and on these arguments.
         """
-        sampler = self._sampler_for(steps)
+        sampler = self._sampler_for(steps, settings)
         if n < 1 or temp <= 0:
             raise ValueError(f"n={n}, temp={temp}: n must be 1 or more, and temp above 0")
 
@@ -126,17 +129,27 @@ class Pretrained:
     def _decode(self, ids: Tensor) -> Tensor:
         return to_uint8(self.autoencoder.decode(ids.to(self.device), *self.H.latent_shape[1:])).cpu()
 
-    def _sampler_for(self, steps: int | None) -> Sampler:
-        """The sampler with this number of sampling steps (None: as trained). The tensors are shared."""
+    def _sampler_for(self, steps: int | None, settings: dict[str, Any]) -> Sampler:
+        """The sampler with these settings; all have the same tensors."""
         if self.sampler is None:
             raise ValueError(f"{self.paths[0]} is an autoencoder, which draws no samples: load the run of a sampler")
-        if steps is None:
+        known = set(inspect.signature(type(self.sampler)).parameters) & set(OF_SAMPLING)
+        if steps is not None:
+            if "sample_steps" not in known:
+                raise ValueError(f"steps={steps}: {self.paths[0]} draws one code after the other: leave steps out")
+            if steps < 1:
+                raise ValueError(f"steps={steps}: it must be 1 or more")
+            settings = settings | dict(sample_steps=steps)
+        for name, value in settings.items():
+            if name not in known:
+                there = ", ".join(sorted(known - {"sample_steps"})) or "none"
+                raise ValueError(f"{name} is no setting of sampling of {self.paths[0]}; there are: {there}")
+            checked(FLAGS[name], value)
+        if not settings:
             return self.sampler
-        if "sample_steps" not in inspect.signature(type(self.sampler)).parameters:
-            raise ValueError(f"steps={steps}: {self.paths[0]} draws one code after the other: leave steps out")
-        if steps < 1:
-            raise ValueError(f"steps={steps}: it must be 1 or more")
-        sampler = build_sampler(SimpleNamespace(**{**vars(self.H), "sample_steps": steps}))
+        H = SimpleNamespace(**{**vars(self.H), **settings})
+        check_sampling(H)
+        sampler = build_sampler(H)
         sampler.load_state_dict(self.sampler.state_dict(), assign=True)
         return freeze(sampler, self.device)
 

@@ -9,10 +9,11 @@ import math
 import torch
 import torch.nn.functional as F
 
-from models.samplers.base import SILENT, Sampler, SamplerLoss, draw_codes, no_progress, register
+from models.samplers.base import SILENT, Sampler, SamplerLoss, draw_codes, no_progress, register, temperature
 from models.samplers.bound import balanced_masks, count_weights, stratified_counts
 from models.samplers.orders import ORDERS
 from models.samplers.procedures import procedure_of
+from models.samplers.schedules import Pace
 from models.transformer import Transformer
 
 HISTORY_DECAY = 0.9
@@ -49,6 +50,34 @@ FLAGS = {
         "role": "sampling keyed",
         "choices": ["diffusion", "mlm"],
     },
+    "sample_schedule": {
+        "default": "uniform",
+        "help": "number of codes that each step reveals; cosine and arccos: few at first",
+        "role": "sampling common",
+        "choices": ["uniform", "cosine", "arccos"],
+        "exclusive": True,
+    },
+    "remask_eta": {
+        "default": 0.0,
+        "help": "share of the codes that can be masked again and are (ReMDM); 0: none",
+        "role": "sampling",
+        "min": 0.0,
+        "max": 1.0,
+        "exclusive": True,
+    },
+    "top_k": {
+        "default": 0,
+        "help": "draw from the k most probable codes; 0: from all",
+        "role": "sampling",
+        "min": 0,
+    },
+    "top_p": {
+        "default": 1.0,
+        "help": "draw from the most probable codes of this total probability",
+        "role": "sampling",
+        "above": 0.0,
+        "max": 1.0,
+    },
 }
 
 
@@ -61,15 +90,33 @@ class AbsorbingDiffusion(Sampler):
     loss_history: torch.Tensor
 
     def __init__(
-        self, codebook_size, block_size, transformer, total_steps, sample_steps, loss_type, mask_schedule, sample_type
+        self,
+        codebook_size,
+        block_size,
+        transformer,
+        total_steps,
+        sample_steps,
+        loss_type,
+        mask_schedule,
+        sample_type,
+        latent_shape=None,
+        sample_order="random",
+        sample_schedule="uniform",
+        temp_end=None,
+        top_k=0,
+        top_p=1.0,
+        remask_eta=0.0,
     ):
         super().__init__(codebook_size, block_size)
         self.T = total_steps
         self.S = sample_steps
         self.loss_type = loss_type
         self.mask_schedule = mask_schedule
-        self.order = ORDERS["random"]
-        self.procedure = procedure_of(sample_type, self.order)
+        self.grid = tuple(latent_shape[1:]) if latent_shape else (1, block_size)
+        self.order, self.schedule = ORDERS[sample_order], sample_schedule
+        self.remask_eta = remask_eta
+        self.temp_end, self.top_k, self.top_p = temp_end, top_k, top_p
+        self.procedure = procedure_of(sample_type, self.order, remask_eta)
         for name in ("Lt_history", "Lt_count", "loss_history"):
             self.register_buffer(name, torch.zeros(self.T + 1))
         self._denoise_fn = Transformer(transformer, vocab_size=codebook_size + 1, n_classes=codebook_size, causal=False)
@@ -80,18 +127,38 @@ class AbsorbingDiffusion(Sampler):
 
     # ------------------------------------------------------------------ sampling
 
+    def order_of(self, u, unknown):
+        """The order of a batch from its uniforms u, (B, L) or (B, S, L); unknown (B, L) bool: the tokens to draw."""
+        u = u if u.ndim == 3 else u[:, None].expand(-1, self.S, -1)
+        return self.order(u, Pace(self.S, self.schedule, self.remask_eta), unknown, self.grid)
+
+    def draw_at(self, t, logits, u, temp):
+        """Codes drawn at time t, a number or an array (...): logits (..., K), u (...) -> ids (...). The temperature is
+        temp at t = S and temp_end at t = 1."""
+        now = temperature(temp, self.temp_end, (self.S - t) / max(self.S - 1, 1), u.device)
+        return draw_codes(logits, u, now, self.top_k, self.top_p)
+
     @torch.no_grad()
-    def sample_plainly(self, uniforms, temp=1.0, progress=no_progress):
+    def sample_plainly(self, uniforms, temp=1.0, progress=no_progress, known=None):
         """Sampling by its definition: all tokens are masked; at each time t = S..1 the network predicts them all, and
-        those that the order reveals are drawn. uniforms (B, 2, L), of the order and of the codes -> ids (B, L)."""
-        order_u, code_u = uniforms.unbind(1)
-        order = self.order(order_u, self.S)
-        ids = torch.full(code_u.shape, self.mask_id, device=code_u.device)
-        for t in progress(range(self.S, 0, -1)):
+        those that the order reveals are drawn.
+
+        uniforms (B, 2, L), of the order and of the codes, or (B, S, 2, L), other ones for each time, or with remasking
+        (B, S, 3, L), the third to choose the tokens that are masked again; known (B, L): ids
+        to begin with, which stay as they are, with mask_id where a token is to be drawn. Returns ids (B, L).
+        """
+        u = uniforms if uniforms.ndim == 4 else uniforms[:, None].expand(-1, self.S, -1, -1)
+        order_u, code_u, *remask_u = u.unbind(2)  # (B, S, L)
+        ids = torch.full_like(code_u[:, 0], self.mask_id, dtype=torch.int64) if known is None else known
+        order = self.order_of(order_u, ids == self.mask_id)
+        for t in progress(order.times_of_passes()):
             logits = self.net(ids)  # (B, L, K)
-            codes = draw_codes(logits, code_u, temp)
-            revealed = order.reveals(t, ids == self.mask_id, logits, codes)
-            ids = torch.where(revealed, codes, ids)
+            codes = self.draw_at(t, logits, code_u[:, self.S - t], temp)
+            masked = ids == self.mask_id
+            ids = torch.where(order.reveals(t, masked, logits, codes), codes, ids)
+            if remask_u:
+                again = order.remasks(t, order.unknown & ~masked, remask_u[0][:, self.S - t])
+                ids = ids.masked_fill(again, self.mask_id)
         return ids
 
     def draws_per_sample(self):

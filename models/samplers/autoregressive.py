@@ -12,6 +12,8 @@ from models.fast import CachedDecoder, frozen
 from models.samplers.base import Sampler, SamplerLoss, draw_codes, no_progress, register
 from models.transformer import Transformer
 
+FLAGS: dict[str, dict] = {"top_k": {}, "top_p": {}}  # declared by the absorbing sampler
+
 
 @register("autoregressive")
 class AutoregressiveSampler(Sampler):
@@ -19,8 +21,9 @@ class AutoregressiveSampler(Sampler):
 
     needs_raster_order = True
 
-    def __init__(self, codebook_size, block_size, transformer):
+    def __init__(self, codebook_size, block_size, transformer, top_k=0, top_p=1.0):
         super().__init__(codebook_size, block_size)
+        self.top_k, self.top_p = top_k, top_p
         self.net = Transformer(transformer, vocab_size=codebook_size, n_classes=codebook_size, causal=True)
 
     def nll(self, ids, rng=None, passes=0, progress=no_progress):
@@ -48,7 +51,8 @@ class AutoregressiveSampler(Sampler):
         decoder = CachedDecoder(self.net)
         with frozen(self):
             for i in progress(range(self.block_size)):
-                ids[:, i] = draw_codes(decoder.next_logits(ids[:, :i]), uniforms[:, i], temp)
+                logits = decoder.next_logits(ids[:, :i])
+                ids[:, i] = draw_codes(logits, uniforms[:, i], temp, self.top_k, self.top_p)
         return ids
 
     def revealed_at(self, uniforms):

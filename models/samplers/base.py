@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -128,21 +129,46 @@ class Sampler(nn.Module):
         raise NotImplementedError
 
 
-def draw_codes(logits: Tensor, u: Tensor, temp: float = 1.0) -> Tensor:
-    """Draw from softmax(logits / temp) by inverting its distribution function.
+def draw_codes(logits: Tensor, u: Tensor, temp: float | Tensor = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Draw from softmax(logits / temp), truncated to its most probable codes, by inverting its distribution function.
 
-    logits (..., K), u (...) uniform in [0, 1) -> ids (...) int64. Computes in float32 whatever the network's
-    precision: in half precision the probabilities of 1024 codes would not sum to one.
+    logits (..., K), u (...) uniform in [0, 1), temp: a number or (...), top_k, top_p: as for `truncated` -> ids (...)
+    int64. Computes in float32 whatever the network's precision: in half precision the probabilities of 1024 codes would
+    not sum to one.
     """
-    return invert_cdf(tempered(logits.float(), temp), u)
+    return invert_cdf(truncated(tempered(logits.float(), temp), top_k, top_p), u)
 
 
-def tempered(logits: Tensor, temp: float) -> Tensor:
-    """softmax(logits / temp) of float32 logits (..., K), finite at every temp from 1e-37 on."""
+def tempered(logits: Tensor, temp: float | Tensor) -> Tensor:
+    """softmax(logits / temp) of float32 logits (..., K), finite at every temp from 1e-37 on. temp: a number or (...)"""
+    if isinstance(temp, Tensor):
+        return ((logits - logits.amax(-1, keepdim=True)) / temp.clamp(max=HOTTEST)[..., None]).softmax(-1)
     if temp < COLDEST_PLAIN:  # the quotient can overflow; at usual temperatures this does not change the rounding
         logits = logits - logits.amax(-1, keepdim=True)
     # Beyond HOTTEST, where all codes are equally likely, temp can be infinite in float32: -inf / inf is no number.
     return (logits / min(temp, HOTTEST)).softmax(-1)
+
+
+def temperature(temp: float, temp_end: float | None, share: Any, device: torch.device) -> float | Tensor:
+    """The temperature after a share of the steps in [0, 1], a number or an array: linear from temp to temp_end.
+    Returns a float32 tensor of the share's shape, or temp if temp_end is None."""
+    if temp_end is None:
+        return temp
+    return torch.as_tensor(temp + (temp_end - temp) * share, dtype=torch.float32, device=device)
+
+
+def truncated(probs: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Set probs (..., K) to 0 except for the top_k most probable codes (0: all), and among these except for the
+    fewest most probable ones whose share of their sum is at least top_p (Holtzman et al. 2020, nucleus sampling). Of
+    equal codes the first counts as the more probable. The result is not renormalised."""
+    if not top_k and top_p == 1:
+        return probs
+    ordered, codes = probs.sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(probs.shape[-1], device=probs.device)
+    ordered = ordered * (rank < (top_k or len(rank)))
+    before = ordered.cumsum(-1) - ordered
+    kept = (before < top_p * ordered.sum(-1, keepdim=True)) | (rank == 0)
+    return torch.zeros_like(probs).scatter(-1, codes, ordered * kept)
 
 
 def invert_cdf(probs: Tensor, u: Tensor) -> Tensor:

@@ -4,23 +4,25 @@ those of models.samplers.base.Sampler, with the model as the first argument. B s
 import torch
 
 from models.fast import frozen
-from models.samplers.base import SILENT, Sampler, draw_codes
+from models.samplers.base import SILENT, Sampler
 from models.samplers.orders import KnownOrder
 from models.samplers.reveal import batches_by_number, draw_in_full_batches
 
 
-def procedure_of(sample_type, order):
-    """sample_type: 'diffusion' or 'mlm'; order: a subclass of models.samplers.orders.Order."""
+def procedure_of(sample_type, order, remask_eta):
+    """sample_type: 'diffusion' or 'mlm'; order: a subclass of models.samplers.orders.Order; remask_eta: the share of
+    remasking."""
     if sample_type == "mlm":
         return Redraw()
-    return RevealInFullBatches() if issubclass(order, KnownOrder) else Reveal()
+    return RevealInFullBatches() if issubclass(order, KnownOrder) and not remask_eta else Reveal()
 
 
 class Reveal:
-    """Draws each token once, in the model's order."""
+    """Draws in the model's order by the plain loop. An order that looks at the predictions, and remasking, need new
+    random numbers at each time: what was not kept must not be drawn again."""
 
     def draws_per_sample(self, model):
-        return (2, model.block_size)
+        return (model.S, 3 if model.remask_eta else 2, model.block_size)
 
     def sample(self, model, uniforms, temp, progress):
         with frozen(model):
@@ -36,6 +38,9 @@ class Reveal:
 class RevealInFullBatches(Reveal):
     """Draws each token once, in an order that is known before the network runs; samples share passes."""
 
+    def draws_per_sample(self, model):
+        return (2, model.block_size)
+
     def sample(self, model, uniforms, temp, progress):
         n = len(uniforms)
         return torch.cat(list(self.sample_many(model, lambda numbers: uniforms, n, n, temp, SILENT)))
@@ -47,23 +52,22 @@ class RevealInFullBatches(Reveal):
                 yield from batches_by_number(finished, n, batch_size)
 
     def revealed_at(self, model, uniforms):
-        return (model.S + 1 - model.order(uniforms[:, 0], model.S).times) / model.S
+        u = uniforms[:, 0]
+        return (model.S + 1 - model.order_of(u, torch.ones_like(u, dtype=torch.bool)).times()) / model.S
 
 
 class Redraw(Reveal):
     """Masked-language-model sampling: mask as at time t (from T down to 1) and draw again what is masked, S times."""
-
-    def draws_per_sample(self, model):
-        return (model.S, 2, model.block_size)
 
     def sample(self, model, uniforms, temp, progress):
         B, S, _, L = uniforms.shape
         ids = torch.zeros(B, L, dtype=torch.int64, device=uniforms.device)
         times = torch.linspace(model.T, 1, S).round().long().tolist()  # at the first, T, everything is masked
         with frozen(model):
-            for t, step_u in zip(progress(times), uniforms.unbind(1), strict=True):
+            for step, (t, step_u) in enumerate(zip(progress(times), uniforms.unbind(1), strict=True)):
                 mask_u, code_u = step_u.unbind(1)
                 mask = model.mask_of(torch.full((B,), t, device=ids.device), mask_u)
                 at = mask.nonzero(as_tuple=True)
-                ids[at] = draw_codes(model.net(ids.masked_fill(mask, model.mask_id), at=at), code_u[at], temp)
+                logits = model.net(ids.masked_fill(mask, model.mask_id), at=at)
+                ids[at] = model.draw_at(S - step, logits, code_u[at], temp)
         return ids

@@ -33,7 +33,10 @@ def test_every_flag_has_a_role():
         ("autoencoder", f"{AUTOENCODER} fsq_least_levels"),
         ("discriminator", "ndf disc_layers"),
         ("sampler", "sampler bert_n_emb bert_n_head bert_n_layers block_size codebook_size latent_shape total_steps"),
-        ("sampling", "temp sample_steps sample_type mask_schedule"),
+        (
+            "sampling",
+            "temp sample_steps sample_type mask_schedule sample_order sample_schedule temp_end top_k top_p remask_eta",
+        ),
         ("place request dashboard", NEVER_RESUMED),
         ("origin", "load_dir load_step load_optim"),
         ("machine", "device num_workers amp amp_dtype"),
@@ -99,6 +102,7 @@ def test_the_key_of_cached_samples():
 def test_each_flag_of_sampling_changes_the_key(monkeypatch):
     monkeypatch.setattr(config, "ALL_FLAGS", config.ALL_FLAGS + config.flags_of([NewConfig]))
     other = dict(temp=0.7, sample_steps=17, sample_type="mlm", mask_schedule="fixed", confidence=0.7, order="halton")
+    other |= dict(sample_order="halton", sample_schedule="cosine", temp_end=0.7, top_k=5, top_p=0.5, remask_eta=0.1)
     assert other.keys() == set(names_of("sampling"))
     assert len({name(**{flag: value}) for flag, value in other.items()} | {name(confidence=0.0)}) == 1 + len(other)
     assert name(seed=2) != name() != name(bert_n_head=2)

@@ -143,6 +143,11 @@ def test_one_window_equals_absorbing_sampling(random_order, cells_per_step):
     given = dict(order=order.view(4, *WINDOW)) if random_order else {}
     got = sample_canvas(model, u.view(4, *WINDOW), WINDOW, 0.8, cells_per_step=cells_per_step, **given)
     assert torch.equal(got.flatten(1), expected)
+    more = dict(temp_end=1.1, top_k=7, top_p=0.9)
+    model = sharp("absorbing", sample_steps=steps, **more)
+    got = sample_canvas(model, u.view(4, *WINDOW), WINDOW, 0.8, cells_per_step=cells_per_step, **given, **more)
+    assert torch.equal(got.flatten(1), model.sample(torch.stack((reveal, u), 1), 0.8))
+    assert not torch.equal(got.flatten(1), expected)
 
 
 # ---------------------------------------------------------------------- batches, windows, refusals
@@ -294,7 +299,15 @@ def test_script_from_the_command_line(trained, shapes):
             assert picture.size[0] * 6 == picture.size[1] * 9
 
 
-@pytest.mark.parametrize("sampler,more", [("autoregressive", ""), ("absorbing", ""), ("absorbing", "--order random")])
+@pytest.mark.parametrize(
+    "sampler,more",
+    [
+        ("autoregressive", ""),
+        ("absorbing", ""),
+        ("absorbing", "--order random"),
+        ("absorbing", "--sample_order halton --cells_per_step 3"),
+    ],
+)
 def test_script_draws_the_same_whatever_the_batch(trained, shapes, monkeypatch, sampler, more):
     monkeypatch.chdir(trained)
     wanted = f"--shape 5 7 --n_samples 3 {more}"
@@ -307,7 +320,19 @@ def test_script_draws_the_same_whatever_the_batch(trained, shapes, monkeypatch, 
     assert len({p.tobytes() for p in together.values()}) == 3
     assert row["args"]["temp"] == 0.8
     covered = sum(len(covering(cell, (5, 7), (4, 4))) for cell in itertools.product(range(5), range(7)))
-    assert row["values"]["windows"] == 3 * covered
+    if "--cells_per_step" not in more:
+        assert row["values"]["windows"] == 3 * covered
+
+
+def test_script_has_two_names_for_the_order(trained, shapes, monkeypatch):
+    monkeypatch.chdir(trained)
+    drawn = {}
+    for words in ("", "--order random", "--sample_order random", "--sample_order halton", "--sample_order raster"):
+        pictures, row = draw(shapes, f"order_{len(drawn)}", f"--shape 4 5 --n_samples 1 {words}")
+        drawn[words] = pictures["big_4x5_0.png"].tobytes()
+        assert row["args"]["order"] == row["args"]["sample_order"] == (words.split() or ["raster"])[-1]
+    assert drawn[""] == drawn["--sample_order raster"]
+    assert drawn["--order random"] == drawn["--sample_order random"] and len(set(drawn.values())) == 3
 
 
 def test_script_crops_the_middle(trained, shapes, monkeypatch):
@@ -331,3 +356,7 @@ def test_script_refuses(trained, shapes, monkeypatch, capsys):
     assert "--shape 3 6 is smaller than the training canvas, 4 rows and 4 columns: --crop" in capsys.readouterr().err
     with pytest.raises(UsageError, match="--order raster"):
         draw(shapes, "no", "--shape 5 5 --order random", "autoregressive")
+    text = run(script, flags(shapes, "no", "--shape 6 6 --sample_order confidence"), trained, code=2)
+    assert text.splitlines()[-1].endswith("not for larger images: give random, halton or raster")
+    text = run(script, flags(shapes, "no", "--shape 6 6 --order random --sample_order halton"), trained, code=2)
+    assert text.splitlines()[-1].endswith("--order random contradicts --sample_order halton: leave one of them out")

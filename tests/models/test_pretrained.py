@@ -35,12 +35,19 @@ def drawn(shapes, more, sampler="absorbing"):
     return torch.stack([torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) for path in paths])
 
 
+HALTON = dict(sample_order="halton", sample_schedule="cosine", steps=7)
+
+
 @pytest.mark.parametrize(
     ("name", "sampler", "flags", "arguments"),
     [
         ("prior", "absorbing", "", {}),
         ("logs/prior", "absorbing", "--seed 3 --temp 0.7 --sample_steps 5", dict(seed=3, temp=0.7, steps=5)),
-        ("ar", "autoregressive", "--seed 3", dict(seed=3)),
+        ("prior", "absorbing", "--sample_order halton --sample_schedule cosine --sample_steps 7", HALTON),
+        ("prior", "absorbing", "--sample_order confidence", dict(sample_order="confidence")),
+        ("prior", "absorbing", "--remask_eta 0.5", dict(remask_eta=0.5)),
+        ("prior", "absorbing", "--temp_end 0.5 --top_k 9 --top_p 0.8", dict(temp_end=0.5, top_k=9, top_p=0.8)),
+        ("ar", "autoregressive", "--seed 3 --top_k 5", dict(seed=3, top_k=5)),
     ],
 )
 def test_samples_are_those_of_get_samples(name, sampler, flags, arguments, place, shapes):
@@ -146,6 +153,18 @@ X = torch.zeros(2, 3, 16, 16)
         (lambda: load_pretrained("ae", "ae"), ValueError, "leave autoencoder= out"),
         (lambda: load_pretrained("ae").sample(1), ValueError, "draws no samples"),
         (lambda: load_pretrained("ar").sample(1, steps=3), ValueError, "leave steps out"),
+        (
+            lambda: load_pretrained("ar").sample(1, sample_order="halton"),
+            ValueError,
+            "no setting of sampling of .*: top_k, top_p",
+        ),
+        (lambda: load_pretrained("prior").sample(1, order="halton"), ValueError, "order is no setting .*sample_order"),
+        (lambda: load_pretrained("prior").sample(1, sample_order="x"), ValueError, "x is unknown: confidence"),
+        (
+            lambda: load_pretrained("prior").sample(1, sample_order="halton", sample_type="mlm"),
+            ValueError,
+            "halton contradicts --sample_type mlm",
+        ),
         (lambda: load_pretrained("prior").sample(1, steps=0), ValueError, "1 or more"),
         (lambda: load_pretrained("prior").sample(0), ValueError, "n=0"),
         (lambda: load_pretrained("prior").sample(1, temp=0), ValueError, "above 0"),
