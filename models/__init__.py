@@ -1,5 +1,6 @@
-"""Networks and probability: no files, no terminal, no devices by name. The folder imports utils.core and utils.data.
-Only the module pretrained reads files and imports hparams; it is imported when a program uses `load_pretrained`."""
+"""Networks and probability. The modules use no files, no terminal and no devices by name, and import only utils.core
+and utils.data. The module pretrained is the exception, because it reads files and imports hparams. The first use of
+`load_pretrained` imports this module."""
 
 
 def __getattr__(name):
