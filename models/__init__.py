@@ -1,6 +1,5 @@
-"""Networks and probability. The modules use no files, no terminal and no devices by name, and import only utils.core
-and utils.data. The module pretrained is the exception, because it reads files and imports hparams. The first use of
-`load_pretrained` imports this module."""
+"""Networks and probability. All modules but pretrained import only utils.core and utils.data, and use no files and no
+terminal. The module pretrained reads files and imports hparams, when a program first uses `load_pretrained`."""
 
 
 def __getattr__(name):
