@@ -11,7 +11,7 @@ EXAMPLES = """examples:
   python train_sampler.py --sampler absorbing --dataset churches --log_dir absorbing_churches \\
       --ae_load_dir vqgan_churches --ae_load_step 2200000 --resume
 """
-if __name__ == "__main__":  # before the slow import of torch, so that --help and errors are fast
+if __name__ == "__main__":  # parse before the slow import of torch, so that --help and errors are fast
     H = get_hparams("sampler", "Stage 2: train a prior over the codes of a VQGAN.", epilog=EXAMPLES)
 
 import torch
@@ -36,12 +36,12 @@ from utils.training.ema import EMA
 from utils.training.meters import Meters
 from utils.training.run import Run
 
-N_SHOWN = 16  # samples on a sheet while training
+N_SHOWN = 16  # a sheet drawn in training shows so many samples
 
 
 def sampler_step(sampler, optimiser, precision, ids, rng, parts=1):
-    """One update on ids (B, L) -> SamplerLoss. parts: the number of parts of ids that are computed one after the other
-    (--accumulate_steps)."""
+    """Make one update on ids (B, L) -> SamplerLoss. parts: the number of parts of ids that are computed one after the
+    other (--accumulate_steps)."""
     optimiser.zero_grad(set_to_none=True)
     outs = []
     for part, own in zip(ids.chunk(parts), [rng] if parts == 1 else rng.split(parts), strict=True):
@@ -58,22 +58,22 @@ def sampler_step(sampler, optimiser, precision, ids, rng, parts=1):
 
 
 def joined(outs):
-    """The SamplerLosses of equal parts -> the SamplerLoss of the complete batch."""
+    """Join the SamplerLosses of equal parts to the SamplerLoss of the complete batch."""
     extra = {k: torch.cat([out.extra[k] for out in outs]) for k in outs[0].extra}
     return SamplerLoss(torch.stack([out.loss for out in outs]).mean(), torch.cat([out.bits for out in outs]), extra)
 
 
 def warm_up(H, step):
-    """The learning rate at a step: linear from 0 to lr over warmup_iters steps, then constant."""
+    """Return the learning rate at a step. The rate rises linearly from 0 to lr over warmup_iters steps."""
     return H.lr * min(1.0, step / H.warmup_iters) if H.warmup_iters else H.lr
 
 
 @torch.no_grad()
 def validate(sampler, ids, H, run, precision):
-    """Mean loss and bits per token over all validation codes ids (N, L), as sums and counts.
+    """Return the mean loss and the mean bits per token over all validation codes, ids (N, L).
 
-    Every validation draws the same masks, so that two results differ only by the weights. The training state does not
-    change.
+    Every validation draws the same masks, so that two results differ only by the weights. Validation does not change
+    the training state.
     """
     meters = Meters(run.device)
     sampler.eval()
@@ -90,7 +90,7 @@ def validate(sampler, ids, H, run, precision):
 
 
 def all_codes(H, split, autoencoder, run):
-    """The codes of a split, (N, L). Training also has those of --crops, and of mirror images with --horizontal_flip."""
+    """Return the codes of a split, (N, L). Training adds codes for --crops, and mirror images for --horizontal_flip."""
     images = load_images(H, split)
     if split == "train":
         run.trains_on(images)
@@ -104,8 +104,10 @@ def all_codes(H, split, autoencoder, run):
 
 @torch.no_grad()
 def show_samples(sampler, best, autoencoder, draws, H, run, precision):
-    """If pictures are due, show samples from these random numbers (draws), and the statistics of the sampler in
-    training. best: the sampler to draw with (the averaged weights if there are any)."""
+    """If pictures are due, show samples and the statistics of the sampler in training.
+
+    best: the sampler that draws, with averaged weights if the run has them. draws: the random numbers of the samples.
+    """
     if not (run.due(H.steps_per_display_output) or run.due(H.steps_per_save_output)):
         return
     best.eval()

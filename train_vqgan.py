@@ -1,7 +1,7 @@
 """Stage 1: train a VQGAN, which turns an image into a small grid of discrete codes and back.
 
-The arithmetic of a step is in generator_step and discriminator_step; everything around it (resume, logging,
-checkpoints, signals) is in utils/training/run.py.
+The functions generator_step and discriminator_step hold the arithmetic of a step. The file utils/training/run.py
+handles resuming, logging, checkpoints and signals.
 """
 
 from hparams import get_hparams
@@ -11,7 +11,7 @@ EXAMPLES = """examples:
   python train_vqgan.py --dataset custom --custom_dataset_path ~/photos --log_dir vqgan_photos --preset small
   python train_vqgan.py --dataset churches --log_dir vqgan_churches --resume
 """
-if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
+if __name__ == "__main__":  # parse before the slow import of torch, so that --help and errors are fast
     H = get_hparams("vqgan", "Stage 1: train a VQGAN on images.", epilog=EXAMPLES)
 
 from functools import partial
@@ -44,16 +44,16 @@ from utils.training.ema import EMA
 from utils.training.meters import CodeUsage, Meters
 from utils.training.run import Run
 
-N_FOR_CODES = 256  # images for the picture of the codebook
+N_FOR_CODES = 256  # the picture of the codebook is made from so many images
 ADAM_BETA1 = 0.9
-CODES_SHOWN = 1 << 15  # a larger codebook has no picture, which takes some 25 KB of memory per code
+CODES_SHOWN = 1 << 15  # a larger codebook has no picture, because a picture takes some 25 KB of memory per code
 
 
 def generator_step(vqgan, optimiser, precision, H, x, step, rng, parts=1):
     """One update of the autoencoder on images x (B, C, H, W) in [0, 1] (VQGAN, eq. 6 and 7).
 
-    parts: of x that go through autoencoder and LPIPS one after the other (--accumulate_steps). The discriminator,
-    whose batch norm asks for it, and the adaptive weight see all of x.
+    parts: the number of parts of x that go through autoencoder and LPIPS one after the other (--accumulate_steps). The
+    discriminator sees all of x, because its batch norm needs all of x. The adaptive weight also depends on all of x.
     Returns (scalars, x_hat (B, C, H, W) detached, quantizers.Quantized).
     """
     with precision.autocast():
@@ -73,7 +73,7 @@ def generator_step(vqgan, optimiser, precision, H, x, step, rng, parts=1):
         at_last_layer = output.gradients_at(vqgan.ae.generator.last_layer, gradient, g_gradient)
         d_weight = share * adaptive_weight(at_last_layer[0], at_last_layer[1], H.disc_weight_max)
         gradient = gradient + d_weight * g_gradient
-        if precision.scaling:  # where scaled gradients overflow, the update is skipped; the loss is no worse for it
+        if precision.scaling:  # an overflow skips the update, so the weight in the loss is set to 0
             d_weight = d_weight.nan_to_num(0.0)
         loss = loss + d_weight * g_loss.detach()
         scalars.update(g_loss=g_loss, d_weight=d_weight)
@@ -92,7 +92,7 @@ def discriminator_step(vqgan, optimiser, precision, H, x, x_hat, rng, lecam=None
     """
     with precision.autocast():
         real, fake = augment(x, H, rng), augment(x_hat, H, rng)
-        # Two calls, not one on the concatenation: batch norm sees real and fake apart, as published.
+        # Two separate calls let batch norm see real and fake images apart, as in the published training.
         logits_real, logits_fake = vqgan.disc(real).float(), vqgan.disc(fake).float()
     loss = d_loss = hinge_discriminator_loss(logits_real, logits_fake)
     scalars = dict(d_loss=d_loss)
@@ -107,11 +107,11 @@ def discriminator_step(vqgan, optimiser, precision, H, x, x_hat, rng, lecam=None
 
 
 def reconstruction_nll(x, x_hat, perceptual, perceptual_weight, mse_weight=0.0, parts=1):
-    """mean(|x - x_hat| + mse_weight * (x - x_hat)^2 + perceptual_weight * LPIPS(x, x_hat)), and the means of the
+    """Return mean(|x - x_hat| + mse_weight * (x - x_hat)^2 + perceptual_weight * LPIPS(x, x_hat)), and the means of the
     absolute error and of LPIPS, all (). The published models have mse_weight 0.
 
-    perceptual: a callable (x, x_hat) -> (B, 1, 1, 1), or None if the weight is 0. It gets
-    images in [0, 1] although LPIPS expects [-1, 1], because the published models were trained like this.
+    perceptual: a callable (x, x_hat) -> (B, 1, 1, 1), or None if the weight is 0. The images are in [0, 1] although
+    LPIPS expects [-1, 1], because the published models were trained with images in [0, 1].
     parts: the number of parts of the batch that are computed one after the other (models.layers.in_parts).
     """
     error = x - x_hat
@@ -124,15 +124,15 @@ def reconstruction_nll(x, x_hat, perceptual, perceptual_weight, mse_weight=0.0, 
 
 
 def augment(x, H, rng):
-    """What the discriminator sees of images x."""
+    """Return the images that the discriminator sees for images x."""
     return diff_augment(x, rng) if H.diff_aug else x
 
 
 class Training:
-    """What stage 1 trains: the networks with their optimisers, the averages, and the counts of codes."""
+    """Holds the state of stage 1: the networks with their optimisers, the averages, and the counts of codes."""
 
     def __init__(self, H, device, checkpoint):
-        """checkpoint: the path of the weights that are about to be loaded, if there are any."""
+        """Build everything. checkpoint: the path of the weights that the run loads next; the file may be missing."""
         self.H, self.precision = H, Precision(H.amp, H.amp_dtype, device)
         seed_everything("init", H.seed)
         perceptual = find_perceptual(H, checkpoint)
@@ -141,7 +141,7 @@ class Training:
         self.ae_optim, self.disc_optim = adam(self.vqgan.ae.parameters()), adam(self.vqgan.disc.parameters())
         self.lecam = LeCam().to(device) if H.lecam_weight else None
         self.ema = EMA(self.vqgan, H.ema_beta, (perceptual,), H.ema_warmup) if H.ema else None
-        self.best = self.ema.model if self.ema else self.vqgan  # the weights that will be used
+        self.best = self.ema.model if self.ema else self.vqgan  # sampling and measuring will use these weights
         self.codebook = Codebook([self.vqgan, self.best] if H.ema else [self.vqgan], H, device)
 
     def restore(self, run):
@@ -159,7 +159,8 @@ class Training:
         H, vqgan, precision = self.H, self.vqgan, self.precision
         vqgan.train()
         scalars, x_hat, quantized = generator_step(vqgan, self.ae_optim, precision, H, x, step, rng, H.accumulate_steps)
-        # As published, its gradient counts one step before it learns; with a warm-up it learns first.
+        # As published, the gradient of the discriminator counts one step before the discriminator learns. With a
+        # warm-up, the discriminator learns first.
         if step > H.disc_start_step or (step == H.disc_start_step and H.disc_warmup_steps):
             scalars.update(discriminator_step(vqgan, self.disc_optim, precision, H, x, x_hat, rng, self.lecam))
         precision.update()
@@ -170,7 +171,7 @@ class Training:
 
 
 def validate(vqgan, images, H, run, precision, step):
-    """Means over all validation images, with the weights that will be used (EMA where kept)."""
+    """Compute means over all validation images. vqgan: the averaged networks if there are any."""
     meters, usage = Meters(run.device), CodeUsage(H.codebook_size, run.device)
     vqgan.eval()
     with torch.no_grad(), precision.autocast():
@@ -191,14 +192,14 @@ def validate(vqgan, images, H, run, precision, step):
 
 
 def memory_format(device):
-    """channels_last is what tensor cores want; on CPUs it measured no faster (0.39 s for 0.35 s a step)."""
+    """Return channels_last for CUDA, the format of tensor cores. On a CPU, a step took 0.39 s instead of 0.35 s."""
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
 @torch.no_grad()
 def show_pictures(vqgan, fixed, images, H, run, precision):
-    """If pictures are due, show `fixed`, uint8 (n, C, H, W), and its reconstructions; at the last step also the picture
-    of the codebook."""
+    """If pictures are due, show `fixed`, uint8 (n, C, H, W), and its reconstructions. At the last step, show the
+    picture of the codebook, too."""
     if not (run.due(H.steps_per_display_output) or run.due(H.steps_per_save_output)):
         return
     vqgan.eval()
@@ -211,8 +212,8 @@ def show_pictures(vqgan, fixed, images, H, run, precision):
 
 
 def find_perceptual(H, checkpoint):
-    """The perceptual distance, None where its weight is 0: LPIPS with VGG16, from its file or from the checkpoint that
-    is about to be loaded, or that of EfficientNet-Lite0."""
+    """Return the perceptual distance, or None if its weight is 0. The distance is LPIPS with VGG16, or the distance by
+    EfficientNet-Lite0. The weights of VGG16 come from their file, or from the checkpoint that the run loads next."""
     if H.perceptual_weight == 0:
         return None
     if H.perceptual_net == "efficientnet_lite0":
@@ -222,7 +223,7 @@ def find_perceptual(H, checkpoint):
 
 
 def name_batch(H, images, step):
-    """The first images of a step's batch, for a message."""
+    """Name the first images of a step's batch, for a message."""
     positions = batch_positions(H.seed, step, H.batch_size, len(images))[:4]
     return "its images begin " + ", ".join(repr(images.name(i)) for i in positions)
 
@@ -267,7 +268,7 @@ def dry_run(H):
     print_dry_run(H, describe_stage_1(H, vqgan.ae, vqgan))
     note_images(H)
     uses_vgg = H.perceptual_weight and H.perceptual_net == "vgg"
-    if uses_vgg and not (H.load_step or continues(vars(H))):  # a checkpoint holds them, too
+    if uses_vgg and not (H.load_step or continues(vars(H))):  # a checkpoint of a VQGAN holds the weights of VGG16, too
         note_missing_weights(H, "vgg")
 
 

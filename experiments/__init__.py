@@ -1,1 +1,1 @@
-"""The scripts that a user runs after training, and what all scripts share (common/)."""
+"""The scripts that a user runs after training. The folder common/ holds the code that all scripts share."""

@@ -1,4 +1,4 @@
-"""Times each job of the program and its plain form. Both run alternately, and the medians are printed."""
+"""Times each job of the program and its plain form. The two forms run in turn, and the medians are printed."""
 
 import sys
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class BenchmarkConfig:
     jobs: list[str] = opt(JOBS, "what to time", choices=JOBS)
     size: str = opt(
         "auto",
-        "of the models: paper (256 x 256 pixels, 24 layers) or small; auto: paper on CUDA",
+        "model size: paper (256 x 256 pixels, 24 layers) or small; auto: paper on CUDA",
         choices=["auto", "paper", "small"],
     )
     costs: bool = opt(False, "measure only how time and memory grow with latents, batch, layers and steps")
@@ -36,22 +36,22 @@ class BenchmarkConfig:
         "torch.compile in the fast forms of the steps and of sampling; auto: on CUDA",
         choices=["auto", "on", "off"],
     )
-    float32: bool = opt(False, "the fast forms in float32, too")
+    float32: bool = opt(False, "use float32 in the fast forms")
     threads: int = opt(None, "threads of a CPU (default: PyTorch's choice)", min=1, max=1024)
     log_dir: str = opt("benchmark", "folder under logs/ for benchmark.json", metavar="NAME")
 
 
-EPILOG = """The plain forms (tests/plain.py) follow the definitions directly: float32, explicit attention matrices, the
-network over all positions at every step, one pair of images at a time. The fast forms are the code of the scripts, with
---amp if the device has bf16 (unless --float32). The peak is the speed of a large matrix product in the same run and
-number format.
+EPILOG = """The plain forms (tests/plain.py) follow the definitions directly. They use float32 and explicit attention
+matrices. At every step they compute the network at all positions, and they compare one pair of images at a time. The
+fast forms are the code of the scripts, with --amp if the device has bf16 (unless --float32). The peak is the speed of a
+large matrix product in the same run and number format.
 
 example:
   python experiments/benchmark.py --jobs sampling sampler_step --seconds 60
 """
 
 
-if __name__ == "__main__":  # before the slow import of torch, so that --help and errors are fast
+if __name__ == "__main__":  # parse before the slow import of torch, so that --help and errors are fast
     what = "Compare the time of each job with that of its plain form."
     CONFIG = parse_own(BenchmarkConfig, what, EPILOG, check=lambda config: run_folder(config.log_dir))
     require_packages(*COMMON)
@@ -76,7 +76,7 @@ from utils.core.progress import say
 
 
 class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations create: `live` is the present number, `most` the largest."""
+    """Counts the bytes of the tensors that operations create. `live` is the present number, `most` the largest one."""
 
     def __init__(self):
         super().__init__()
@@ -88,7 +88,7 @@ class LiveTensors(TorchDispatchMode):
         before = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if torch.is_tensor(t)}
         for storage in (t.untyped_storage() for t in tree_leaves(out) if torch.is_tensor(t)):
             key, size = id(storage), storage.nbytes()
-            if key not in self.known and key not in before:  # neither a view nor an in-place result
+            if key not in self.known and key not in before:  # the tensor is neither a view nor an in-place result
                 self.known.add(key)
                 self.live += size
                 weakref.finalize(storage, self._forget, key, size)
@@ -101,8 +101,8 @@ class LiveTensors(TorchDispatchMode):
 
 
 def peak_memory(function, device):
-    """Peak memory of function() in MiB, in addition to the memory that is already allocated. On CUDA this counts all
-    memory, on other devices PyTorch's tensors."""
+    """Return the peak memory of function() in MiB, without the memory that was allocated before. On CUDA the result
+    counts all memory, and on other devices only PyTorch's tensors."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -114,14 +114,14 @@ def peak_memory(function, device):
 
 
 def peak_flops(device, dtype):
-    """FLOP/s of a large matrix product, the best of several measurements."""
+    """Measure the FLOP/s of a large matrix product. The best of several measurements is returned."""
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     return 2 * n**3 / min(timed(lambda: a @ b, device) for _ in range(5))
 
 
 def flops_of(job):
-    """FLOPs of one call of fast(), or None."""
+    """Return the FLOPs of one call of fast(), or None."""
     if not job.flops:
         return None
     with torch.compiler.set_stance("force_eager"):
@@ -129,11 +129,11 @@ def flops_of(job):
 
 
 def measure(job, bench, peak, seconds):
-    """Run the two forms alternately for about this time in seconds -> a row of the table."""
-    # The first calls warm up.
+    """Run the two forms in turn for about `seconds`, and return a row of the table."""
+    # The measurement of memory makes the first calls, which warm up.
     rows = {form: dict(mib=peak_memory(getattr(job, form), bench.device), times=[]) for form in ("fast", "plain")}
     flops = flops_of(job)
-    job.fast()  # once more, for compiled jobs
+    job.fast()  # compiled jobs need a second call to warm up
     end = time.monotonic() + seconds
     while time.monotonic() < end or len(rows["plain"]["times"]) < 2:
         for form in rows:
@@ -153,9 +153,9 @@ def measure(job, bench, peak, seconds):
 
 
 def growing(bench):
-    """The sizes to vary: (title, the job's method, [(value, the method's argument)])."""
+    """Yield the sizes to vary as (title, the job's method, [(value, the method's argument)])."""
     H = bench.sampler_H()
-    side = H.img_size // H.latent_shape[1]  # pixels a code
+    side = H.img_size // H.latent_shape[1]  # the side of a code in pixels
     latents = [(f"{n} x {n}", f"--img_size {n * side}") for n in (8, 16, 32, 64)]
     yield "VQGAN step, latents", bench.vqgan_step, latents[:3]
     yield "VQGAN step, batch", bench.vqgan_step, [(n, f"--batch_size {n}") for n in (1, 2, 4, 8)]
@@ -167,9 +167,9 @@ def growing(bench):
 
 
 def measure_costs(bench):
-    """Measure the time, memory and FLOPs of jobs that grow in one size; print a table and return its rows.
+    """Measure the time, memory and FLOPs of jobs that grow in one size. Print a table and return its rows.
 
-    The table shows time and FLOPs as multiples of those at the smallest size.
+    The table shows time and FLOPs as multiples of the values at the smallest size.
     """
     say("| what grows | value | seconds | time | FLOPs | memory |\n|---|---|---|---|---|---|")
     rows = []
@@ -190,11 +190,11 @@ HEAD = "| job | fast | plain | ratio | share of peak | GFLOP each | memory, fast
 
 
 def in_mib(value):
-    return f"{value:.0f} MiB" if value >= 1 else ""  # memory of numpy arrays and lists of bytes is not tracked
+    return f"{value:.0f} MiB" if value >= 1 else ""  # memory of numpy arrays and lists of bytes is not counted
 
 
 def line_of(row):
-    """A row as a line of a Markdown table."""
+    """Write a row as a line of a Markdown table."""
     share = f"{100 * row['share_of_peak']:.0f}%" if row["share_of_peak"] else ""
     flops = f"{row['gflops_per_item']:.3g}" if row["gflops_per_item"] else ""
     fast, slow = (f"{row[f'{form}_per_second']:.3g} {row['unit']}/s" for form in ("fast", "plain"))

@@ -1,4 +1,4 @@
-"""Measures the reconstructions of a VQGAN: FID, L1, PSNR, LPIPS, use of the codebook."""
+"""Measures FID, L1, PSNR and LPIPS of a VQGAN's reconstructions, and the use of the codebook."""
 
 import sys
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ The FID compares images with their own reconstructions.
 
 
 def choose_vqgan(H):
-    """Accept --load_dir and --load_step as other names of --ae_load_dir and --ae_load_step."""
+    """Accept --load_dir and --load_step instead of --ae_load_dir and --ae_load_step."""
     if H.ae_load_dir is None and H.load_step:
         H.ae_load_dir, H.ae_load_step = H.load_dir, H.load_step
     if H.ae_load_dir is None:
@@ -42,13 +42,13 @@ def choose_vqgan(H):
 
 COMMAND_LINE = dict(
     family="vqgan",
-    description="FID, L1, PSNR and LPIPS of a VQGAN's reconstructions.",
+    description="Measure FID, L1, PSNR and LPIPS of a VQGAN's reconstructions.",
     epilog=EXAMPLES,
     extra=(ReconstructionConfig, FeaturesConfig),
     reads=("perceptual_weights",),
     settle=choose_vqgan,
 )
-if __name__ == "__main__":  # before the slow import of torch, so that --help and errors are fast
+if __name__ == "__main__":  # parse before the slow import of torch, so that --help and errors are fast
     H = get_hparams(**COMMAND_LINE)
 
 import math
@@ -81,14 +81,14 @@ from utils.evaluation.weight_files import WEIGHT_FILES
 from utils.training.meters import CodeUsage, Meters
 
 N_SHOWN = 16
-LEAST_MSE = 1e-10  # limits the PSNR to 100 dB; that of a perfect reconstruction would be infinite
+LEAST_MSE = 1e-10  # this limits the PSNR to 100 dB, because a perfect reconstruction has an infinite PSNR
 
 
 class Reconstructor:
     """Reconstructs batches and sums their errors. seen: the number of images so far."""
 
     def __init__(self, H, models, perceptual):
-        """perceptual: {name: function (x, y) -> (B, 1, 1, 1)}, distances between images in [0, 1]."""
+        """Begin with zero sums. perceptual: {name: distance (x, y) -> (B, 1, 1, 1)} for images in [0, 1]."""
         self.models, self.perceptual, self.seen = models, perceptual, 0
         self.latent_shape = H.latent_shape[1:]
         self.meters, self.usage = Meters(models.device), CodeUsage(H.codebook_size, models.device)
@@ -96,7 +96,7 @@ class Reconstructor:
 
     @torch.no_grad()
     def __call__(self, x):
-        """uint8 (B, C, H, W) -> the reconstruction, uint8 on the device. All errors are computed from these bytes."""
+        """Reconstruct uint8 (B, C, H, W) -> uint8 on the device. All errors are computed from the uint8 pixels."""
         models = self.models
         x = x.to(models.device)
         a = to_float(x)
@@ -116,9 +116,9 @@ class Reconstructor:
 
 
 def features_of_reconstructions(H, images, reconstruct, extractor, save):
-    """(the FeatureSet of an ImageSet's reconstructions; a picture of the first images, their reconstructions and the
-    differences). (None, None) in all processes but the main one. save: called with each batch of reconstructions, or
-    None."""
+    """Return (FeatureSet of the reconstructions, picture). The picture shows the first images, their reconstructions
+    and the differences. Processes other than the main process get (None, None). save: a function that gets each batch
+    of reconstructions, or None."""
     shown = []
 
     def work(x):
@@ -142,7 +142,7 @@ def features_of_reconstructions(H, images, reconstruct, extractor, save):
 
 
 class NoFeatures:
-    """Replaces Inception if its weights are missing: it counts images and gives no features."""
+    """Replaces Inception if its weights are missing. This class counts images and gives no features."""
 
     identity = None
 
@@ -151,7 +151,7 @@ class NoFeatures:
 
 
 def find_extractor(H, device):
-    """The network of --extractor, or NoFeatures and a message if the weights of Inception are missing."""
+    """Load the network of --extractor. If the weights of Inception are missing, print a note and return NoFeatures."""
     try:
         return load_extractor(H, device)
     except UserError as error:
@@ -162,8 +162,9 @@ def find_extractor(H, device):
 
 
 def find_perceptual(H, autoencoder, device):
-    """{name: distance} for Reconstructor: a distance by EfficientNet-Lite0 if --extractor selects it, otherwise LPIPS
-    with VGG16. Prints a message and returns {} if the weights of LPIPS are missing. (The checkpoint may hold them.)"""
+    """Return {name: distance} for Reconstructor. If --extractor selects EfficientNet-Lite0, the distance uses this
+    network. Otherwise the distance is LPIPS with VGG16, whose weights may be in the checkpoint. If these weights are
+    missing, print a note and return {}."""
     if H.extractor != EXTRACTORS[0]:
         return {f"perceptual_{H.extractor}": load_distance().to(device)}
     try:

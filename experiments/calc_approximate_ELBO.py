@@ -1,7 +1,8 @@
-"""The likelihood of images: a bound on -log p(x), in nats and in bits per dimension.
+"""Computes the likelihood of images as a bound on -log p(x), in nats and in bits per dimension.
 
 -log p(x) <= -log p(x | z) - log p(z), where z are the codes of x. The first term comes from a Gaussian around the
-reconstruction. This script fits its variance (the generator's head `logsigma`). The second term comes from the prior.
+reconstruction. This script fits the variance of the Gaussian (the generator's head `logsigma`). The second term comes
+from the prior.
 """
 
 import sys
@@ -41,14 +42,14 @@ EXAMPLES = f"""examples:
   python experiments/calc_approximate_ELBO.py ... --resume --elbo_passes 32 --n_bits 8
 
 Here --train_steps ({FIT_STEPS} unless given), --lr ({FIT_LR:g} unless given) and --batch_size are for the fit of
-logsigma. The bound is evaluated every --steps_per_eval steps and at the end. --resume continues a fit that was
-stopped; for a finished fit, it only evaluates the bound again.
+logsigma. The bound is evaluated every --steps_per_eval steps and at the end. --resume continues a stopped fit. For
+a finished fit, --resume only evaluates the bound again.
 """
 
 
 def settle(H):
     """Set the defaults of the fit, which replace those of the sampler."""
-    goes_on = H.resume and (LOGS / H.log_dir / "config.json").is_file()  # if True, config.json has the values
+    goes_on = H.resume and (LOGS / H.log_dir / "config.json").is_file()  # then config.json has the values
     for name, value in (("train_steps", FIT_STEPS), ("lr", FIT_LR)):
         if name not in H.explicit and not goes_on:
             setattr(H, name, value)
@@ -56,7 +57,7 @@ def settle(H):
 
 COMMAND_LINE = dict(
     family="sampler",
-    description="A bound on the likelihood of validation images.",
+    description="Compute a bound on the likelihood of validation images.",
     epilog=EXAMPLES,
     extra=(ELBOConfig, ModelsConfig),
     reads=(
@@ -64,7 +65,7 @@ COMMAND_LINE = dict(
     ).split(),
     settle=settle,
 )
-if __name__ == "__main__":  # before the slow import of torch, so that --help and errors are fast
+if __name__ == "__main__":  # parse before the slow import of torch, so that --help and errors are fast
     H = get_hparams(**COMMAND_LINE)
 
 import math
@@ -92,8 +93,8 @@ CLIP_NORM = 0.1
 
 
 def fit_step(models, optimiser, x, latent_shape):
-    """One update of logsigma on images x (B, C, H, W) in [0, 1]; all other weights are frozen. Returns the mean nats
-    per subpixel, ()."""
+    """Make one update of logsigma on images x (B, C, H, W) in [0, 1]. All weights except logsigma are frozen. Returns
+    the mean nats per subpixel, ()."""
     generator, head = models.autoencoder.model.generator, models.autoencoder.model.generator.logsigma
     with torch.no_grad(), models.precision.autocast():
         ids = encode_batch(models.autoencoder.model, x)
@@ -109,8 +110,8 @@ def fit_step(models, optimiser, x, latent_shape):
 
 
 class Evaluation:
-    """The bound for all images of an ImageSet. The prior's part is computed once, because the fit does not change
-    it."""
+    """Computes the bound for all images of an ImageSet. The prior's part is computed once, because the fit does not
+    change the prior."""
 
     def __init__(self, H, models, images, say):
         self.H, self.models, self.images, self.say = H, models, images, say
@@ -118,7 +119,7 @@ class Evaluation:
 
     @torch.no_grad()
     def run(self):
-        """{name: value}, means over the images with their standard errors (`_se`)."""
+        """Return {name: value} with means over the images and their standard errors (`_se`)."""
         parts = []
         with Progress(len(self.images), "evaluating", "img") as progress:
             for part in distributed.in_order(self._share(progress)):
@@ -131,8 +132,8 @@ class Evaluation:
         return distributed.from_main(lambda: self.figures(torch.cat([nats_x for nats_x, _ in parts])))
 
     def _share(self, progress):
-        """Yield both parts of the bound, (B,) each in nats, for this process's batches. The second is None if it is
-        known."""
+        """Yield both parts of the bound, (B,) each in nats, for this process's batches. The prior's part is None if
+        this part is known."""
         H, device, precision = self.H, self.models.device, self.models.precision
         model, prior = self.models.autoencoder.model, self.models.sampler.model
         world = distributed.world_size()
@@ -150,8 +151,8 @@ class Evaluation:
             yield gaussian_nll(x, mean.float(), logsigma.float()).cpu().double(), nats_z
 
     def figures(self, nats_x):
-        """nats_x (N,): the images' part of the bound, in nats, for the density of images in [0, 1] -> the figures to
-        report."""
+        """Compute the figures to report. nats_x (N,): the images' part of the bound, in nats, for the density of images
+        in [0, 1]."""
         H, nats = self.H, nats_x + self.nats_z
         dims = H.n_channels * H.img_size**2
         per_image = dict(nats=nats, nats_x=nats_x, nats_z=self.nats_z)
@@ -165,7 +166,7 @@ class Evaluation:
 
 
 def warn_if_seen(H, run):
-    """Print a note if the sampler was trained on all images, so that it has seen the images of this evaluation."""
+    """Print a note if the sampler was trained on all images, including the images of this evaluation."""
     path = LOGS / H.load_dir / "config.json"
     if not path.is_file() or open_source(H.data_entry, "val") is not None:
         return
@@ -191,7 +192,7 @@ def main(H):
         check_autoencoder(run, models.autoencoder)
         run.about["sampler"] = report.checkpoints["sampler"]
         run.restore(dict(logsigma=head, logsigma_optim=optimiser), extra={})
-        optimiser.param_groups[0]["lr"] = H.lr  # which can differ from the saved one
+        optimiser.param_groups[0]["lr"] = H.lr  # --lr can differ from the saved learning rate
         n_val = len(val_images)
         run.introduce(len(images), count_parameters(head), models.precision.describe(), validate=n_val)
         warn_if_seen(H, run)

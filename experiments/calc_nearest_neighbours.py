@@ -1,4 +1,5 @@
-"""Finds the training images nearest to each sample by a perceptual distance. They show if a model copies images."""
+"""Finds the training images nearest to each sample by a perceptual distance. The result shows if a model copies
+images."""
 
 import sys
 from dataclasses import dataclass
@@ -43,18 +44,18 @@ EXAMPLES = """examples:
       --load_dir absorbing_churches --load_step 2000000 --ema
   python experiments/calc_nearest_neighbours.py ... --query_images ~/church.jpg ~/more_churches
 
-Writes logs/<log_dir>/nearest_neighbours.json and images/nearest_neighbours.png. Each row of the picture shows a query
-and, to the right of the gap, its neighbours, the nearest first. The picture shows at most 50 queries. The training
-images are read once for every --query_batch queries, --batch_size at a time.
+The script writes logs/<log_dir>/nearest_neighbours.json and images/nearest_neighbours.png. Each row of the picture
+shows a query on the left. The neighbours are to the right of the gap, the nearest one first. The picture shows at most
+50 queries. The training images are read once for every --query_batch queries, --batch_size at a time.
 """
 COMMAND_LINE = dict(
     family="sampler",
-    description="The training images nearest to each sample.",
+    description="Find the training images nearest to each sample.",
     epilog=EXAMPLES,
     extra=(NeighboursConfig, ModelsConfig),
     reads=OF_SAMPLING,
 )
-if __name__ == "__main__":  # before the slow import of torch, so that --help and errors are fast
+if __name__ == "__main__":  # parse before the slow import of torch, so that --help and errors are fast
     H = get_hparams(**COMMAND_LINE)
 
 import statistics
@@ -81,12 +82,12 @@ from utils.data.sources import find_images, read_file
 from utils.display.images import enlarge, sheet
 from utils.evaluation.neighbours import find_candidates, nearest_of
 
-MAX_ROWS = 50  # the most rows of the picture
-MIN_SHOWN = 96  # pixels; the picture shows smaller images enlarged to this size
+MAX_ROWS = 50  # the picture has at most so many rows
+MIN_SHOWN = 96  # the picture shows smaller images enlarged to so many pixels
 
 
 def read_pictures(H):
-    """--query_images -> (their names, the images decoded like training images, uint8 (Q, C, H, W))."""
+    """Read --query_images -> (names, images decoded like training images, uint8 (Q, C, H, W))."""
     names, pictures = [], []
     for path in H.query_images:
         if not Path(path).exists():
@@ -106,7 +107,7 @@ def read_pictures(H):
 
 
 def read_again(images, i):
-    """Read image i of an ImageSet a second time. Raises UserError if it can no longer be read."""
+    """Read image i of an ImageSet a second time. Raises UserError if the file can no longer be read."""
     image = images.load(i)
     if image is None:
         raise UserError(f"{images.source.name(images.indices[i])!r} could be read before, and cannot be read now")
@@ -114,7 +115,7 @@ def read_again(images, i):
 
 
 def own_batches(H, images, device, progress):
-    """This process's share of an ImageSet: floats in [0, 1] (B, C, H, W) and their numbers (B,)."""
+    """Yield this process's share of an ImageSet as (floats in [0, 1] (B, C, H, W), numbers of the images (B,))."""
     for x, numbers in one_pass(images, H.batch_size, H.num_workers, shared=True):
         if len(x):
             yield to_float(x.to(device)), numbers
@@ -122,8 +123,8 @@ def own_batches(H, images, device, progress):
 
 
 def search(H, model, images, queries, device):
-    """Queries uint8 (Q, C, H, W) -> for each query a list of (distance, number) of its nearest images in an ImageSet.
-    Only the main process gets the lists."""
+    """Find the nearest images in an ImageSet for queries uint8 (Q, C, H, W). Each query gets a list of (distance,
+    number of the image). Only the main process gets the lists."""
     world, candidates, groups = distributed.world_size(), [], queries.split(H.query_batch)
     embedding = partial(track, description="embedding queries", unit="query")
     with Progress(len(groups) * len(images), "comparing training images", "img", lazy=True) as progress:
@@ -144,7 +145,7 @@ def search(H, model, images, queries, device):
 
 
 def draw_rows(queries, rows, images):
-    """A picture, uint8 (C, h, w): each row shows a query, a gap, and the neighbours."""
+    """Draw a picture, uint8 (C, h, w). Each row shows a query, a gap, and the neighbours."""
     neighbours = [read_again(images, i) for row in rows for _, i in row]
     left, right = (torch.stack([enlarge(x, MIN_SHOWN) for x in xs]) for xs in (queries, neighbours))
     left, right = sheet(left, 1), sheet(right, len(rows[0]))
@@ -153,14 +154,14 @@ def draw_rows(queries, rows, images):
 
 
 def drawn_queries(H, models):
-    """Samples, uint8 (n_samples, C, H, W), in every process."""
+    """Draw samples, uint8 (n_samples, C, H, W), for every process."""
     share = sample_batches(models.sampler.model, H.n_samples, H, models.precision, models.device)
     images = list(distributed.in_order(x.cpu() for x in decoded_batches(share, H, models)))
     return distributed.broadcast_tensor(torch.cat(images) if images else None)
 
 
 def load_net(H):
-    """(the distance of --net, its name, JSON values about it for metrics.jsonl)."""
+    """Load the distance of --net -> (distance, name, JSON values about the distance for metrics.jsonl)."""
     if H.net == "alexnet":
         lpips = load_lpips("alex", H.alexnet_weights)
         return lpips, "LPIPS", dict(lpips=hash_tensors(lpips.state_dict()))

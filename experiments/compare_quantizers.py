@@ -1,6 +1,6 @@
-"""Compare the quantizers on your own images: short trainings of both stages with each, and a table of what they cost.
+"""Compare the quantizers on your own images. Each quantizer gets short trainings of both stages and a row in a table.
 
-Calls the scripts that a user calls. It skips finished work and resumes interrupted work.
+The script calls the scripts that a user calls. Finished work is skipped, and interrupted work is resumed.
 """
 
 import sys
@@ -20,15 +20,15 @@ class ComparisonConfig:
     """comparison"""
 
     quantizers: list[str] = opt(
-        None, f"of {', '.join(QUANTIZERS)} (default: all)", choices=list(QUANTIZERS), metavar="NAME"
+        None, f"any of {', '.join(QUANTIZERS)} (default: all)", choices=list(QUANTIZERS), metavar="NAME"
     )
-    seeds: int = opt(3, "trainings with each, from --seed on", min=1, max=1000)
+    seeds: int = opt(3, "seeds per quantizer, from --seed on", min=1, max=1000)
     prior_steps: int = opt(1000, "training steps of the prior over the codes", min=1)
 
 
 STEPS = 1000  # the default of --train_steps in a comparison
 READS = ("preset", "train_steps", "lr", "perceptual_weight", "perceptual_net", "random_crop", "horizontal_flip")
-# What a comparison sets itself, or what means nothing here; everything else goes to the training of stage 1.
+# A comparison sets these flags itself, or does not use them. All other flags go to the training of stage 1.
 SET_HERE = {
     *("train_steps", "seed", "quantizer", "log_dir", "resume", "dry_run", "keep_checkpoints"),
     *("load_dir", "load_step", "load_optim", "steps_per_eval", "steps_per_checkpoint", "steps_per_save_output"),
@@ -40,13 +40,13 @@ EXAMPLES = f"""examples:
   python experiments/compare_quantizers.py --dataset custom --custom_dataset_path ~/photos --preset small \\
       --log_dir compared --quantizers nearest ema --seeds 5 --train_steps 2500 --prior_steps 2500
 
-Stage 1 takes the flags of train_vqgan.py and has its defaults; only --train_steps is {STEPS} unless given.
-The same command continues what was stopped.
+Stage 1 takes the flags of train_vqgan.py with their defaults, except that the default of --train_steps is {STEPS}.
+The same command continues a stopped comparison.
 """
 
 
 def settle(H):
-    """The defaults of a comparison, and what it cannot do."""
+    """Set the defaults of a comparison. Raise UsageError for flags that a comparison does not support."""
     if world_size() > 1:
         raise UsageError("start it as one process: it starts the trainings itself")
     if H.load_step:
@@ -67,7 +67,7 @@ COMMAND_LINE = dict(
     passes=PASSED,
     settle=settle,
 )
-if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
+if __name__ == "__main__":  # parse before the slow import of torch, so that --help and errors are fast
     H = get_hparams(**COMMAND_LINE)
 
 import contextlib
@@ -95,11 +95,11 @@ from utils.display.commands import command, new_name
 from utils.display.report_plots import STYLE
 
 EVALUATIONS = 8  # evaluations of the prior in one training; the lowest bits are reported
-MEASURED = 2000  # validation images, at most
-# Small and the same for all quantizers; what it leaves open is that of the preset.
+MEASURED = 2000  # at most so many validation images are measured
+# The prior is small and the same for all quantizers. The preset gives all other values.
 PRIOR = dict(sampler="absorbing", bert_n_emb=128, bert_n_head=4, bert_n_layers=6, ema=True)
 PRIOR_TRAINING = dict(batch_size=32, lr=1e-3, warmup_iters=100)
-# The columns of the table: what they are called, and the format of their numbers.
+# Each column of the table has a title and a format for its numbers.
 COLUMNS = dict(
     codes_used=("codes in use", ".0f"),
     perplexity=("perplexity", ".1f"),
@@ -115,7 +115,7 @@ COLUMNS = dict(
 
 
 def given(H, names):
-    """{flag: value} of what the command line gave, of these flags, as utils.display.commands.command takes them."""
+    """Return {flag: value} of the flags `names` that the command line gave, for display.commands.command."""
     return dict(as_typed(name, getattr(H, name)) for name in H.explicit if name in names)
 
 
@@ -126,13 +126,13 @@ def as_typed(name, value):
 
 
 def events(steps):
-    """When a training of so many steps validates and writes."""
+    """Return the flags that say when a training of so many steps validates and writes."""
     often = max(1, steps // EVALUATIONS)
     return dict(steps_per_eval=often, steps_per_checkpoint=often, keep_checkpoints=2, steps_per_save_output=steps)
 
 
 def commands_of(H, quantizer, seed):
-    """The work of a cell: (what it is, its folder under logs/, the step that ends it, its command line)."""
+    """Yield the parts of a cell's work: (name, folder under logs/, last step or None, command line)."""
     images = given(H, {*names_of("data", "machine"), "custom_dataset_path"})
     cell = f"{H.log_dir}/{quantizer}_{seed}"
     vqgan, prior = (dict(log_dir=f"{cell}/{name}", seed=seed, no_visdom=True) for name in ("vqgan", "prior"))
@@ -152,22 +152,22 @@ def commands_of(H, quantizer, seed):
 
 
 def is_done(folder, step):
-    """Whether a part of a cell is complete. step: the last one of a training; None: measures."""
+    """Say whether a part of a cell is complete. step: the last step of a training; None: the part measures."""
     return finished(LOGS / folder, step) if step else bool(measured(LOGS / folder))
 
 
 def measured(folder):
-    """The values of the last line of a folder's metrics.jsonl; {} if there is none."""
+    """Return the values of the last line of a folder's metrics.jsonl, or {} if there is no such line."""
     path = folder / "metrics.jsonl"
     values = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # a disk was full, or the computer failed
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a full disk or a crash can leave a damaged line
             values = json.loads(line)["values"]
     return values
 
 
 def train_all(H):
-    """Do what is not done yet, one seed after the other, so that a stopped comparison has all quantizers."""
+    """Do the open work, one seed after the other. A stopped comparison then has results of all quantizers."""
     cells = [(seed, quantizer) for seed in seeds_of(H) for quantizer in H.quantizers]
     for number, (seed, quantizer) in enumerate(cells, 1):
         for what, folder, step, line in commands_of(H, quantizer, seed):
@@ -186,7 +186,7 @@ def seeds_of(H):
 
 
 def check_settings(H):
-    """UserError if the folder holds a comparison with other flags: their results do not belong in one table."""
+    """Raise UserError if the folder holds a comparison with other flags. One table must not mix such results."""
     path = LOGS / H.log_dir / "settings.json"
     now = dict(given(H, PASSED), train_steps=H.train_steps, prior_steps=H.prior_steps)
     now = {name: value for name, value in now.items() if name not in names_of("machine")}
@@ -207,11 +207,11 @@ def check_settings(H):
 
 
 def values_of(H, quantizer, seed):
-    """{column: value} of a finished cell."""
+    """Return {column: value} of a finished cell."""
     folder = LOGS / H.log_dir / f"{quantizer}_{seed}"
     found = measured(folder / "measures")
-    # The use of codes in the last epoch of training, over all images. A training of less than an epoch has only
-    # the values of validation.
+    # The last epoch of training gives the use of codes over all images. A training of less than an epoch has only the
+    # values of validation.
     usage = {name: [found[name], *curve(folder / "vqgan", name)][-1] for name in ("codes_used", "perplexity")}
     codes = math.prod(read_json(folder / "vqgan" / "config.json")["hparams"]["latent_shape"])
     bits = min(curve(folder / "prior", "val_bits"))
@@ -223,7 +223,8 @@ def values_of(H, quantizer, seed):
 
 
 def summarised(cells):
-    """[{column: value}] of all seeds -> {column: mean, column_se: standard error (if there are two seeds or more)}."""
+    """Summarise [{column: value}] of all seeds as {column: mean, column_se: standard error (with two seeds or
+    more)}."""
     row = {}
     for name in COLUMNS:
         values = [cell[name] for cell in cells]
@@ -234,8 +235,8 @@ def summarised(cells):
 
 
 def best_of(table):
-    """The quantizer to recommend. It has the fewest bits per picture among the quantizers whose L1 is within two
-    standard errors of the lowest L1. table: {quantizer: what summarised returns}."""
+    """Return the quantizer to recommend. Candidates have an L1 within two standard errors of the lowest L1. The
+    candidate with the fewest bits per picture is returned. table: {quantizer: result of `summarised`}."""
     lowest = min(table.values(), key=lambda row: row["l1"])
 
     def is_close(row):
@@ -247,7 +248,7 @@ def best_of(table):
 
 
 def lines_of(table):
-    """The lines of the table as {first cell: text of the other cells}. All cells of a column have the same width."""
+    """Return the lines of the table as {first cell: text of all further cells}. A column has one width."""
     rows = {"quantizer": [title for title, _ in COLUMNS.values()]}
     for name, row in table.items():
         rows[name] = [
@@ -262,7 +263,7 @@ def lines_of(table):
 
 
 def plot(table, cells):
-    """Distortion against bits per picture, uint8 (3, h, w): means with standard errors, and every training as a dot."""
+    """Plot distortion against bits per picture, uint8 (3, h, w), with means, standard errors and all trainings."""
     with rc_context(STYLE):
         figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
         canvas, axes = FigureCanvasAgg(figure), figure.subplots()
@@ -281,7 +282,7 @@ def plot(table, cells):
 
 
 def recommended(H, quantizer):
-    """The command that trains with a quantizer, for as long as here if the preset does not say how long."""
+    """Return a command that trains with a quantizer. The steps are those of the preset or else of this comparison."""
     of_preset = sources.preset_values(H.preset or sources.preset_of(H.data_entry), "vqgan")
     steps = {} if "train_steps" in of_preset else dict(train_steps=H.train_steps)
     return command(

@@ -1,6 +1,6 @@
 """Starts visdom's server with all files of its page, by default for this machine only (`make dashboard`).
 
-The runs send their data if a server is running (utils/display/live_dashboard.py). visdom's own server accepts requests
+Runs send their data if a server is running (utils/display/live_dashboard.py). visdom's own server accepts requests
 from every web page that is open in a browser. This server accepts only requests from its own page and from programs.
 """
 
@@ -43,16 +43,16 @@ EPILOG = """examples:
   python experiments/dashboard.py
   VISDOM_USERNAME=me VISDOM_PASSWORD=... python experiments/dashboard.py --address 0.0.0.0 --port 9000
 
-If VISDOM_USERNAME and VISDOM_PASSWORD are set, the page asks for them. Set them for training, too.
+If VISDOM_USERNAME and VISDOM_PASSWORD are set, the page asks for this login. Set both variables for training, too.
 """
 
 WELCOME_INTERVAL = 1000  # milliseconds between two searches for new runs
-# plotly's "Edit" below each plot would send its data to a company's server.
+# plotly's link "Edit" below each plot would send the data of the plot to a company's server.
 STYLE = ".js-link-to-tool, .js-plotly-plot .plotlyjsicon { display: none; }"
 
 
 def parse(argv=None):
-    """The command line and the environment -> (DashboardConfig, login or None)."""
+    """Read the command line and the environment -> (DashboardConfig, login or None)."""
     description = "Start the server of the dashboard; Ctrl-C ends it."
     return parse_own(DashboardConfig, description, EPILOG, argv, _check), read_login()
 
@@ -65,7 +65,7 @@ def _check(config):
 
 
 def read_login():
-    """VISDOM_USERNAME and VISDOM_PASSWORD, or None if neither is set."""
+    """Return (VISDOM_USERNAME, VISDOM_PASSWORD), or None if neither is set."""
     values = [os.environ.get(name) for name in ("VISDOM_USERNAME", "VISDOM_PASSWORD")]
     if any(values) and not all(values):
         raise UsageError("VISDOM_USERNAME and VISDOM_PASSWORD belong together: set both, or neither")
@@ -73,7 +73,7 @@ def read_login():
 
 
 def listen(config):
-    """The sockets of the address. Raises UserError if it is in use, or is not an address of this machine."""
+    """Open the sockets of the address. Raises UserError if the address is in use, or belongs to no interface here."""
     from tornado.netutil import bind_sockets
 
     try:
@@ -92,27 +92,27 @@ def listen(config):
 
 
 def is_local(config):
-    """Whether only programs on this machine can connect to the server."""
+    """Say whether only programs on this machine can connect to the server."""
     return config.address in ("127.0.0.1", "::1", "localhost")
 
 
 def own_names(config):
-    """The host names of this server, in lower case. The full name may need a request to a name server. It is therefore
-    only included if other machines can connect."""
+    """Return the host names of this server, in lower case. The full name is included only if other machines can
+    connect, because finding the full name may need a request to a name server."""
     machine = [socket.gethostname(), *([] if is_local(config) else [socket.getfqdn()])]
     names = ["localhost", *machine, *(name.partition(".")[0] for name in machine), config.address]
     return {name.lower() for name in [*names, *(config.allow_host or [])] if name}
 
 
 def why_refused(request, names):
-    """One line that says why this request is refused, or None. Requests that a page of another server may have caused
-    are refused.
+    """Return one line that says why this request is refused, or None. A request is refused if a page of another server
+    may have caused the request.
 
-    Browsers send the address of the page in the header Origin; other programs send no Origin. In an attack by DNS
-    rebinding, the host name of the other page points to this machine, and both headers hold this name. A page cannot
-    change the header Host that its browser sends. Rebinding is impossible if Host is an IP address.
+    Browsers send the address of the page in the header Origin. Programs other than browsers send no Origin. In an
+    attack by DNS rebinding, the host name of the other page points to this machine, and both headers hold this name. A
+    page cannot change the header Host that its browser sends. Rebinding is impossible if Host is an IP address.
     """
-    name = request.host_name.strip("[]").rstrip(".")  # lower case, no port: port forwarding changes it
+    name = request.host_name.strip("[]").rstrip(".")  # lower case, without the port, which port forwarding can change
     if name not in names and not _is_ip(name):
         return (
             f"'{name}' is not a name of this dashboard's machine: open the page as localhost or by an IP address, "
@@ -135,8 +135,8 @@ def _is_ip(name):
 
 
 def guarded(application, names):
-    """A subclass of visdom's class `application` that answers refused requests with status 403 and one line. The check
-    comes before the choice of a handler, so it covers pages, web sockets and static files."""
+    """Return a subclass of visdom's class `application` that answers refused requests with status 403 and one line. The
+    check comes before the choice of a handler. The check therefore covers pages, web sockets and static files."""
     from tornado.web import RequestHandler
 
     class Refused(RequestHandler):
@@ -158,7 +158,7 @@ def guarded(application, names):
 
 
 def make_app(config, login):
-    """visdom's application, built like in visdom's start_server, but only for its own page."""
+    """Build visdom's application as visdom's start_server does, but accept requests only from its own page."""
     from visdom.server import app as visdom_app
     from visdom.server.handlers import web_handlers
     from visdom.utils.server_utils import hash_password
@@ -168,14 +168,15 @@ def make_app(config, login):
     # visdom always runs in debug mode and would therefore restart whenever a source file changes.
     visdom_app.tornado_settings["autoreload"] = False
     # visdom sends either a plot or its changes, whichever is shorter. The page compares a hash of its updated plot with
-    # the server's hash. But plotly writes into the page's copy, so at every second update all panes were fetched again.
+    # the server's hash. But plotly writes into the page's copy. At every second update, the page therefore fetched all
+    # panes again.
     web_handlers.stringify = lambda node: ""
     os.environ.setdefault("LOGNAME", "user")  # visdom needs a user name, which may be missing in a container
     credential = None
     if login:
         name, password = login
         credential = dict(username=name, password=hash_password(hash_password(password)))
-        visdom_app.DEFAULT_ENV_PATH = f"{folder}/"  # visdom reads the key of its cookies here
+        visdom_app.DEFAULT_ENV_PATH = f"{folder}/"  # visdom reads the key of its cookies from this folder
         write_secret(folder / "COOKIE_SECRET")
     application = guarded(visdom_app.Application, own_names(config))
     app = application(port=config.port, env_path=f"{folder}/", user_credential=credential)
@@ -190,7 +191,7 @@ def make_app(config, login):
 
 
 def welcome_pane(runs):
-    """The pane of the first page. It contains links to the environments of these names."""
+    """Make the pane of the first page. The pane contains links to the environments of the runs."""
     from visdom.utils.server_utils import window
 
     from utils.display.html import render
@@ -201,7 +202,7 @@ def welcome_pane(runs):
 
 
 def update_welcome(app):
-    """Update the links to environments, also on an open page. If the user has closed the pane, it stays closed."""
+    """Update the links to environments, also on an open page. A pane that the user has closed stays closed."""
     from visdom.utils.server_utils import broadcast
 
     panes = app.state.get("main", {}).get("jsons", {})
@@ -225,17 +226,17 @@ def main(config, login):
 
     require_packages("tornado", "visdom")
 
-    sys.modules["torch"] = None  # visdom would import it, which takes seconds, and its server has no use for it
+    sys.modules["torch"] = None  # visdom would import torch, which takes seconds, without using it
     from tornado.httpserver import HTTPServer
     from tornado.ioloop import IOLoop, PeriodicCallback
     from visdom.utils.shared_utils import get_visdom_path
 
     from utils.display import visdom_assets
 
-    sockets = listen(config)  # first, to report at once if the port is in use
+    sockets = listen(config)  # the sockets come first, to report at once if the port is in use
     visdom_assets.install(Path(get_visdom_path("static")), lambda text: print(text, flush=True))
     logging.getLogger().setLevel(logging.ERROR)
-    logging.getLogger("tornado.general").setLevel(logging.CRITICAL)  # it warns if the user has no style sheet
+    logging.getLogger("tornado.general").setLevel(logging.CRITICAL)  # tornado warns if the user has no style sheet
     app = make_app(config, login)
     server = HTTPServer(app, max_buffer_size=1024**3)
     server.add_sockets(sockets)

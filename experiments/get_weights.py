@@ -14,7 +14,7 @@ EXAMPLE = "example: python experiments/get_weights.py all"
 
 
 def parse(argv=None):
-    """The command line -> names of weights."""
+    """Parse the command line -> names of weights."""
     parser = OneLineParser(description=__doc__, epilog=EXAMPLE)
     parser.add_argument(
         "name",

@@ -19,7 +19,7 @@ class ScalingConfig:
 
     size: str = opt(
         "auto",
-        "of the models: paper (256 x 256 pixels, 24 layers) or small; auto: paper on CUDA",
+        "model size: paper (256 x 256 pixels, 24 layers) or small; auto: paper on CUDA",
         choices=["auto", "paper", "small"],
     )
     seconds: float = opt(10.0, "time for each figure; at least three rounds", above=0.0)
@@ -28,16 +28,17 @@ class ScalingConfig:
     log_dir: str = opt("scaling", "folder under logs/ for scaling.json", metavar="NAME")
 
 
-EPILOG = """For each job, first the main process runs alone, while the others wait. Then all processes run: each with a
-batch of its own (weak scaling), and with one batch divided among them (strong scaling, if the job has a batch). The
-efficiency is the throughput of N processes divided by N times that of one process.
+EPILOG = """Each job is measured three times. First, the main process runs alone, and all other processes wait. Second,
+all processes run, each with a batch of its own (weak scaling). Third, one batch is divided among all processes (strong
+scaling, if the job has a batch). The efficiency of N processes is their throughput, divided by N times the throughput
+of one process.
 
 example:
   torchrun --nproc_per_node 4 experiments/scaling.py --seconds 30
 """
 
 
-if __name__ == "__main__":  # before the slow import of torch, so that --help and errors are fast
+if __name__ == "__main__":  # parse before the slow import of torch, so that --help and errors are fast
     what = "Compare the throughput of several processes with that of one."
     CONFIG = parse_own(ScalingConfig, what, EPILOG, check=lambda config: run_folder(config.log_dir))
     require_packages(*COMMON)
@@ -62,7 +63,7 @@ LEAST_ROUNDS = 3
 
 @contextlib.contextmanager
 def as_one_process():
-    """Context in which this process acts as if it were the only one of its job."""
+    """A context in which this process acts like the only process of its job."""
     before = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE")}
     os.environ.update(RANK="0", WORLD_SIZE="1")
     try:
@@ -72,8 +73,8 @@ def as_one_process():
 
 
 def seconds_of(function, config, device):
-    """The median time of a call, over as many calls as fit into --seconds. All processes make the same number of
-    calls."""
+    """Return the median time of a call, in seconds. The calls together take about --seconds. All processes make the
+    same number of calls."""
     timed(function, device)  # the first call warms up
     wanted = config.seconds / timed(function, device)
     rounds = distributed.from_main(lambda: max(LEAST_ROUNDS, int(wanted)))
@@ -81,7 +82,7 @@ def seconds_of(function, config, device):
 
 
 def alone(function, config, device):
-    """The seconds_of the main process while the other processes wait."""
+    """Return seconds_of in the main process, while all other processes wait."""
 
     def measure_one():
         with as_one_process():
@@ -91,8 +92,8 @@ def alone(function, config, device):
 
 
 def measure(make, batch, config, bench):
-    """A row of the table. make(flags) -> the jobs.Job of one process. The flags include --batch_size, which is the
-    batch of this process, unless batch is None."""
+    """Measure a row of the table. make(flags) returns the jobs.Job of one process. Unless batch is None, the flags
+    contain --batch_size with the batch of this process."""
     world = distributed.world_size()
 
     def rate(share, seconds, processes):
@@ -108,8 +109,8 @@ def measure(make, batch, config, bench):
 
 
 def gradients(bench, config):
-    """For both stages: the number of parameters whose gradients are averaged in a step, and the time of the
-    averaging."""
+    """Yield a row for each stage, with the time of averaging the gradients in a step, and with the number of parameters
+    that have these gradients."""
     with as_one_process():
         vqgan, sampler = build_vqgan(bench.vqgan_H()), bench.sampler(bench.sampler_H())
     for stage, modules in (("VQGAN step", (vqgan.ae, vqgan.disc)), ("sampler step", (sampler,))):
@@ -121,7 +122,7 @@ def gradients(bench, config):
 
 
 def line_of(row, world):
-    """A row as a line of a Markdown table."""
+    """Write a row as a line of a Markdown table."""
     cells = [f"{row['one']:.3g} {row['unit']}/s"]
     for kind in ("weak", "strong"):
         rate = row.get(kind)
@@ -130,7 +131,7 @@ def line_of(row, world):
 
 
 def main(config):
-    """config: ScalingConfig, or another object with the same attributes."""
+    """Measure all jobs. config: ScalingConfig, or another object with the same attributes."""
     world = distributed.world_size()
     if world == 1:
         raise UserError("scaling needs several processes: torchrun --nproc_per_node N experiments/scaling.py")
@@ -142,7 +143,7 @@ def main(config):
     say(f"| job | one process | {world}, each its batch | efficiency | {world}, its batch divided | efficiency |")
     say("|---|---|---|---|---|---|")
     rows = []
-    least = 2 if bench.size_name == "small" else 8  # images of a process when the batch is divided
+    least = 2 if bench.size_name == "small" else 8  # the least number of images of a process
     for make, batch in [
         (lambda flags: bench.vqgan_step(f"--disc_start_step 0 {flags}"), least * world),
         (bench.sampler_step, 4 * least * world),

@@ -1,6 +1,6 @@
-"""Shows a run again, from its files: all panes of the dashboard, and the report logs/<log_dir>/report.html.
+"""Shows a run again, from the files of the run. The script fills the dashboard and writes logs/<log_dir>/report.html.
 
-Needs no torch and no model. The run may be finished, still running, or copied from another machine.
+The script needs no torch and no model. The run may be finished, still running, or copied from another machine.
 """
 
 import sys
@@ -31,7 +31,7 @@ EXAMPLES = """examples:
   python experiments/show_run.py --log_dir vqgan_churches
   python experiments/show_run.py --log_dir FID_log --no_visdom
 
-The report is one file that includes its pictures. You can send it, print it, and open it without a network.
+The report is one file that includes its pictures. You can send or print the report, and open it without a network.
 """
 
 
@@ -41,7 +41,7 @@ def _check(config):
 
 
 def parse(argv=None):
-    """The command line -> ShowConfig."""
+    """Parse the command line -> ShowConfig."""
     return parse_own(ShowConfig, "Show a run again: dashboard and report.", EXAMPLES, argv, _check)
 
 
@@ -58,7 +58,7 @@ from utils.display.live_dashboard import Dashboard
 from utils.display.report import write_report
 from utils.display.saved_run import SavedRun, reduced
 
-PATIENCE = 60.0  # seconds to send all data of a long run to the server
+PATIENCE = 60.0  # sending all data of a long run to the server may take so many seconds
 
 
 def show_on_dashboard(run, config):

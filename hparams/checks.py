@@ -1,4 +1,4 @@
-"""Values that follow from others, contradictions between them, and notes about flags without effect."""
+"""Derives values from other values, finds contradictions between values, and notes flags without effect."""
 
 import copy
 import math
@@ -14,38 +14,38 @@ from utils.core.address import server_address
 from utils.core.errors import UsageError
 from utils.core.job import local_size, world_size
 
-FEW_LEVELS = {0: [1], 1: [1, 2], 2: [1, 2, 4], 3: [1, 2, 2, 4]}  # --ch_mult by the number of halvings
+FEW_LEVELS = {0: [1], 1: [1, 2], 2: [1, 2, 4], 3: [1, 2, 2, 4]}  # --ch_mult for small numbers of halvings
 
 
 def shown(value: Any) -> Any:
-    """A value as text, in the form that the command line takes."""
+    """Write a value as text, in the form that the command line takes."""
     if isinstance(value, float) and 0 < abs(value) < 0.01:
         return f"{Decimal(repr(value)).normalize():e}"
     return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def near(n: int, step: int, most: int, works: Callable[[int], bool] = bool) -> str:
-    """The multiples of `step` nearest to n, one below and one above, as text: "96 or 112". Only multiples up to `most`
-    for which works(multiple) is true."""
+    """Return the multiples of `step` nearest to n, one below and one above, as text: "96 or 112". Only multiples up to
+    `most` for which works(multiple) is true are possible."""
     floor = (n - 1) // step * step
     sides = range(floor, 0, -step), range(floor + step, most + 1, step)
     return " or ".join(str(m) for side in sides if (m := next(filter(works, side), None)))
 
 
 def halvings_of(img_size: int) -> int:
-    """The default number of times an image is halved. It gives about 16 x 16 codes; fewer below 64 pixels."""
+    """Return the default number of halvings of an image. The codes are then about 16 x 16, or fewer below 64 pixels."""
     least = 2 if img_size >= 32 else 1 if img_size >= 8 else 0
     return max(round(math.log2(img_size / 16)), least)
 
 
 def levels_of(img_size: int) -> list[int]:
-    """The default of --ch_mult."""
+    """Return the default of --ch_mult."""
     n = halvings_of(img_size)
     return list(FEW_LEVELS.get(n) or [1] * (n + 1 - len(PAPER_LEVELS)) + PAPER_LEVELS)
 
 
 def derive(H: Any, flags: Iterable[Flag]) -> None:
-    """Set what the command line, the data set and the loaded models leave open."""
+    """Set the values that the command line, the data set and the loaded models leave open."""
     if H.ch_mult is None:
         if H.img_size % 2 ** halvings_of(H.img_size):
             sizes = near(H.img_size, 16 if H.img_size > 32 else 2, 8192, lambda n: n % 2 ** halvings_of(n) == 0)
@@ -74,26 +74,26 @@ def derive(H: Any, flags: Iterable[Flag]) -> None:
             raise UsageError(f"--base_lr {H.base_lr} times --batch_size {H.batch_size} is too large a learning rate")
     if getattr(H, "block_size", 0) is None:
         H.block_size = math.prod(H.latent_shape)
-    for flag in refused(H, flags):  # a preset may have been made for another quantizer
+    for flag in refused(H, flags):  # the values of a preset may be for another quantizer
         if flag.name not in H.explicit:
             setattr(H, flag.name, copy.copy(flag.default))
 
 
 def usual_workers() -> int:
-    """The default of --num_workers."""
+    """Return the default of --num_workers."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, max(1, cores // local_size()))
 
 
 def refused(H: Any, flags: Iterable[Flag]) -> list[Flag]:
-    """The exclusive flags whose needed flag does not have the needed value. They must have their defaults."""
+    """Return the exclusive flags that lack the needed value of another flag. Such flags must have their defaults."""
     return [flag for flag in flags if "exclusive" in flag.meta and not flag.works(vars(H))]
 
 
 def check(H: Any, flags: Collection[Flag], idle: Collection[str]) -> None:
-    """UsageError for values that contradict each other. idle: names of flags that the script ignores."""
+    """Raise UsageError if values contradict each other. idle: names of flags that the script ignores."""
     check_places(H)
-    if "load_optim" in idle and holds_training(H.log_dir):  # a script that measures
+    if "load_optim" in idle and holds_training(H.log_dir):  # only scripts that measure ignore load_optim
         raise UsageError(
             f"--log_dir {H.log_dir}: logs/{H.log_dir} holds a training run: give another --log_dir for these results, "
             f"such as {H.log_dir}_results"
@@ -199,7 +199,7 @@ def check_sampling(H: Any, idle: Collection[str] = ()) -> None:
 
 
 def check_shares(H: Any, parts: int) -> None:
-    """UsageError if the batch cannot be divided into equal shares of the processes, each of equal parts."""
+    """Raise UsageError if the processes cannot have equal shares of the batch, or a share cannot have equal parts."""
     processes = world_size()
     if H.batch_size % (processes * parts):
         by = [f"{processes} processes"] * (processes > 1) + [f"--accumulate_steps {parts}"] * (parts > 1)
@@ -210,8 +210,8 @@ def check_shares(H: Any, parts: int) -> None:
 
 
 def notes(H: Any, flags: Iterable[Flag], idle: Collection[str] = ()) -> Iterator[str]:
-    """Yield one sentence for each flag of the command line without effect, and for each derived value or value of an
-    earlier version that the user should know. idle: names of flags that the script ignores."""
+    """Yield one sentence for each flag of the command line that has no effect. Derived values and values of an earlier
+    version that the user should know have a sentence, too. idle: names of flags that the script ignores."""
     if H.older:
         kept = ", ".join(f"{name} {shown(value)}" for name, value in H.older.items())
         yield f"logs/{H.log_dir} was started by an earlier version and continues as it began: {kept}"

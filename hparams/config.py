@@ -1,7 +1,8 @@
-"""Every flag of both stages: name, type, default, help and role. The program derives all other properties of a flag
-from its role. Do not rename flags. The flags of one quantizer or sampler are in the file of that quantizer or sampler.
+"""Declares every flag of both stages with its name, type, default, help and role. The role of a flag determines all
+other properties of the flag. Do not rename flags. The file of a quantizer or sampler declares its own flags.
 
-A default of None means that the value is derived (see hparams/resolve.py) or not used; the help text explains it.
+A default of None means that the value is derived (see hparams/resolve.py) or not used. The help text of the flag says
+more.
 """
 
 import ast
@@ -12,7 +13,7 @@ from typing import Any
 
 from hparams.presets import PAPER_LEVELS, PRESETS
 
-Values = Mapping[str, Any]  # values of flags by name
+Values = Mapping[str, Any]  # the type of a dictionary {flag: value}
 MODELS = Path(__file__).resolve().parents[1] / "models"
 # The roles of flags. A flag has one or several, separated by spaces.
 ROLES = {
@@ -30,7 +31,7 @@ ROLES = {
     "place": "a folder or a file: --resume does not restore it",
     "path": "a file or folder: a run records it so that it is found from another folder, too",
     "request": "what this command is to do: --resume does not restore it",
-    # The folder of a run may come from someone else. It must not choose the server that gets the login.
+    # Someone else may have written the folder of a run. The folder must not choose the server that gets the login.
     "dashboard": "how to reach the dashboard: --resume does not restore it, printed commands repeat it",
     "machine": "it depends on the machine: printed commands repeat it",
     "ignored": "accepted for old command lines, without effect",
@@ -41,16 +42,19 @@ FACTS = set("min max above choices required metavar repeatable needs exclusive r
 
 
 def opt(default: Any, help: str, role: str = "", **facts: Any) -> Any:
-    """A flag: its default, help text and role (of ROLES; none for a flag of one script). facts, all optional:
+    """Declare a flag with its default, help text and role (of ROLES; none for a flag of one script).
+
+    The following facts are optional:
 
     min, max (inclusive), above (exclusive minimum), choices, required, metavar;
     repeatable: each use of the flag adds to the list;
-    needs: "flag value ...": without one of these values of the other flag (none listed: any but 0), no effect;
-    exclusive: True: without the needed value, only the default is accepted; False: a note says that it has no effect;
+    needs: "flag value ...": the flag has an effect only if the other flag has one of these values (without a list: any
+    value but 0);
+    exclusive: if True, only the default is accepted without the needed value; if False, a note is printed;
     replaces: names of flags that have no effect if this one is given;
-    older: the value in a run that began before this flag existed, or a function of the saved configuration of such a
-    run; by default the default;
-    codes_from: the flag is the step at which the quantizer places its codes; before this step there are no codes.
+    older: the value in a run that began before this flag existed (default: the default of the flag), or a function of
+    the saved configuration of such a run;
+    codes_from: the flag is the step at which the quantizer places its codes. Before this step there are no codes.
     """
     unknown = facts.keys() - FACTS | set(role.split()) - ROLES.keys()
     assert not unknown, f"unknown facts or roles of a flag: {unknown}"
@@ -61,8 +65,8 @@ def opt(default: Any, help: str, role: str = "", **facts: Any) -> Any:
 
 
 def registered(folder: str) -> dict[str, dict[str, dict]]:
-    """{name: FLAGS} for the names that the files of models/<folder> register; {} for a file without FLAGS. They are
-    read from the source text, because importing the file would import torch."""
+    """Return {name: FLAGS} for the names that the files of models/<folder> register. FLAGS is {} for a file without
+    FLAGS. The function reads the source text, because importing the file would import torch."""
     result = {}
     for path in sorted((MODELS / folder).glob("*.py")):
         names, flags = [], {}
@@ -80,10 +84,10 @@ QUANTIZERS, SAMPLERS, ORDERS = map(registered, ("quantizers", "samplers", "sampl
 
 
 def declared(option: str, owners: dict[str, dict[str, dict]], group: str, role: str) -> type:
-    """A dataclass of the flags that the files of quantizers or samplers (owners, selected by --option) declare.
+    """Make a dataclass of the flags that the files of quantizers or samplers declare. --option selects one of `owners`.
 
-    A flag has the type of its default. Unless its facts say otherwise it has this role and needs its owner. Facts {}
-    mean that another file declares the flag, and that this quantizer or sampler has it, too.
+    A flag has the type of its default. Unless its facts say otherwise, the flag has this role and needs its owner. The
+    facts {} mean that another file declares the flag, and that this quantizer or sampler also has the flag.
     """
     result = []
     for name, facts in [item for flags in owners.values() for item in flags.items()]:
@@ -409,18 +413,18 @@ _VQGAN = (VQGANConfig, QuantizerConfig, VQGANTrainingConfig)
 
 
 def vqgan_family() -> tuple[type, ...]:
-    """The flags of scripts that train or load a VQGAN."""
+    """Return the flags of scripts that train or load a VQGAN."""
     return RunConfig, TrainConfig, OutputConfig, *_VQGAN
 
 
 def sampler_family() -> tuple[type, ...]:
-    """The flags of scripts that train or load a sampler."""
+    """Return the flags of scripts that train or load a sampler."""
     return RunConfig, AutoencoderLoadConfig, SamplerConfig, OneSamplerConfig, TrainConfig, OutputConfig, *_VQGAN
 
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag as the parser and the checks need it."""
+    """One flag in the form that the parser and the checks need."""
 
     name: str
     type: type  # the type of one value: bool, int, float or str
@@ -435,24 +439,24 @@ class Flag:
 
     @property
     def needs(self) -> list[str]:
-        """[another flag, the values of it that this flag needs to have an effect], or []."""
+        """Return [another flag, values ...], or []. This flag has an effect only with one of the values."""
         return self.meta.get("needs", "").split()
 
     def works(self, values: Values) -> bool:
-        """Whether this flag has an effect, given the values of the others."""
+        """Say whether this flag has an effect, given the values of all flags."""
         if not self.needs:
             return True
         other, *wanted = self.needs
         return values.get(other) in wanted if wanted else bool(values.get(other))
 
     def older(self, saved: Values) -> Any:
-        """The value in a run that began before this flag existed. saved: the configuration of that run."""
+        """Return the value in a run that began before this flag existed. saved: the configuration of the run."""
         value = self.meta.get("older", self.default)
         return value(saved) if callable(value) else value
 
 
 def flags_of(config_classes: Iterable[type]) -> list[Flag]:
-    """The flags of some config dataclasses, in order."""
+    """Return the flags of some config dataclasses, in order."""
     result = []
     for cls in config_classes:
         for f in fields(cls):
@@ -471,7 +475,7 @@ ALL_FLAGS = flags_of(sampler_family()) + RECORDED
 
 
 def names_of(*roles: str) -> tuple[str, ...]:
-    """The names of the flags that have one of these roles."""
+    """Return the names of the flags that have one of these roles."""
     return tuple(flag.name for flag in ALL_FLAGS if flag.roles & set(roles))
 
 
@@ -480,8 +484,8 @@ OF_SAMPLING = names_of("sampling")
 
 
 def key_of_samples(values: Values) -> dict[str, Any]:
-    """{flag: value} for the flags that samples depend on, in addition to the models; part of the keys of caches.
-    values: {flag: value} of all flags."""
+    """Return {flag: value} for the flags that samples depend on. The keys of caches contain the result, in addition to
+    the models. values: {flag: value} of all flags."""
     key = {}
     for flag in ALL_FLAGS:
         newer = "sampling" in flag.roles and values[flag.name] != flag.older(values)

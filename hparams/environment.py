@@ -1,4 +1,4 @@
-"""Whether this Python can run the program, and how to start one that can."""
+"""Checks if this Python can run the program, and says how to start a Python that can."""
 
 import os
 import sys
@@ -9,13 +9,13 @@ from utils.core.errors import EXIT_USAGE, fail
 from utils.core.job import REPOSITORY
 
 OLDEST = (3, 11)
-COMMON = ("torch", "numpy", "PIL", "yaml", "tqdm")  # what every script that uses a model imports
+COMMON = ("torch", "numpy", "PIL", "yaml", "tqdm")  # every script that uses a model imports these packages
 NAMES = {"torch": "PyTorch", "PIL": "Pillow", "yaml": "PyYAML"}
 
 
 def require_packages(*packages: str) -> None:
-    """Exit with code 2 and one line on stderr if this Python lacks one of these packages or is older than 3.11. This
-    imports nothing, so a script can call it before slow imports."""
+    """Exit with code 2 and one line on stderr if this Python lacks one of these packages or is older than 3.11. The
+    function imports no package, so a script can call the function before slow imports."""
     if sys.version_info < OLDEST:
         _refuse("is older than 3.11")
     for package in packages:
@@ -29,7 +29,7 @@ def _refuse(reason: str) -> None:
 
 
 def _remedy() -> str:
-    """How to start the Python of the environment .venv in the repository, or how to make one."""
+    """Say how to start the Python of the environment .venv in the repository, or how to make this environment."""
     inside = Path.cwd() == REPOSITORY
     venv = Path(".venv") if inside else REPOSITORY / ".venv"
     activate = f"source {venv / ('Scripts' if os.name == 'nt' else 'bin') / 'activate'}"

@@ -1,4 +1,4 @@
-"""The command line of a script that has only flags of its own: no data set, no presets, no models to load."""
+"""Parses the command line of a script without the common flags for data sets, presets and models."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,11 +15,11 @@ def parse_own(
     argv: Sequence[str] | None = None,
     check: Callable[[Any], None] | None = None,
 ) -> Any:
-    """Parse the command line (argv; default: that of the process). Returns an instance of the dataclass cls, whose
-    fields are the flags.
+    """Parse argv (default: the command line of the process). The fields of the dataclass cls are the flags. Returns an
+    instance of cls.
 
-    check: called with this instance; raises ValueError for bad values. On bad input: SystemExit(2) with one line on
-    stderr.
+    check: a function that gets the instance and raises ValueError for bad values. Raises SystemExit(2) for bad input,
+    after one line on stderr.
     """
     flags = flags_of((cls,))
     parser = build_parser(flags, description, epilog)

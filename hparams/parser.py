@@ -1,4 +1,4 @@
-"""Parses the words of a command line: argparse, with one-line errors that suggest the right flag."""
+"""Parses the words of a command line with argparse. Errors have one line and suggest the right flag."""
 
 import argparse
 import difflib
@@ -16,7 +16,7 @@ from hparams.config import Flag
 from utils.core.errors import discard_output, printable
 from utils.core.job import first_to_report
 
-LINE = 65  # characters of help text next to a flag, if a line has 100
+LINE = 65  # a line of 100 characters has room for so many characters of help text next to a flag
 OTHERS = "others"
 LEAST_GROUP = 3  # in the short help, smaller groups of flags have no heading of their own
 YES_OR_NO = ("true", "false", "yes", "no", "on", "off", "1", "0")
@@ -43,7 +43,7 @@ OTHER_NAMES = {
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse with one-line errors, printed by one process of a job."""
+    """An argparse parser whose errors have one line. Only one process of a job prints an error."""
 
     def error(self, message: str) -> NoReturn:
         if first_to_report():
@@ -52,7 +52,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def whole_number(word: str) -> int:
-    """An int as people write it: 1000, 1_000 or 1e3."""
+    """Read an int in the forms 1000, 1_000 and 1e3."""
     try:
         return int(word)
     except ValueError:
@@ -73,10 +73,10 @@ NUMBERS: dict[type, Callable[[str], int | float]] = {int: whole_number, float: n
 
 
 class Parser(OneLineParser):
-    """The flags of a script; its errors suggest the right flag. No flag has a default here, so that the result holds
-    only flags that were given. The help lists the required flags first, then the others in their groups.
+    """Parses the flags of a script. No flag has a default in the parser, so that the result holds only flags that were
+    given. The help lists the required flags first, and then all other flags in their groups.
 
-    brief: in the help, list only the first clause of each text, and of a switch only the name that changes the default.
+    brief: list only the first clause of each help text, and only the name of a switch that changes the default.
     """
 
     def __init__(self, flags: Sequence[Flag], description: str, epilog: str | None, brief: bool = False) -> None:
@@ -108,13 +108,13 @@ class Parser(OneLineParser):
         self.names += [option[2:] for option in options]
 
     def parse(self, argv: Sequence[str] | None) -> dict[str, Any]:
-        """argv (default: that of the process) -> {flag: value} of the flags that were given."""
+        """Parse argv (default: the command line of the process) -> {flag: value} of the flags that were given."""
         argv = sys.argv[1:] if argv is None else argv
         self._refuse_values_of_switches(argv)
         known, unknown = self.parse_known_args(argv)
         given = vars(known)
         for flag in self.flags:
-            if flag.is_list and flag.type in NUMBERS and flag.name in given:  # each word may hold several
+            if flag.is_list and flag.type in NUMBERS and flag.name in given:  # each word may hold several numbers
                 given[flag.name] = [number for numbers in given[flag.name] for number in numbers]
         missing = [f"--{flag.name}" for flag in self.required if flag.name not in given]
         if unknown:
@@ -132,8 +132,8 @@ class Parser(OneLineParser):
                 self.error(f"{option} takes no value: write {on} or {off}")
 
     def _explain(self, word: str, missing: Sequence[str]) -> str:
-        """The message for a word that is neither a flag nor the value of a flag. missing: required flags that were not
-        given."""
+        """Return the message for a word that is neither a flag nor the value of a flag. missing: required flags that
+        were not given."""
         is_flag = word[:1] in DASHES
         bare = word.split("=")[0].lstrip(DASHES).replace("-", "_").lower()
         found = [name for name in self.names if name == bare]
@@ -156,13 +156,13 @@ class _Help(argparse.Action):
         try:
             self.const.print_help()
             sys.stdout.flush()
-        except BrokenPipeError:  # `--help | head`
+        except BrokenPipeError:  # a command such as `--help | head` closes the pipe
             discard_output()
         parser.exit()
 
 
 class _Switch(argparse.Action):
-    """--name and --no_name: the second undoes a preset or a loaded configuration."""
+    """Handles --name and --no_name. --no_name undoes a preset or a loaded configuration."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         setattr(namespace, self.dest, option_string == f"--{self.dest}")
@@ -171,7 +171,8 @@ class _Switch(argparse.Action):
 def build_parser(
     flags: Sequence[Flag], description: str, epilog: str | None, shown: Iterable[str] | None = None
 ) -> Parser:
-    """shown: names of flags; --help shows these and the required ones, --help_all all. None: --help shows all."""
+    """Build the parser of a script. shown: names of flags for the short help. --help then shows these flags and the
+    required flags, and --help_all shows all flags. If shown is None, --help shows all flags."""
     parser = short = Parser(flags, description, epilog)
     if shown is not None:
         few = _merged([flag for flag in flags if flag.name in shown or flag.meta.get("required")])
@@ -208,7 +209,7 @@ def _argparse_facts(flag: Flag, brief: bool) -> dict[str, Any]:
         return dict(facts, action=_Switch, nargs=0)
     if flag.is_list:
         facts.update(nargs="+", action="extend" if flag.meta.get("repeatable") else "store")
-    # hparams.sources.checked checks the choices, like all values.
+    # argparse does not check the choices, because hparams.sources.checked checks all values.
     read: Callable = NUMBERS.get(flag.type, flag.type)
     if flag.is_list and flag.type in NUMBERS:
         return dict(facts, type=lambda words: [read(word) for word in words.split(",") if word], metavar=_metavar(flag))
@@ -224,13 +225,13 @@ def _metavar(flag: Flag) -> str:
 
 def _default(flag: Flag) -> str:
     if flag.default is None or flag.type is bool:
-        return ""  # the help itself describes derived values; switches are off
+        return ""  # the help text describes derived values, and switches are off by default
     value = " ".join(map(str, flag.default)) if flag.is_list else flag.default
     return f" (default: {value})"
 
 
 def _brief(flag: Flag) -> str:
-    """The first clause of the help, and the default if it fits."""
+    """Return the first clause of the help text, and the default if there is room."""
     text = flag.meta["help"] + _default(flag)
     default = re.search(r" \(default: .*\)$", text)
     first = re.split(r"; | \((?!or )", text)[0]

@@ -1,4 +1,4 @@
-"""From the command line to one complete configuration.
+"""Resolves the command line to one complete configuration.
 
 Precedence: default < preset < the data set's own hparams < saved configuration of a loaded model < command line.
 """
@@ -21,22 +21,23 @@ from utils.core.errors import UsageError, quit_quietly_at_interrupt
 from utils.core.job import is_main, recorded
 from utils.core.manifests import Manifests
 
-# By kind of script: the roles of flags that it ignores, and those that --help does not show although they are common.
+# For each kind of script, IGNORED has the roles of flags that the script ignores. HIDDEN has the roles of common flags
+# that --help does not show.
 IGNORED = {"vqgan": (), "sampler": ("vqgan", "discriminator")}
 IGNORED["measures"] = (*IGNORED["sampler"], "training", "sampling")
-# A loaded model decides these, too, if it was trained on the same images: the validation images of one model must not
-# be training images of the other.
+# A loaded model also decides these flags if it was trained on the same images. Otherwise, validation images of one
+# model could be training images of the other model.
 OF_THE_SPLIT = set(names_of("images")) & {flag.name for flag in config.RECORDED}
 HIDDEN = {"vqgan": (), "sampler": ("autoencoder",), "measures": (*ARCHITECTURE, "images", "stages")}
 
-# Attributes of Hparams that are no flags.
+# These attributes of Hparams are no flags.
 NOT_FLAGS = "explicit given_before data_entry script older chosen usual unknown sources changed".split()
 
 
 class Hparams(SimpleNamespace):
     """The resolved configuration, with one attribute for each flag and the following ones.
 
-    explicit: the flags that the command line gave. given_before: those that earlier commands of a resumed run gave.
+    explicit: the flags that the command line gave. given_before: the flags that earlier commands of a resumed run gave.
     older: {name: setting} that a resumed run keeps from an earlier version. chosen: {flag: source} of the steps that
     the program chose. usual: {flag: value} without a command line and without a model. unknown: flags that the script
     ignores and that no loaded model has recorded. sources: {flag: source of its value}, "" for the default. changed:
@@ -44,27 +45,27 @@ class Hparams(SimpleNamespace):
     """
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for config.json."""
+        """Return {flag: value} as plain values, for config.json."""
         return {k: v for k, v in vars(self).items() if k not in NOT_FLAGS}
 
     def known(self) -> dict[str, Any]:
-        """{flag: value} of the flags that this command or a loaded model has used. The flags that the command lines of
-        this run gave come first."""
+        """Return {flag: value} of the flags that this command or a loaded model has used. Flags that the command lines
+        of this run gave come first."""
         given = {*self.explicit, *self.given_before}
         known = {k: v for k, v in self.to_dict().items() if k not in self.unknown}
         return dict(sorted(known.items(), key=lambda item: item[0] not in given))
 
     def given(self, *roles: str) -> dict[str, Any]:
-        """{flag: value} of the flags that have one of these roles and that the command line gave."""
+        """Return {flag: value} of the flags with one of these roles that the command line gave."""
         return {name: getattr(self, name) for name in names_of(*roles) if name in self.explicit}
 
     def repeated(self, *roles: str) -> dict[str, Any]:
-        """{flag: value} for the command line of another script: the flags that have one of these roles and that this
-        command line, or an earlier one of the resumed run, gave."""
+        """Return {flag: value} for the command line of another script. The result has the flags with one of these roles
+        that this command line, or an earlier one of the resumed run, gave."""
         result = {}
         for name in (name for name in names_of(*roles) if name in self.usual):
             value = getattr(self, name)
-            if value is False and self.usual[name] is True:  # written as the flag's other name
+            if value is False and self.usual[name] is True:  # the other name of the flag switches it off
                 result[name.removeprefix("no_") if name.startswith("no_") else f"no_{name}"] = True
             elif name in self.explicit or value != self.usual[name]:
                 result[name] = value
@@ -85,11 +86,11 @@ def get_hparams(
 ) -> Hparams:
     """Parse and resolve the command line of a script.
 
-    family: 'vqgan' or 'sampler'. The next four are for scripts that measure models. extra: config dataclasses with the
-    script's own flags; reads: the flags of training and sampling that the script uses; passes: those that it passes on
-    to other scripts, without listing them in --help; settle: a function that is
-    called with the Hparams and sets what is special to the script. reads_images: whether the script reads the images of
-    --dataset. On bad input: SystemExit(2) with one line on stderr.
+    family: 'vqgan' or 'sampler'. Only scripts that measure models use extra, reads, passes and settle. extra: config
+    dataclasses with the script's own flags; reads: the flags of training and sampling that the script uses; passes: the
+    flags that the script passes on to other scripts, without listing them in --help; settle: a function that gets the
+    Hparams and sets the special values of the script. reads_images: whether the script reads the images of --dataset.
+    Raises SystemExit(2) for bad input, after one line on stderr.
     """
     kind = "measures" if extra else family
     own = config.flags_of(extra)
@@ -121,7 +122,7 @@ def get_hparams(
 def resolve(
     flags: Iterable[Flag], given: Values, family: str, idle: Collection[str] = (), reads_images: bool = True
 ) -> Hparams:
-    """Merge the sources by precedence, derive what can be derived, check everything.
+    """Merge the sources by precedence, derive the open values, and check all values.
 
     given: {flag: value} of the command line. idle: names of flags that the script ignores.
     """
@@ -133,7 +134,7 @@ def resolve(
     entry = sources.dataset_entry(given["dataset"], given.get("custom_dataset_path"), reads_images)
     own = sources.own_hparams(entry, family, by_name)
     values = {name: flag.default for name, flag in every.items()} | own
-    resumed = None  # what a run that is resumed recorded
+    resumed = None  # the recorded configuration of a run that is resumed
     if (values | given)["resume"] and "resume" not in idle:
         resumed = recorded_by((values | given)["log_dir"], every)
     if trains:
@@ -179,8 +180,8 @@ def resolve(
 
 
 def steps_of_stage_2(H: Hparams) -> int:
-    """The default --train_steps of stage 2 on the codes of this stage 1: that of the preset or data set, else that of
-    stage 1."""
+    """Return the default --train_steps of stage 2 on the codes of this stage 1. The preset or the data set gives the
+    number; otherwise it is the number of stage 1."""
     flags = {flag.name: flag for flag in config.ALL_FLAGS}
     values = sources.preset_values(H.preset or sources.preset_of(H.data_entry), "sampler")
     return (values | sources.own_hparams(H.data_entry, "sampler", flags)).get("train_steps", H.train_steps)
@@ -190,12 +191,12 @@ def steps_of_stage_2(H: Hparams) -> int:
 
 
 def manifests_of(name: str) -> Manifests:
-    """The manifests of logs/<name>."""
+    """Return the manifests of logs/<name>."""
     return Manifests(sources.run_folder(name))
 
 
 def recorded_by(name: str, flags: Mapping[str, Flag], step: int | None = None) -> dict[str, Any] | None:
-    """What logs/<name> recorded with a step (None: the newest); None if it recorded nothing."""
+    """Return the configuration that logs/<name> recorded with a step (None: the newest). None if there is none."""
     folder = sources.run_folder(name)
     saved = sources.saved_config(folder, flags, step)
     if saved is None and manifests_of(name).steps() and is_main():
@@ -205,13 +206,13 @@ def recorded_by(name: str, flags: Mapping[str, Flag], step: int | None = None) -
 
 
 def continues(values: Values) -> bool:
-    """Whether --resume finds a checkpoint in --log_dir. values: {flag: value}."""
+    """Say whether --resume finds a checkpoint in --log_dir. values: {flag: value}."""
     return values["resume"] and bool(manifests_of(values["log_dir"]).steps())
 
 
 def origin(values: Values, given: Values, saved: Values) -> dict[str, Any]:
-    """load_dir, load_step and load_optim of a run that is resumed, which recorded `saved`. The recorded values are
-    kept; a run that has no checkpoint yet and recorded nothing takes them from the command line."""
+    """Return load_dir, load_step and load_optim of a run that is resumed and that recorded `saved`. The recorded values
+    are kept. A run without a checkpoint and without recorded values takes the values from the command line."""
     found = {name: saved[name] for name in names_of("origin") if name in saved}
     if not (found.get("load_step") or continues(values)):
         return {}
@@ -227,8 +228,9 @@ def origin(values: Values, given: Values, saved: Values) -> dict[str, Any]:
 
 
 def chosen_steps(values: Values, given: Values, saved: Values, idle: Collection[str]) -> dict[str, tuple[int, str]]:
-    """{flag: (step, where it comes from)} of the models whose folder is given without a step: that in `saved`, which
-    the run that is resumed recorded, else the newest complete step. What training begins with must be given."""
+    """Return {flag: (step, source of the step)} for the models whose folder is given without a step. `saved`, the
+    configuration of the resumed run, may have the step. Otherwise the newest complete step is taken. The step of the
+    weights that training begins with must be given."""
     trains = "load_optim" not in idle
     wanted = [("ae_load_dir", "ae_load_step", "vqgan")] if values.get("ae_load_dir") else []
     if "load_dir" in given and not (trains and continues(values)):
@@ -257,8 +259,8 @@ def chosen_steps(values: Values, given: Values, saved: Values, idle: Collection[
 
 
 def require_loaded(values: Values, trains: bool) -> None:
-    """UsageError if a folder to load from does not exist: without this check, the error for a mistyped folder would be
-    about shapes. A script that measures may need no model, unless the command line names a checkpoint."""
+    """Raise UsageError if a folder to load from does not exist. Without this check, the error for a mistyped folder
+    would be about shapes. A script that measures may need no model, unless the command line names a checkpoint."""
     if values["dry_run"] or not (trains or values["load_step"]):
         return
     if values.get("ae_load_dir"):
@@ -269,8 +271,11 @@ def require_loaded(values: Values, trains: bool) -> None:
 
 @dataclass
 class Load:
-    """A run whose configuration is read: the flag that names the run, its folder, the step (None: the newest), the
-    flags that get their values from this configuration, and the flags that the command line may not contradict."""
+    """A run whose configuration is read.
+
+    option: the flag that names the run; folder: the folder of the run; step: None for the newest step; takes: the flags
+    that get their values from this configuration; binding: the flags that the command line may not contradict.
+    """
 
     option: str
     folder: str
@@ -283,7 +288,8 @@ class Load:
 
 
 def describing(option: str, family: str, idle: Collection[str]) -> set[str]:
-    """The flags that the script does not read itself, and that describe how the model of --<option> was trained."""
+    """Return the flags that only describe the training of the model of --<option>, and that the script does not
+    read."""
     ignored = {*idle, "ema"} if "load_optim" in idle else set(idle)
     ignored -= set(names_of("place", "request", "origin", "dashboard"))
     if family == "vqgan":
@@ -293,9 +299,11 @@ def describing(option: str, family: str, idle: Collection[str]) -> set[str]:
 
 
 def loads(values: Values, family: str, flags: Iterable[str], idle: Collection[str]) -> Iterator[Load]:
-    """The runs that this command reads, in order: a later one takes precedence."""
+    """Yield the runs that this command reads. A later run takes precedence over an earlier one."""
     trains = "load_optim" not in idle  # training starts from the run in --load_dir; other scripts measure this run
-    if values.get("ae_load_dir"):  # scripts of samplers require it; in the others --load_dir can name the VQGAN, too
+    if values.get(
+        "ae_load_dir"
+    ):  # only scripts of samplers require this flag, because --load_dir can also name a VQGAN
         names = names_of("autoencoder")
         takes = {*names, *describing("ae_load_dir", family, idle)}
         yield Load("ae_load_dir", values["ae_load_dir"], values["ae_load_step"], takes, names)
@@ -305,7 +313,7 @@ def loads(values: Values, family: str, flags: Iterable[str], idle: Collection[st
         # Flags with both roles, training and sampling, have the values of the training by default.
         model = {*names, *(set(names_of("training")) & set(names_of("sampling")))}
         model |= describing("load_dir", family, idle)
-        # Another quantizer may have the same tensors; otherwise, loading them fails.
+        # Another quantizer may have the same tensors. If the tensors differ, loading the checkpoint fails.
         binding = [name for name in names if name != "quantizer"]
         yield Load("load_dir", values["load_dir"], values["load_step"], model, binding)
     if values["resume"] and "resume" not in idle:
@@ -314,11 +322,12 @@ def loads(values: Values, family: str, flags: Iterable[str], idle: Collection[st
         yield Load("resume", values["log_dir"], None, set(flags) - set(new) - model, binding)
 
 
-Model = tuple[Load, dict[str, Any] | None]  # a run that is read, and its configuration; None if it has none
+Model = tuple[Load, dict[str, Any] | None]  # a run that is read, and its configuration, or None without a configuration
 
 
 def default_values(models: Iterable[Model], values: Values, flags: Mapping[str, Flag]) -> dict[str, Any]:
-    """The defaults of flags. A model without a configuration, such as a published one, has the shapes of the paper."""
+    """Return the defaults of flags. A model without a configuration, such as a published one, has the paper's
+    shapes."""
     defaults = {name: flag.default for name, flag in flags.items()}
     if any(saved is None and (load.option != "resume" or continues(values)) for load, saved in models):
         defaults.update((name, flags[name].older({})) for name in names_of("autoencoder"))
@@ -326,8 +335,9 @@ def default_values(models: Iterable[Model], values: Values, flags: Mapping[str, 
 
 
 def recorded_preset(models: Iterable[Model]) -> tuple[str, str | None]:
-    """(the flag that names a loaded model, the preset that the model's own command line chose); ("", None) if there is
-    no such preset. A resumed run takes precedence over the other models, even if it recorded no preset."""
+    """Return (the flag that names a loaded model, the preset that the model's own command line chose). Return ("",
+    None) if there is no such preset. A resumed run takes precedence over the other models, even if it recorded no
+    preset."""
     result: tuple[str, str | None] = "", None
     for load, saved in models:
         if saved is not None and (load.option == "resume" or "preset" in saved):
@@ -343,8 +353,8 @@ def loaded_values(
     flags: Mapping[str, Flag],
     idle: Collection[str],
 ) -> list[tuple[str, dict[str, Any]]]:
-    """The values that the loaded models were trained with: a list of (flag that names the model, {flag: value}), later
-    models first. UsageError if the command line or another of these models contradicts the architecture of a model."""
+    """Return the values that the loaded models were trained with, as a list of (flag that names the model, {flag:
+    value}). Raise UsageError if the command line or another loaded model contradicts the architecture of a model."""
     layers: list[tuple[str, dict[str, Any]]] = []
     for load, saved in models:
         if saved is None:
@@ -375,15 +385,15 @@ def loaded_values(
 
 
 def unrecorded(saved: Values, flags: Mapping[str, Flag]) -> dict[str, Any]:
-    """{flag: value} for the flags that a configuration lacks because an earlier version wrote it."""
+    """Return {flag: value} for the flags that a configuration lacks because an earlier version wrote the file."""
     return {k: flag.older(saved) for k, flag in flags.items() if "older" in flag.meta and k not in saved}
 
 
 def of_resumed_run(
     models: Iterable[Model], given: Values, flags: Mapping[str, Flag]
 ) -> tuple[dict[str, Any], list[str]]:
-    """For a resumed run: {flag: value} that it keeps from an earlier version, and a list of the changes that the
-    command line makes, as text."""
+    """Return two results for a resumed run: {flag: value} that the run keeps from an earlier version, and a list of the
+    changes that the command line makes, as text."""
     older: dict[str, Any] = {}
     changed: list[str] = []
     for load, saved in models:
@@ -404,7 +414,7 @@ def of_resumed_run(
 
 
 def require_codes(load: Load, saved: Values) -> None:
-    """UsageError if an autoencoder is loaded from a step before its quantizer has placed its codes."""
+    """Raise UsageError if an autoencoder is loaded from a step at which its quantizer had no codes yet."""
     for flag in config.ALL_FLAGS:
         placed = saved.get(flag.name, 0) if "codes_from" in flag.meta and flag.works(saved) else 0
         if load.step is not None and load.step < placed:

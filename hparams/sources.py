@@ -1,6 +1,5 @@
-"""The sources of values other than the command line: datasets.yaml, presets, runs under logs/. People or other
-programs may have written these files. Their values are therefore checked in the same way as those of the command
-line."""
+"""Reads values from datasets.yaml, from presets and from runs under logs/. People or other programs may have written
+the files. The values are therefore checked in the same way as the values of the command line."""
 
 import contextlib
 import difflib
@@ -24,17 +23,18 @@ ENTRY_KEYS = ("paths", "val_paths", "category", "preset", "hparams")
 STAGES = ("vqgan", "sampler")
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-_SHORT = reprlib.Repr()  # shortens a file's values in messages: ten lines of YAML can expand to 10^9 values
+_SHORT = reprlib.Repr()  # shortens values in messages, because ten lines of YAML can expand to 10^9 values
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxstring, _SHORT.maxother = 2, 20, 200, 200
 _OTHER_WORDS = {"gpu": "cuda", "cpus": "cpu", "ar": "autoregressive", "diffusion": "absorbing"}
-_LARGEST_INT = 10**12  # for flags without a maximum of their own: larger values overflow somewhere
+_LARGEST_INT = 10**12  # flags without a maximum of their own have this one, because larger values overflow
 
 
 # ---------------------------------------------------------------------- one value
 
 
 def checked(flag: Flag, value: Any, where: str = "") -> Any:
-    """The value, converted to the flag's type. UsageError that names `where` and the flag for a wrong type or range."""
+    """Return the value, converted to the flag's type. Raise UsageError for a wrong type or range. The message names
+    `where` and the flag."""
     name = f"{where}--{flag.name}"
     if not flag.is_list:
         return _checked_one(flag, value, name)
@@ -69,7 +69,7 @@ def _check_range(meta: Values, value: Any, name: str, largest: float) -> None:
 
 
 def nearest(word: str, words: Iterable[str], otherwise: str) -> str:
-    """'did you mean X?' with the most similar of `words` (upper and lower case are equal), or `otherwise`."""
+    """Return 'did you mean X?' with the most similar of `words`, ignoring case. Return `otherwise` if there is none."""
     by_case = {str(w).lower(): w for w in words}
     near = difflib.get_close_matches(_OTHER_WORDS.get(word.lower(), word.lower()), list(by_case), n=1)
     return f"did you mean {by_case[near[0]]}?" if near else otherwise
@@ -79,7 +79,7 @@ def nearest(word: str, words: Iterable[str], otherwise: str) -> str:
 
 
 def tell_root() -> None:
-    """If logs/ and datasets.yaml are not those of the current folder, print one line that names their folder.
+    """If logs/ and datasets.yaml are not in the current folder, print one line that names their folder. Raise
     UsageError if the environment names a folder that does not exist."""
     if not ROOT.is_dir():
         raise UsageError(f"{ROOT_VARIABLE} names {ROOT}, which is not a folder: create it, or unset the variable")
@@ -91,8 +91,8 @@ def tell_root() -> None:
 
 
 def dataset_entry(name: str, custom_path: str | None, is_read: bool = True) -> dict[str, Any]:
-    """The data set's entry as a dict with `name`, `paths` and `val_paths` (lists), from datasets.yaml or 'custom'.
-    is_read: whether its images are read; otherwise 'custom' needs no path."""
+    """Return the data set's entry in datasets.yaml, or an entry for 'custom', as a dict with `name`, `paths` and
+    `val_paths` (lists). is_read: whether the script reads the images; otherwise 'custom' needs no path."""
     if name == "custom":
         if not custom_path and is_read:
             raise UsageError("--dataset custom needs --custom_dataset_path DIR")
@@ -129,8 +129,8 @@ def _folders(entry: Values, key: str, where: str) -> list[str]:
 
 
 def _all_entries() -> dict[str, tuple[Any, str]]:
-    """{name: (entry, its file)} of datasets.yaml and datasets.local.yaml. An attribute in the second file replaces the
-    same attribute in the first; null removes the attribute."""
+    """Return {name: (entry, its file)} of datasets.yaml and datasets.local.yaml. An attribute in datasets.local.yaml
+    replaces the same attribute in datasets.yaml; null removes the attribute."""
     entries = {name: (entry, DATASETS) for name, entry in (_read_datasets(DATASETS) or {}).items()}
     local = _read_datasets(LOCAL_DATASETS)
     if local is None and not os.path.isfile(DATASETS):
@@ -145,8 +145,8 @@ def _all_entries() -> dict[str, tuple[Any, str]]:
 
 
 def _read_datasets(file: str) -> dict[str, Any] | None:
-    """The entries of a file; None if there is no such file."""
-    import yaml  # here, so that --help does not wait for it
+    """Return the entries of a file, or None if the file does not exist."""
+    import yaml  # imported here, so that --help does not wait for yaml
 
     try:
         with open(file, encoding="utf-8") as f:
@@ -163,12 +163,12 @@ def _read_datasets(file: str) -> dict[str, Any] | None:
 
 
 def file_of(entry: Values) -> str:
-    """The file that holds a data set's entry."""
+    """Return the file that holds a data set's entry."""
     return entry.get("file", DATASETS)
 
 
 def preset_of(entry: Values) -> str:
-    """The name of a data set's preset."""
+    """Return the name of a data set's preset."""
     name = entry.get("preset", entry["name"] if entry["name"] in OF_DATA_SETS else "custom")
     if name not in list(PRESETS):
         hint = nearest(name, PRESETS, _listed(PRESETS)) if isinstance(name, str) else _listed(PRESETS)
@@ -177,7 +177,7 @@ def preset_of(entry: Values) -> str:
 
 
 def preset_values(name: str, family: str) -> dict[str, Any]:
-    """The defaults of a preset. For a sampler this includes the shapes of the autoencoder, not its training flags."""
+    """Return the defaults of a preset. A sampler gets the shapes of the autoencoder, but not its training flags."""
     stage_1 = PRESETS[name]["vqgan"]
     if family == "vqgan":
         return stage_1
@@ -185,7 +185,7 @@ def preset_values(name: str, family: str) -> dict[str, Any]:
 
 
 def own_hparams(entry: Values, family: str, flags: Mapping[str, Flag]) -> dict[str, Any]:
-    """`hparams` of a data set's entry: values by flag name. The values under `vqgan` or `sampler` are for this stage
+    """Return {flag: value} from `hparams` of a data set's entry. Values under `vqgan` or `sampler` are for this stage
     only. flags: {name: Flag} of the script."""
     where, own = f"{file_of(entry)}, '{entry['name']}': ", entry.get("hparams")
     own = {} if own is None else own
@@ -207,8 +207,8 @@ def own_hparams(entry: Values, family: str, flags: Mapping[str, Flag]) -> dict[s
 
 
 def run_folder(name: str) -> Path:
-    """The path logs/<name>. UsageError for names that lead out of logs/ or contain control characters."""
-    path = Path(name)  # its anchor is a root or a drive; on Windows "C:x" has a drive and no root
+    """Return the path logs/<name>. Raise UsageError if the name leads out of logs/ or has control characters."""
+    path = Path(name)  # the anchor of a path is a root or a drive; on Windows "C:x" has a drive and no root
     if path.anchor or ".." in path.parts or not path.parts or not name.isprintable():
         raise UsageError(f"{name!r} is not a name under {LOGS}/: no absolute paths, no '..', no control characters")
     return LOGS / name
@@ -225,8 +225,8 @@ def require_folder(option: str, name: str) -> None:
 
 
 def holds_training(name: str) -> bool:
-    """Whether logs/<name> is the folder of a training run, as this program writes it or as published: one whose
-    checkpoint is not written yet, too."""
+    """Say whether logs/<name> is the folder of a training run. The run may be a published one, or one that has no
+    checkpoint yet."""
     run = Manifests(run_folder(name))
     with contextlib.suppress(OSError, DamagedFile):
         if run.config().get("script") in ("train_vqgan", "train_sampler"):
@@ -235,16 +235,16 @@ def holds_training(name: str) -> bool:
 
 
 def saved_config(folder: Path, flags: Mapping[str, Flag], step: int | None = None) -> dict[str, Any] | None:
-    """The hparams that the run in a folder saved with the checkpoint of a step (None: the newest), or in its
-    config.json if the manifest holds none. None for a published checkpoint, which has neither. flags: {name: Flag} of
-    this script; the values of its flags are checked."""
+    """Return the hparams that the run in a folder saved with the checkpoint of a step (None: the newest). If the
+    manifest of the step has no hparams, take those of config.json. Return None for a published checkpoint, which has no
+    hparams. flags: {name: Flag} of this script, whose values are checked."""
     path, manifests = folder / "config.json", Manifests(folder)
     try:
         saved = manifests.hparams(reversed(manifests.steps()) if step is None else [step])
         if saved is None:
             config = read_json(path)
             saved = config["hparams"]
-            if config.get("digest", hash_json(saved)) != hash_json(saved):  # none: an earlier version wrote it
+            if config.get("digest", hash_json(saved)) != hash_json(saved):  # earlier versions wrote no digest
                 raise ValueError
         saved = {k: checked(flags[k], v) if k in flags else v for k, v in saved.items() if v is not None}
         return {k: in_root(v) if k in names_of("path") else v for k, v in saved.items()}
@@ -258,15 +258,15 @@ def saved_config(folder: Path, flags: Mapping[str, Flag], step: int | None = Non
 
 
 def flags_given(name: str) -> list[str]:
-    """The names of the flags that the command lines of the run in logs/<name> gave. config.json lists them; [] if it
-    does not."""
+    """Return the names of the flags that the command lines of the run in logs/<name> gave, from config.json. Return []
+    if config.json does not list the flags."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return [str(flag) for flag in Manifests(run_folder(name)).config()["given"]]
     return []
 
 
 def same_images(one: Values, other: Values) -> bool:
-    """Whether two configurations ({flag: value}) name the same set of images."""
+    """Say whether two configurations ({flag: value}) name the same set of images."""
     paths = [c.get("custom_dataset_path") for c in (one, other)]
     real = {p and os.path.realpath(os.path.expanduser(in_root(p))) for p in paths}
     return one.get("dataset") == other.get("dataset") and len(real) == 1

@@ -1,5 +1,5 @@
-"""Networks and probability: no files, no terminal, no devices by name. The folder imports utils.core and utils.data.
-Only the module pretrained reads files and imports hparams; it is imported when a program uses `load_pretrained`."""
+"""Networks and probability. All modules but pretrained import only utils.core and utils.data, and use no files and no
+terminal. The module pretrained reads files and imports hparams, when a program first uses `load_pretrained`."""
 
 
 def __getattr__(name):

@@ -12,7 +12,7 @@ from models.layers import AttnBlock, Downsample, ResBlock, Upsample, conv3x3, gr
 
 
 class Encoder(nn.Module):
-    """(B, C, H, W) in [0, 1] -> (B, E, h, w)."""
+    """Turns images into latents: (B, C, H, W) in [0, 1] -> (B, E, h, w)."""
 
     def __init__(self, n_channels, nf, emb_dim, ch_mult, res_blocks, img_size, attn_resolutions):
         super().__init__()
@@ -28,7 +28,7 @@ class Encoder(nn.Module):
                 blocks.append(Downsample(width))
                 resolution //= 2
         blocks += [ResBlock(width, width), AttnBlock(width), ResBlock(width, width)]
-        # No activation between the norm and the last convolution, as in the published model.
+        # Like the published model, there is no activation between the norm and the last convolution.
         blocks += [group_norm(width), conv3x3(width, emb_dim)]
         self.blocks = nn.ModuleList(blocks)
 
@@ -37,7 +37,7 @@ class Encoder(nn.Module):
 
 
 class Generator(nn.Module):
-    """(B, E, h, w) -> (B, C, H, W): the layers of the encoder in reverse, and a head for the pixel variance."""
+    """Turns latents into images, (B, E, h, w) -> (B, C, H, W). A second head predicts the variance of the pixels."""
 
     def __init__(self, n_channels, nf, emb_dim, ch_mult, res_blocks, img_size, attn_resolutions):
         super().__init__()
@@ -59,30 +59,30 @@ class Generator(nn.Module):
 
     @property
     def last_layer(self):
-        """The parameter whose gradients determine the adaptive weight (VQGAN, eq. 7)."""
+        """Return the weight of the last convolution. Its gradients determine the adaptive weight (VQGAN, eq. 7)."""
         return self.blocks[-1].weight
 
     def features(self, z):
-        """(B, E, h, w) -> (B, nf, H, W), the input of the last convolution and of `logsigma`."""
+        """Compute the input of the last convolution and of `logsigma`: (B, E, h, w) -> (B, nf, H, W)."""
         return run_blocks(self.blocks[:-1], z)
 
     def forward(self, z):
         return self.blocks[-1](self.features(z))
 
     def distribution(self, z):
-        """Mean and log standard deviation of each subpixel, both (B, C, H, W)."""
+        """Return the mean and the log standard deviation of each subpixel, both (B, C, H, W)."""
         features = self.features(z)
         return self.blocks[-1](features), self.logsigma(features)
 
 
 def gaussian_nll(x, mean, logsigma):
-    """-log N(x; mean, exp(logsigma)) summed over the subpixels: (B, C, H, W) -> (B,) in nats."""
+    """Return -log N(x; mean, exp(logsigma)), summed over the subpixels: (B, C, H, W) -> (B,) in nats."""
     z = (x - mean) * torch.exp(-logsigma)
     return (0.5 * z.square() + logsigma + 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
 
 
 class VQAutoEncoder(nn.Module):
-    """Encoder, quantizer (models.quantizers.Quantizer), generator."""
+    """Combines an encoder, a quantizer (models.quantizers.Quantizer) and a generator."""
 
     def __init__(self, encoder, quantizer, generator):
         super().__init__()
@@ -91,7 +91,7 @@ class VQAutoEncoder(nn.Module):
         self.generator = generator
 
     def forward(self, x, step=None, rng=None, parts=1):
-        """Reconstruct. x (B, C, H, W) in [0, 1] -> (x_hat like x, quantizers.Quantized).
+        """Reconstruct images: x (B, C, H, W) in [0, 1] -> (x_hat of the same shape, quantizers.Quantized).
 
         step: the training step, for quantizers with a schedule; None: the state after training.
         parts: the number of parts of the batch that are computed one after the other (models.layers.in_parts)."""
@@ -100,13 +100,13 @@ class VQAutoEncoder(nn.Module):
         return self.generator.blocks[-1](features), quantized
 
     def encode(self, x):
-        """x (B, C, H, W) in [0, 1] -> ids (B, h*w) int64, row by row. Deterministic."""
+        """Encode images without randomness: x (B, C, H, W) in [0, 1] -> ids (B, h*w) int64, row by row."""
         return self.quantize.encode(self.encoder(x)).flatten(1)
 
     def embed(self, ids, h, w):
-        """ids (B, h*w) -> z_q (B, E, h, w)."""
+        """Return the vectors of codes: ids (B, h*w) -> z_q (B, E, h, w)."""
         return self.quantize.embed_ids(ids.reshape(-1, h, w)).permute(0, 3, 1, 2)
 
     def decode(self, ids, h, w):
-        """ids (B, h*w) -> x (B, C, H, W), nominally in [0, 1] but not clamped."""
+        """Decode codes to images: ids (B, h*w) -> x (B, C, H, W). Some values of x can lie outside [0, 1]."""
         return self.generator(self.embed(ids, h, w).contiguous())

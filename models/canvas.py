@@ -1,8 +1,8 @@
-"""Images larger than those of training: one canvas of codes, read through sliding windows.
+"""Draws images that are larger than the training images. Sliding windows read one canvas of codes.
 
-Shapes: B canvases of H x W codes, windows of h x w (the size of training), K codes. At each step there are C cells per
-canvas, and in total N windows and Q readings. A reading is the prediction of one cell by one window. A cell is given by
-its number, row * W + column.
+Shapes: B canvases of H x W codes, windows of h x w (the size of training), K codes. Each step draws C cells per
+canvas, with N windows and Q readings in total. A reading is the prediction of one cell by one window. The number of a
+cell is row * W + column.
 """
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from models.fast import frozen
 from models.samplers.base import invert_cdf, no_progress, temperature, tempered, truncated
 
-FIXED_POINT = 2.0**46  # the integer that stands for 1: 2^16 probabilities sum to less than 2^63
+FIXED_POINT = 2.0**46  # this integer stands for the probability 1; 2^16 such integers sum to less than 2^63
 
 
 @torch.no_grad()
@@ -27,18 +27,18 @@ def sample_canvas(
     top_k=0,
     top_p=1.0,
 ):
-    """Fill canvases of codes, some cells per step (the paper's images that are larger than those of training).
+    """Fill canvases of codes, some cells per step. The paper's images larger than the training images use this method.
 
-    All windows (stride 1) that cover a cell predict it from the state before the step. Their probabilities are
+    All windows (stride 1) that cover a cell predict the cell from the state before the step. Their probabilities are
     averaged, raised to the power 1/temp and truncated to the most probable codes (models.samplers.base.truncated). Then
     the code is drawn.
 
     uniforms (B, H, W) in [0, 1), one for each cell; window (h, w) with h*w = the sampler's block size;
-    max_batch: windows in one network pass, which limits the memory; progress: called with the steps, returns
-    an iterable of them; order (B, H, W): each canvas fills its cells in ascending order of these numbers
-    (default: raster order); cells_per_step: cells of each canvas revealed together; temp_end: the temperature at the
-    last step (default: temp; in between it is linear).
-    A canvas depends on its own row of uniforms and order, not on the others. Returns ids (B, H, W) int64.
+    max_batch: number of windows in one network pass, which limits the memory; progress: a function that gets the
+    steps and returns an iterable of the steps; order (B, H, W): each canvas fills its cells in ascending order of
+    these numbers (default: raster order); cells_per_step: number of cells that a canvas fills in one step;
+    temp_end: the temperature at the last step (default: temp; the temperature changes linearly).
+    A canvas depends only on its own row of uniforms and order. Returns ids (B, H, W) int64.
     Raises ValueError if the canvas is smaller than a window, or if the sampler needs raster order.
     """
     B, H, W = uniforms.shape
@@ -63,15 +63,15 @@ def sample_canvas(
 
 
 def cell_probabilities(sampler, ids, cells, window, max_batch):
-    """Mean over all covering windows of the predicted distributions at cells (B, C): (B, C, K) float32."""
+    """Return the distributions at cells (B, C), averaged over all windows that cover a cell: (B, C, K) float32."""
     h, w = window
     corners, readings = needed_windows(cells, ids.shape[1:], window)
     views = ids.unfold(1, h, 1).unfold(2, w, 1)  # (B, H-h+1, W-w+1, h, w), nothing copied
-    # Sums of integers do not depend on their order: neither on the grouping of windows into passes nor, on a GPU, on
-    # the order of the threads.
+    # A sum of integers does not depend on the order of its terms. The result is therefore the same for any grouping of
+    # windows into passes, and for any order of the threads of a GPU.
     total = torch.zeros(cells.numel(), sampler.codebook_size, dtype=torch.int64, device=ids.device)
     passes = corners.split(max_batch)
-    # The readings are sorted by window, so those of one pass are adjacent.
+    # The readings are sorted by window, so the readings of one pass are adjacent.
     sizes = (readings[:, 1] // max_batch).bincount(minlength=len(passes)).tolist()
     for some, at in zip(passes, readings.split(sizes), strict=True):
         cell, number, position = at.unbind(1)
@@ -83,15 +83,16 @@ def cell_probabilities(sampler, ids, cells, window, max_batch):
 
 
 def needed_windows(cells, canvas, window):
-    """The windows on a canvas (H, W) that cover any of the cells (B, C), and the positions of the cells in them.
+    """Find the windows on a canvas (H, W) that cover any of the cells (B, C), and the positions of the cells inside.
 
-    Returns corners (N, 3) int64, each window once: number of the canvas, top, left; and readings (Q, 3) int64,
-    sorted by window: cell as b * C + c, number of the window, position in the window.
+    Returns corners (N, 3) int64 and readings (Q, 3) int64. Each window has one row (number of the canvas, top, left) in
+    corners. Each row of readings is (cell as b * C + c, number of the window, position in the window), and the rows are
+    sorted by window.
     """
     (H, W), (h, w) = canvas, window
     B, C = cells.shape
     inside = torch.arange(h * w, device=cells.device)
-    top = (cells // W)[..., None] - inside // w  # (B, C, h*w): top of the window that has the cell at this position
+    top = (cells // W)[..., None] - inside // w  # (B, C, h*w): the top of the window with the cell at this position
     left = (cells % W)[..., None] - inside % w
     fits = (top >= 0) & (top <= H - h) & (left >= 0) & (left <= W - w)
     b, c, position = fits.nonzero(as_tuple=True)

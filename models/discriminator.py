@@ -13,7 +13,7 @@ ADAPTIVE_EPS = 1e-4
 class BatchNorm(nn.BatchNorm2d):
     """nn.BatchNorm2d whose training statistics cover the images of all processes. (nn.SyncBatchNorm needs CUDA.)"""
 
-    # Here these are never None; in nn.BatchNorm2d they can be.
+    # nn.BatchNorm2d allows None for these attributes. In this class they are never None.
     running_mean: torch.Tensor
     running_var: torch.Tensor
     num_batches_tracked: torch.Tensor
@@ -22,11 +22,11 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, x):
         if not self.training or not distributed.join_group():
             return super().forward(x)
-        x = x.float()  # float32, as under autocast: these are sums over many pixels
+        x = x.float()  # sums over many pixels need float32, which autocast uses, too
         mean = distributed.mean_with_gradient(x.mean((0, 2, 3)))
         centred = x - mean[:, None, None]
         variance = distributed.mean_with_gradient(centred.square().mean((0, 2, 3)))
-        # The running statistics are those of nn.BatchNorm2d, with the unbiased estimate of the variance.
+        # The running statistics equal those of nn.BatchNorm2d, with the unbiased estimate of the variance.
         count = x[:, 0].numel() * distributed.world_size()
         self.num_batches_tracked += 1
         self.running_mean.lerp_(mean.detach(), self.momentum)
@@ -36,9 +36,9 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class Discriminator(nn.Module):
-    """PatchGAN (Isola et al. 2017): one realness score for each patch, (B, C, H, W) -> (B, 1, h', w').
+    """PatchGAN (Isola et al. 2017) gives one realness score for each patch, (B, C, H, W) -> (B, 1, h', w').
 
-    Module order and names are those of the published checkpoints.
+    The order and the names of the modules are those of the published checkpoints.
     """
 
     def __init__(self, n_channels, ndf, disc_layers):
@@ -61,8 +61,8 @@ class Discriminator(nn.Module):
 
 
 def diff_augment(x, rng):
-    """Differentiable augmentation (Zhao et al. 2020) of x (B, C, H, W): brightness, saturation, contrast and
-    translation, drawn for each image.
+    """Augment images x (B, C, H, W) with a gradient (Zhao et al. 2020). Brightness, saturation, contrast and
+    translation are drawn for each image.
 
     rng: utils.core.seed.StepRandom. The random numbers depend on (seed, step, sample), not on the process.
     """
@@ -81,15 +81,15 @@ def diff_augment(x, rng):
 
 
 def whole_shift(u, size):
-    """u in [0, 1) -> an integer shift, uniform on [-s, s] with s = size/8 rounded."""
+    """Turn u in [0, 1) into an integer shift, uniform on [-s, s] with s = size/8 rounded."""
     s = int(size * TRANSLATION + 0.5)
     return (u * (2 * s + 1)).floor().long() - s
 
 
 def translate(x, dy, dx):
-    """Move image b by (dy[b], dx[b]) pixels; pixels from outside the image are zero."""
+    """Move image b by (dy[b], dx[b]) pixels. Pixels from outside the image are zero."""
     B, C, H, W = x.shape
-    # One ring of zeros is enough: every index outside the image is clamped onto it.
+    # One ring of zeros is enough, because every index outside the image is clamped onto the ring.
     padded = F.pad(x, (1, 1, 1, 1))
     rows = (torch.arange(H, device=x.device) + 1 - dy[:, None]).clamp(0, H + 1)
     cols = (torch.arange(W, device=x.device) + 1 - dx[:, None]).clamp(0, W + 1)
@@ -99,18 +99,18 @@ def translate(x, dy, dx):
 
 
 def hinge_discriminator_loss(logits_real, logits_fake):
-    """0.5 (mean relu(1 - D(x)) + mean relu(1 + D(x_hat))) (Lim and Ye 2017)."""
+    """Return 0.5 (mean relu(1 - D(x)) + mean relu(1 + D(x_hat))) (Lim and Ye 2017)."""
     return 0.5 * (F.relu(1.0 - logits_real).mean() + F.relu(1.0 + logits_fake).mean())
 
 
 def adaptive_weight(nll_gradient, g_gradient, maximum):
-    """clamp(|grad nll| / (|grad g| + 1e-4), 0, maximum), gradients at the last layer (VQGAN, eq. 7)."""
+    """Return clamp(|grad nll| / (|grad g| + 1e-4), 0, maximum) of gradients at the last layer (VQGAN, eq. 7)."""
     ratio = nll_gradient.float().norm() / (g_gradient.float().norm() + ADAPTIVE_EPS)
     return ratio.clamp(0.0, maximum).detach()
 
 
 def ramp(step, length):
-    """The share of a weight that grows linearly from 0, at step 0, to 1, at step `length`: 0 before, 1 afterwards."""
+    """Return a share that grows linearly from 0 at step 0 to 1 at step `length`. The share is 0 before and 1 after."""
     if step < 0:
         return 0.0
     return min(1.0, step / length) if length else 1.0
@@ -119,11 +119,11 @@ def ramp(step, length):
 class LeCam(nn.Module):
     """LeCam regularisation of a discriminator D (Tseng et al. 2021, arXiv 2104.03310):
 
-    mean((D(x) - a_fake)^2) + mean((D(x_hat) - a_real)^2), where a_real and a_fake are moving averages of the means of
-    D(x) and D(x_hat) over the images of all processes. They begin at 0, about the outputs of an untrained D.
+    mean((D(x) - a_fake)^2) + mean((D(x_hat) - a_real)^2). a_real and a_fake are moving averages of the means of D(x)
+    and D(x_hat) over the images of all processes. Both averages begin at 0, because an untrained D has outputs near 0.
     """
 
-    DECAY = 0.99  # the decay of the averages, as in the paper
+    DECAY = 0.99  # the averages have the decay of the paper
     averages: torch.Tensor  # (2,): a_real, a_fake
 
     def __init__(self):
@@ -134,5 +134,5 @@ class LeCam(nn.Module):
         """Update the averages, and return the loss () of logits (B, 1, h, w)."""
         means = distributed.all_reduce_mean(torch.stack((logits_real.detach().mean(), logits_fake.detach().mean())))
         updated = self.averages.lerp(means, 1 - self.DECAY)
-        self.averages = torch.where(means.isfinite(), updated, self.averages)  # fp16 overflows: that update is skipped
+        self.averages = torch.where(means.isfinite(), updated, self.averages)  # skip an overflow of fp16
         return (logits_real - self.averages[1]).square().mean() + (logits_fake - self.averages[0]).square().mean()

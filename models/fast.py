@@ -1,5 +1,5 @@
-"""Fast forms of the functions in models/transformer.py. The results are the same up to rounding:
-tests/models/test_samplers.py and tests/models/test_plain.py compare them.
+"""Fast forms of the functions in models/transformer.py. Both forms give the same results up to rounding. The tests
+tests/models/test_samplers.py and tests/models/test_plain.py compare the results.
 
 Shapes: B sequences, L tokens, D width, N heads of width d, K output classes. `net`: a models.transformer.Transformer.
 """
@@ -12,7 +12,7 @@ from torch import nn
 
 
 def logits_at(net, ids, at):
-    """net(ids)[at] for positions `at`, (rows, columns), each (M,): the last block and the head compute only these."""
+    """Return net(ids)[at]. The last block and the head compute only the positions `at`: (rows, columns), each (M,)."""
     x = net.embed(ids)
     *blocks, last = net.blocks
     for block in blocks:
@@ -24,14 +24,14 @@ def logits_at(net, ids, at):
 
 
 def after_attention(block, x, found):
-    """The part of a block after its attention. found: the output of the heads, (..., D). torch.compile never compiles
-    this function, because the number of positions differs at each call."""
+    """Compute the part of a block after its attention. found: the output of the heads, (..., D). torch.compile never
+    compiles this function, because the number of positions differs at each call."""
     x = x + block.attn.project(found)
     return x + block.mlp(block.ln2(x))
 
 
 def rounded_up(at):
-    """Positions (rows, columns), each (M,), padded with the position (0, 0) to a round number.
+    """Pad positions (rows, columns), each (M,), with the position (0, 0) to a round number.
 
     Each M gives matrix products of another shape. On a CPU in bf16 oneDNN keeps up to 10 MB for each shape;
     torch.compile and cuBLAS choose a kernel for each shape. Padding limits the number of shapes.
@@ -42,14 +42,14 @@ def rounded_up(at):
 
 
 class CachedDecoder:
-    """The logits of a causal Transformer one token at a time. It keeps the keys and values of the earlier tokens."""
+    """Computes the logits of a causal Transformer token by token, and keeps the keys and values of earlier tokens."""
 
     def __init__(self, net):
         self.net, self.position = net, 0
         self.kept = []  # the keys and values of each block, (2, B, N, block_size, d)
 
     def next_logits(self, ids):
-        """ids (B, i), all tokens so far, i = 0, 1, ... in successive calls -> logits (B, K) of the next one."""
+        """Compute the logits of the next token: ids (B, i) -> (B, K). ids: all tokens so far, i = 0, 1, ..."""
         net, i = self.net, self.position
         x = net.tok_emb(ids[:, i - 1 :]) if i > 0 else net.start_tok.expand(len(ids), -1, -1)
         x = x + net.pos_emb[:, i : i + 1]
@@ -67,8 +67,8 @@ class CachedDecoder:
 
 @contextlib.contextmanager
 def frozen(net):
-    """Context in which the weights of `net` do not change (use it with torch.no_grad). The joined projections and the
-    casts to autocast's number format are computed once instead of in every pass.
+    """A context for sampling with torch.no_grad, in which the weights of `net` must not change. The joined projections
+    and the casts to autocast's number format are computed once, not in every pass.
 
     Sampling makes many passes over few tokens. Without this context most of the time would be spent on joining and
     casting weights.
@@ -80,7 +80,7 @@ def frozen(net):
     kept = [p.data for p in weights]
     try:
         for p in weights:
-            p.data = p.data.to(dtype)  # dtype None: unchanged
+            p.data = p.data.to(dtype)  # the dtype None changes nothing
         for module in attentions:
             module.joined = module.joined_projection()
         yield

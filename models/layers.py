@@ -1,7 +1,7 @@
-"""Convolutional blocks of the autoencoder, and functions that other networks use, too.
+"""Convolutional blocks of the autoencoder, and functions that several networks use.
 
 Shapes: B images, C channels, h x w pixels or latents.
-Parameter names are those of the published checkpoints: do not rename.
+The names of parameters are those of the published checkpoints. Do not rename parameters.
 """
 
 import torch
@@ -13,7 +13,7 @@ NORM_GROUPS = 32
 
 
 def group_norm(channels):
-    """GroupNorm with the 32 groups and the epsilon of the published model."""
+    """Return a GroupNorm with the 32 groups and the epsilon of the published model."""
     return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
 
 
@@ -22,7 +22,7 @@ def conv3x3(c_in, c_out):
 
 
 class Downsample(nn.Module):
-    """(B, C, h, w) -> (B, C, h/2, w/2): padding at the right and bottom only, then a strided convolution."""
+    """Halves the resolution, (B, C, h, w) -> (B, C, h/2, w/2): padding at the right and bottom, strided convolution."""
 
     def __init__(self, channels):
         super().__init__()
@@ -33,7 +33,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """(B, C, h, w) -> (B, C, 2h, 2w): nearest neighbour, then a convolution."""
+    """Doubles the resolution, (B, C, h, w) -> (B, C, 2h, 2w): nearest neighbour, then a convolution."""
 
     def __init__(self, channels):
         super().__init__()
@@ -46,8 +46,8 @@ class Upsample(nn.Module):
 class ResBlock(nn.Module):
     """Pre-activation residual block, (B, C_in, h, w) -> (B, C_out, h, w).
 
-    `conv_out` is used only if the numbers of channels differ. It always exists, because the published
-    checkpoints always hold it.
+    `conv_out` is used only if the numbers of channels differ. `conv_out` always exists, because the published
+    checkpoints always hold its weights.
     """
 
     def __init__(self, c_in, c_out):
@@ -79,18 +79,19 @@ class AttnBlock(nn.Module):
     def forward(self, x):
         B, C, h, w = x.shape
         normed = self.norm(x)
-        # (B, C, h, w) -> (B, 1, h*w, C): one head of width C, so the scale is C^-0.5
+        # (B, C, h, w) -> (B, 1, h*w, C). There is one head of width C, so the scale is C^-0.5.
         q, k, v = (f(normed).flatten(2).transpose(1, 2).unsqueeze(1) for f in (self.q, self.k, self.v))
         out = attention(q, k, v).squeeze(1).transpose(1, 2).reshape(B, C, h, w)
         return x + self.proj_out(in_layout_of(x, out))
 
 
 def attention(q, k, v, dropout_p=0.0, is_causal=False):
-    """softmax(q k^T / sqrt(d)) v with q (B, N, Q, d), k and v (B, N, L, d), by the fastest implementation.
+    """Return softmax(q k^T / sqrt(d)) v with q (B, N, Q, d), k and v (B, N, L, d).
 
-    This is PyTorch's fused kernel, except on a CPU in bf16. There the fused kernel computes the attention matrix in
-    float32 and takes twice as long (measured forward and backward, B 8, N 8, L 256, d 64). This function then computes
-    the matrix explicitly, as long as it fits into the processor's cache.
+    The function takes the fastest implementation. PyTorch's fused kernel is the fastest, except on a CPU in bf16. On a
+    CPU in bf16 the fused kernel computes the attention matrix in float32. It then takes twice as long (measured forward
+    and backward, B 8, N 8, L 256, d 64). In this case, this function computes the matrix explicitly if the matrix fits
+    into the processor's cache.
     """
     written_out = q.dtype == torch.bfloat16 and q.device.type == "cpu" and not is_causal and k.shape[-2] <= 1024
     if not written_out:
@@ -100,10 +101,10 @@ def attention(q, k, v, dropout_p=0.0, is_causal=False):
 
 
 def in_layout_of(x, y):
-    """y (B, C, h, w) in the memory format of x: channels last, or contiguous.
+    """Return y (B, C, h, w) in the memory format of x, which is channels last or contiguous.
 
-    PyTorch would treat a transposed y, and everything computed from it, as channels last. On a CPU in bf16, the
-    gradient of GroupNorm takes 80 times as long in that format.
+    PyTorch would treat a transposed y, and all tensors computed from y, as channels last. On a CPU in bf16, the
+    gradient of GroupNorm takes 80 times as long for channels last.
     """
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return y.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
@@ -120,11 +121,11 @@ def in_parts(parts, module, *inputs):
     only on the same row of the inputs.
 
     With parts > 1, the forward and the backward pass process B/parts rows at a time. The backward pass computes each
-    part once more, so activations are kept for one part only. The rest of the step sees the complete batch, so batch
-    norms and means over the batch do not change.
+    part once more, so the activations of only one part are kept. All other operations of the step see the complete
+    batch, so batch norms and means over the batch do not change.
     """
     if parts == 1:
         return module(*inputs)
     chunks = zip(*(x.chunk(parts) for x in inputs), strict=True)
-    # These modules use no randomness, so the generators' states need not be saved for the second computation.
+    # The modules use no randomness. The second computation therefore needs no saved states of random generators.
     return torch.cat([checkpoint(module, *c, use_reentrant=False, preserve_rng_state=False) for c in chunks])

@@ -1,9 +1,9 @@
-"""Loads trained models from the folders of runs, published ones or those of this program:
+"""Loads trained models from the folders of runs. The runs are published ones, or runs of this program. An example:
 
     model = load_pretrained("logs/NAME")
     images = model.sample(8)
 
-Only this file of models/ reads runs. Shapes: B images, C channels, L = h w codes.
+In the folder models/, only this file reads runs. Shapes: B images, C channels, L = h w codes.
 """
 
 import inspect
@@ -38,15 +38,15 @@ def load_pretrained(
     step: int | None = None,
     device: str | torch.device | None = None,
 ) -> "Pretrained":
-    """The models of a run: a sampler with the autoencoder that it was trained with, or a VQGAN alone. Averaged weights
-    are loaded if they exist.
+    """Load the models of a run. The run of a sampler gives the sampler and the autoencoder of its training. The run of
+    a VQGAN gives only the autoencoder. Averaged weights are loaded if the run has averaged weights.
 
     name: the folder of the run, "logs/NAME" or "NAME", both under logs/, or an absolute path. autoencoder: the folder
-    of the VQGAN; needed if the sampler is a published one, which does not record it, or if the folder was renamed.
-    step: of the checkpoint; by default the newest one. device: by default a GPU if there is one.
+    of the VQGAN. This argument is needed for a published sampler, and if the folder of the VQGAN was renamed.
+    step: the step of the checkpoint; by default the newest one. device: by default a GPU if there is one.
 
-    Raises FileNotFoundError if a folder or the checkpoint does not exist, ValueError if files are damaged or do not
-    belong together.
+    Raises FileNotFoundError if a folder or the checkpoint does not exist. Raises ValueError if files are damaged or do
+    not belong together.
     """
     device = pick_device("auto") if device is None else torch.device(device)
     run = find_run(name, (*SAMPLERS, "vqgan"), step)
@@ -63,10 +63,10 @@ def load_pretrained(
 
 
 class Pretrained:
-    """An autoencoder and a sampler, or an autoencoder alone. All results are on the CPU.
+    """Holds an autoencoder and a sampler, or an autoencoder alone. All results are on the CPU.
 
     Attributes: autoencoder (models.autoencoder.VQAutoEncoder), sampler (models.samplers.Sampler or None), H (the
-    configuration that they were trained with), device.
+    configuration of the training), device.
     """
 
     def __init__(self, H: SimpleNamespace, autoencoder: "Loaded", sampler: "Loaded | None", device: torch.device):
@@ -105,7 +105,7 @@ class Pretrained:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W), uint8 or floats in [0, 1] -> their codes, int64 (B, L), row by row."""
+        """Encode images (B, C, H, W), uint8 or floats in [0, 1] -> codes, int64 (B, L), row by row."""
         H, shape = self.H, (self.H.n_channels, self.H.img_size, self.H.img_size)
         if images.ndim != 4 or images.shape[1:] != shape:
             raise ValueError(f"images of shape {tuple(images.shape)}: (B, {', '.join(map(str, shape))}) is needed")
@@ -117,7 +117,7 @@ class Pretrained:
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
-        """Codes (B, L) or (B, h, w) -> images, uint8 (B, C, H, W)."""
+        """Decode codes (B, L) or (B, h, w) -> images, uint8 (B, C, H, W)."""
         H = self.H
         if ids.is_floating_point() or ids.ndim < 2 or ids.shape[1:].numel() != H.latent_shape[1] * H.latent_shape[2]:
             _, h, w = H.latent_shape
@@ -130,7 +130,7 @@ class Pretrained:
         return to_uint8(self.autoencoder.decode(ids.to(self.device), *self.H.latent_shape[1:])).cpu()
 
     def _sampler_for(self, steps: int | None, settings: dict[str, Any]) -> Sampler:
-        """The sampler with these settings; all have the same tensors."""
+        """Return the sampler with these settings. All such samplers share the tensors."""
         if self.sampler is None:
             raise ValueError(f"{self.paths[0]} is an autoencoder, which draws no samples: load the run of a sampler")
         known = set(inspect.signature(type(self.sampler)).parameters) & set(OF_SAMPLING)
@@ -159,8 +159,8 @@ class Pretrained:
 
 @dataclass
 class FoundRun:
-    """The checkpoint of a run. name: its folder, relative to logs/ or absolute. kind: 'vqgan' or a sampler's name.
-    saved: the configuration that the run recorded; {} if the run is a published checkpoint."""
+    """The checkpoint of a run. name: the folder of the run, relative to logs/ or absolute. kind: 'vqgan' or a sampler's
+    name. saved: the configuration that the run recorded; {} if the run is a published checkpoint."""
 
     name: str
     kind: str
@@ -177,8 +177,8 @@ class FoundRun:
 
 
 def find_run(name: str | Path, kinds: tuple[str, ...], step: int | None = None) -> FoundRun:
-    """The run in a folder, with a model of the first of these kinds that the folder holds. step None: the newest
-    complete step."""
+    """Find the run in a folder. The kinds are tried in order, and the first kind in the folder is taken. If step is
+    None, the newest complete step is taken."""
     path = Path(name).expanduser()
     if not path.is_absolute():
         below = path.parts[1:] if len(path.parts) > 1 and path.parts[0] == LOGS.name else path.parts
@@ -198,13 +198,13 @@ def find_run(name: str | Path, kinds: tuple[str, ...], step: int | None = None) 
 
 
 def recorded_config(store: Checkpoints, step: int) -> dict[str, Any]:
-    """The values of flags that a run recorded with a step; {} if the run is a published checkpoint."""
+    """Return {flag: value} as a run recorded it with a step; {} if the run is a published checkpoint."""
     saved = saved_config(store.folder, FLAGS, step) or {}
     return {k: v for k, v in saved.items() if k in FLAGS}
 
 
 def configuration(saved: dict[str, Any], **more: Any) -> SimpleNamespace:
-    """A value for each flag: what a run recorded, else the paper's."""
+    """Return a value for each flag. The value is the recorded one of a run, or else the value of the paper."""
     H = SimpleNamespace(**{name: flag.older(saved) for name, flag in FLAGS.items()} | saved | more)
     H.explicit = list(saved)
     derive(H, FLAGS.values())
@@ -212,7 +212,10 @@ def configuration(saved: dict[str, Any], **more: Any) -> SimpleNamespace:
 
 
 def find_autoencoder(run: FoundRun, folder: str | Path | None, device: torch.device) -> tuple[FoundRun, "Loaded"]:
-    """The autoencoder of a sampler: the weights that its manifest records. folder: where they are now."""
+    """Load the autoencoder of a sampler. The manifest of the sampler's run records which weights these are.
+
+    folder: the present folder of the weights; None: the recorded folder.
+    """
     known = recorded_autoencoder(run.store, run.step)
     if folder is None:
         folder = run.saved.get("ae_load_dir")
@@ -221,7 +224,7 @@ def find_autoencoder(run: FoundRun, folder: str | Path | None, device: torch.dev
                 f"{run.folder} does not record its autoencoder: pass autoencoder='logs/NAME', the folder of the VQGAN "
                 "that it was trained with"
             )
-        run_folder(folder)  # the file may come from someone else: refuse names that lead out of logs/
+        run_folder(folder)  # someone else may have written the file, so names that lead out of logs/ are refused
         beside = [parent / folder for parent in Path(run.name).parents if Path(run.name).is_absolute()]
         folder = next((path for path in beside if path.is_dir()), folder)
     weights, step = named_weights(known) or ("", run.saved.get("ae_load_step"))
@@ -247,7 +250,7 @@ def require_same_codes(H: SimpleNamespace, ae_H: SimpleNamespace, run: FoundRun,
 
 @dataclass
 class Loaded:
-    """A model in eval mode, where its weights came from, and their hash."""
+    """A model in eval mode, with the path and the hash of its weights."""
 
     model: Any  # VQAutoEncoder or Sampler
     path: str
@@ -255,8 +258,8 @@ class Loaded:
 
 
 def find_weights(name: str, folder: str, step: int, raw: bool = False) -> tuple[dict[str, Tensor], str]:
-    """(state dict, path) of the averaged weights <name>_ema_<step>.th if they exist and unless `raw`, else of
-    <name>_<step>.th."""
+    """Return (state dict, path) of weights. The averaged weights <name>_ema_<step>.th are taken if they exist and `raw`
+    is False. Otherwise <name>_<step>.th is taken."""
     store = checkpoints_of(folder)
     if step is None:
         raise UserError(f"{store.models} holds no complete checkpoint of '{name}'")
@@ -266,13 +269,13 @@ def find_weights(name: str, folder: str, step: int, raw: bool = False) -> tuple[
 
 
 def recorded_autoencoder(store: Checkpoints, step: int) -> dict[str, str] | None:
-    """The autoencoder that the manifest of a sampler's checkpoint names: dict(path, hash). None if it names
-    none, as in a published folder."""
+    """Return dict(path, hash) of the autoencoder that the manifest of a sampler's checkpoint names. Return None if
+    there is no such name. A published folder has no manifest, for example."""
     return store.manifest(step).get("autoencoder") if store.manifest_path(step).is_file() else None
 
 
 def named_weights(autoencoder: dict[str, str] | None) -> tuple[str, int] | None:
-    """('vqgan' or 'vqgan_ema', step) of the weights that `recorded_autoencoder` names; None if it names none."""
+    """Return ('vqgan' or 'vqgan_ema', step) of an autoencoder from `recorded_autoencoder`; None if there is no name."""
     match = re.fullmatch(r"(vqgan(?:_ema)?)_(\d+)\.th", Path(autoencoder["path"]).name) if autoencoder else None
     return (match[1], int(match[2])) if match else None
 
@@ -285,7 +288,7 @@ def named(state: Any, path: str) -> dict[str, Tensor]:
 
 
 def autoencoder_of(H: SimpleNamespace, state: dict[str, Tensor], path: str, device: torch.device) -> Loaded:
-    """The autoencoder of a VQGAN's state dict. Its discriminator and `perceptual.*` are ignored."""
+    """Build the autoencoder from a VQGAN's state dict. The discriminator and `perceptual.*` are ignored."""
     state = {k.removeprefix("ae."): v for k, v in state.items() if k.startswith("ae.")}
     model = build_autoencoder(H)
     load_into(model, state, path)
@@ -293,7 +296,7 @@ def autoencoder_of(H: SimpleNamespace, state: dict[str, Tensor], path: str, devi
 
 
 def sampler_of(H: SimpleNamespace, state: dict[str, Tensor], path: str, device: torch.device) -> Loaded:
-    """The sampler of a state dict."""
+    """Build the sampler from a state dict."""
     model = build_sampler(H)
     load_into(model, state, path)
     return Loaded(freeze(model, device), path, hash_tensors(state))
@@ -305,8 +308,11 @@ def freeze(model: nn.Module, device: torch.device) -> Any:
 
 @torch.no_grad()
 def encode_batch(ae: Any, x: Tensor, precision: Any = None) -> Tensor:
-    """Floats in [0, 1], (B, C, H, W) -> ids (B, L) int64. precision: a utils.training.amp.Precision; by default this
-    computes in float32 without the TF32 of GPUs, whose three digits would change the nearest codes."""
+    """Encode images, floats in [0, 1], (B, C, H, W) -> ids (B, L) int64.
+
+    precision: a utils.training.amp.Precision; default: float32. The TF32 of GPUs is switched off, because its three
+    digits would change the nearest codes.
+    """
     precise = torch.autocast(x.device.type, enabled=False)
     with precision.autocast() if precision else precise, torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return ae.encode(x)

@@ -1,4 +1,4 @@
-"""Classes by name. Each class has a file of its own. All files of the folder are imported, so no list names them."""
+"""Finds classes by name. Each class has a file of its own, and all files of the folder are imported."""
 
 import importlib
 import pkgutil
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 class Registry(dict[str, type]):
-    """Classes by name. The decorator `register("name")` adds one; `kind` names them in messages."""
+    """A dictionary of classes by name. The decorator `register("name")` adds a class. Messages use the word `kind`."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -23,6 +23,6 @@ class Registry(dict[str, type]):
 
 
 def import_files(package: str) -> None:
-    """Import all files of a package, so that they register their classes."""
+    """Import all files of a package. Each file then registers its class."""
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
         importlib.import_module(f"{package}.{module.name}")

@@ -1,4 +1,4 @@
-"""A model's parameters and floating-point operations, for --dry_run, without computing anything."""
+"""Counts the parameters and floating-point operations of a model for --dry_run. No operation is computed."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -8,12 +8,12 @@ from utils.core.progress import say
 
 class FlopCounter(TorchDispatchMode):
     """Sums up the FLOPs of all operations by PyTorch's formulas. (PyTorch's own FlopCounterMode also looks for the
-    module of each operation. It fails for gradients with respect to a weight, and for modules that return a view of a
-    weight.)
+    module of each operation. FlopCounterMode therefore fails for gradients with respect to a weight, and for modules
+    that return a view of a weight.)
     """
 
     def __init__(self):
-        from torch.utils.flop_counter import flop_registry  # here, so that training does not wait for the import
+        from torch.utils.flop_counter import flop_registry  # imported here, so that training does not wait
 
         super().__init__()
         self.formulas, self.total = flop_registry, 0
@@ -26,7 +26,7 @@ class FlopCounter(TorchDispatchMode):
 
 
 def count_flops(function, *inputs):
-    """FLOPs (2 per multiply-add) of function(*inputs)."""
+    """Return the FLOPs of function(*inputs). A multiply-add counts as 2."""
     with FlopCounter() as counter:
         function(*inputs)
     return counter.total
@@ -37,7 +37,7 @@ def count_parameters(module):
 
 
 def summary(name, model, about, flops):
-    """The number of parameters of the model and of its parts, and a line about its FLOPs, as text."""
+    """Return text with the number of parameters of the model and of its parts, and with the line `flops`."""
     lines = [f"{name}: {count_parameters(model):,} parameters; {about}"]
     for part, module in model.named_modules():
         count = count_parameters(module)
@@ -48,8 +48,8 @@ def summary(name, model, about, flops):
 
 @torch.no_grad()
 def describe_stage_1(H, ae, vqgan=None):
-    """Summary of stage 1 as text. ae: models.autoencoder.VQAutoEncoder on the meta device; vqgan: the VQGAN that holds
-    it, or None if there is no discriminator."""
+    """Return a summary of stage 1 as text. ae: models.autoencoder.VQAutoEncoder on the meta device; vqgan: the VQGAN
+    that holds `ae`, or None if there is no discriminator."""
     h, w = H.latent_shape[1:]
     x = torch.empty(1, H.n_channels, H.img_size, H.img_size, device="meta")
     z = torch.empty(1, H.emb_dim, h, w, device="meta")
@@ -67,14 +67,14 @@ def describe_stage_1(H, ae, vqgan=None):
 
 @torch.no_grad()
 def describe_sampler(H, sampler):
-    """Summary of stage 2 as text. sampler: models.samplers.Sampler on the meta device."""
+    """Return a summary of stage 2 as text. sampler: models.samplers.Sampler on the meta device."""
     flops = count_flops(sampler.net, torch.empty(1, H.block_size, dtype=torch.int64, device="meta"))
     about = f"{H.block_size} codes of {H.codebook_size}"
     return summary(H.sampler, sampler, about, f"one network pass, GFLOPs an image: {flops / 1e9:.3g}")
 
 
 def print_dry_run(H, description):
-    """The resolved configuration, each value with its source unless it is the default; then the model's description."""
+    """Print the resolved configuration and the model's description. Values other than defaults have their source."""
     for name, value in H.to_dict().items():
         mark = f"  ({H.sources[name]})" if H.sources[name] else ""
         say(f"{name}: {' '.join(map(str, value)) if isinstance(value, list) else value}{mark}")

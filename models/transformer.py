@@ -1,7 +1,8 @@
-"""A pre-norm Transformer over discrete tokens; causal or bidirectional, independent of the task.
+"""A pre-norm Transformer over discrete tokens, causal or bidirectional. The code does not depend on the task.
 
 Shapes: B sequences, L tokens, D = n_emb, N heads, V vocabulary, K output classes.
-Parameter names are those of the published checkpoints: do not rename. models/fast.py has the fast forms of `forward`.
+The names of parameters are those of the published checkpoints. Do not rename parameters. models/fast.py has the fast
+forms of `forward`.
 """
 
 from dataclasses import dataclass
@@ -43,27 +44,27 @@ class SelfAttention(nn.Module):
         self.resid_drop = nn.Dropout(config.resid_pdrop)
         self.joined = None  # the result of `joined_projection` within `models.fast.frozen`
         if causal:
-            # Never read: attention uses its own causal flag. The published checkpoints hold it.
+            # The published checkpoints hold this mask. The code never reads it, because attention has a causal flag.
             self.register_buffer("mask", torch.ones(1, 1, L, L).tril())
 
     def joined_projection(self):
-        """Weight (3D, D) and bias (3D,) of query, key and value as one linear map."""
+        """Return weight (3D, D) and bias (3D,) of one linear map that computes query, key and value."""
         parts = (self.query, self.key, self.value)
         return torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])
 
     def heads(self, x):
-        """x (B, L, D) -> queries, keys and values, each (B, N, L, D/N), by one matrix product."""
+        """Compute queries, keys and values by one matrix product: x (B, L, D) -> each (B, N, L, D/N)."""
         B, L, D = x.shape
         qkv = F.linear(x, *(self.joined or self.joined_projection()))
         return qkv.view(B, L, 3, self.n_head, D // self.n_head).permute(2, 0, 3, 1, 4)
 
     def attend(self, q, k, v, causal):
-        """Values weighted by softmax(q k^T / sqrt(D/N)): q (B, N, Q, D/N) -> (B, Q, D), all heads side by side."""
+        """Weight the values by softmax(q k^T / sqrt(D/N)): q (B, N, Q, D/N) -> (B, Q, D), all heads side by side."""
         out = attention(q, k, v, self.attn_pdrop if self.training else 0.0, causal)
         return out.transpose(1, 2).flatten(2)
 
     def project(self, x):
-        """(..., D), all heads side by side -> (..., D) for the residual stream."""
+        """Map the heads, side by side, to the residual stream: (..., D) -> (..., D)."""
         return self.resid_drop(self.proj(x))
 
     def forward(self, x):
@@ -88,12 +89,12 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """ids (B, L) -> logits (B, L, K).
+    """Computes logits (B, L, K) of ids (B, L).
 
-    With `causal`, a learned start token is put in front and the last id is dropped, so that logits
-    [:, i] depend on ids [:, :i] only. Without `causal`, `start_tok` exists (the published checkpoints hold
-    it) but is not used; plain DistributedDataParallel would raise an error for such a parameter.
-    The diffusion's time step is not an input: the number of masked tokens implies it.
+    With `causal`, a learned start token is put in front and the last id is dropped. Logits [:, i] then depend on
+    ids [:, :i] only. Without `causal`, `start_tok` exists, because the published checkpoints hold this parameter, but
+    it is not used. Plain DistributedDataParallel would raise an error for an unused parameter.
+    The diffusion's time step is not an input, because the number of masked tokens implies the time step.
     """
 
     def __init__(self, config, vocab_size, n_classes, causal):
@@ -101,7 +102,7 @@ class Transformer(nn.Module):
         D = config.bert_n_emb
         self.block_size = config.block_size
         self.causal = causal
-        # As in the published model: zeros for positions, PyTorch's default initialisation for all else.
+        # Positions start at zero, and all other parameters have PyTorch's initialisation, as in the published model.
         self.pos_emb = nn.Parameter(torch.zeros(1, config.block_size, D))
         self.start_tok = nn.Parameter(torch.zeros(1, 1, D))
         self.tok_emb = nn.Embedding(vocab_size, D)
@@ -111,16 +112,16 @@ class Transformer(nn.Module):
         self.head = nn.Linear(D, n_classes, bias=False)
 
     def embed(self, ids):
-        """ids (B, L) -> (B, L, D)."""
+        """Embed tokens: ids (B, L) -> (B, L, D)."""
         x = self.tok_emb(ids)
         if self.causal:
             x = torch.cat((self.start_tok.expand(len(x), -1, -1), x[:, :-1]), dim=1)
         return self.drop(x + self.pos_emb[:, : x.shape[1]])
 
     def forward(self, ids, at=None):
-        """ids (B, L), L <= block_size -> logits (B, L, K).
+        """Compute logits: ids (B, L), L <= block_size -> (B, L, K).
 
-        at: optional (rows, columns), each (M,): compute the logits of these positions only, (M, K).
+        at: optional positions (rows, columns), each (M,). Only the logits of these positions are computed, (M, K).
         """
         if at is not None:
             return fast.logits_at(self, ids, at)
@@ -130,7 +131,7 @@ class Transformer(nn.Module):
         return self.head(self.ln_f(x))
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        # The causal masks are constants: a checkpoint may leave them out.
+        # A checkpoint may leave out the causal masks, because the masks are constants.
         for name, buffer in self.named_buffers():
             if name.endswith("attn.mask"):
                 state_dict.setdefault(prefix + name, buffer)

@@ -1,4 +1,4 @@
-"""All networks of stage 1: autoencoder, discriminator, perceptual distance, under the published names."""
+"""The module VQGAN holds all networks of stage 1. The names of its parameters are those of the published models."""
 
 from torch import nn
 
@@ -6,9 +6,9 @@ from utils.core import distributed
 
 
 class VQGAN(nn.Module):
-    """Holds `ae` (VQAutoEncoder), `disc` (Discriminator) and `perceptual` (LPIPS with VGG16, frozen), if not None.
+    """Holds `ae` (VQAutoEncoder), `disc` (Discriminator) and `perceptual` (a frozen distance such as LPIPS, or None).
 
-    train_vqgan.py computes the updates.
+    The script train_vqgan.py computes the updates.
     """
 
     def __init__(self, ae, disc, perceptual=None):
@@ -20,20 +20,20 @@ class VQGAN(nn.Module):
             perceptual.requires_grad_(False)
 
     def parts_to_compile(self):
-        """The networks to compile, without the generator's last layer, because its gradient is computed separately."""
+        """Return the networks to compile. The generator's last layer is not among the networks."""
         parts = [self.ae.encoder, self.ae.generator.features, self.perceptual]
-        if distributed.world_size() == 1:  # with more, the batch norm of `disc` communicates
+        if distributed.world_size() == 1:  # with several processes, the batch norm of `disc` communicates
             parts.append(self.disc)
         return [part for part in parts if part is not None]
 
     def train(self, mode=True):
         super().train(mode)
         if self.perceptual is not None:
-            self.perceptual.eval()  # its dropout must never run
+            self.perceptual.eval()  # the dropout of `perceptual` must never run
         return self
 
     def load_state_dict(self, state_dict, strict=True, assign=False):
-        """Like nn.Module.load_state_dict, but `perceptual.*` may be missing, or present without such a module."""
+        """Work like nn.Module.load_state_dict, but ignore missing tensors `perceptual.*` and unneeded ones."""
         kept = {k: v for k, v in state_dict.items() if not k.startswith("perceptual.")}
         for name, value in self.state_dict().items():
             if name.startswith("perceptual."):

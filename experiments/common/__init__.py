@@ -1,1 +1,1 @@
-"""What the scripts share: models, codes, samples, features, results, pictures. The folder imports all other folders."""
+"""Code that the scripts share. This folder may import all other folders."""

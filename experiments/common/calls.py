@@ -1,4 +1,4 @@
-"""Scripts that are called as a user calls them: each in a process of its own, with its output shown."""
+"""Calls scripts as a user calls them. Each script runs in a process of its own, and its output is shown."""
 
 import json
 import os
@@ -13,10 +13,10 @@ from typing import Any
 def run_script(words: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> int:
     """Run a script, given by its path and its flags, and return its exit code.
 
-    A signal is passed on to it once, and waited for: a training finishes its step and writes a checkpoint. Raises
-    SystemExit if the script was ended by a signal.
+    A signal is passed on to the script once. The function then waits until the script ends, because a training finishes
+    its step and writes a checkpoint. Raises SystemExit if a signal ended the script.
     """
-    # In a session of its own: Ctrl-C would reach it a second time, which means "at once".
+    # The script has a session of its own. Otherwise Ctrl-C would reach the script twice, which means "stop at once".
     process = subprocess.Popen([sys.executable, *words], cwd=cwd, env=env, start_new_session=True)
     previous = {n: signal.signal(n, lambda n, _: process.send_signal(n)) for n in (signal.SIGINT, signal.SIGTERM)}
     code = process.wait()
@@ -28,17 +28,17 @@ def run_script(words: Sequence[str], env: Mapping[str, str] | None = None, cwd: 
 
 
 def environment() -> dict[str, str]:
-    """The environment of this process, such that `python` is this Python, as after `source .venv/bin/activate`: the
-    commands that a script prints then begin with `python`, too."""
+    """Return the environment of this process, changed so that `python` is this Python. `source .venv/bin/activate` has
+    the same effect. The commands that a script prints then begin with `python`."""
     return dict(os.environ, PATH=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")]))
 
 
 def finished(folder: Path, step: int) -> bool:
-    """Whether the run in a folder has a complete checkpoint of a step."""
+    """Say whether the run in a folder has a complete checkpoint of a step."""
     return (folder / "saved_models" / f"manifest_{step}.json").is_file()
 
 
 def curve(folder: Path, name: str) -> list[Any]:
-    """The values of a curve in a run's stats.jsonl, in order."""
+    """Return the values of a curve in a run's stats.jsonl, in order."""
     rows = [json.loads(line) for line in (folder / "stats.jsonl").read_text(encoding="utf-8").splitlines()]
     return [row[name] for row in rows if name in row]

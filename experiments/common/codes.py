@@ -1,4 +1,4 @@
-"""Turns images into codes (read from the cache, or computed), and codes into images."""
+"""Turns images into codes and codes into images. A cache keeps the codes of images."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -28,10 +28,10 @@ def cached_codes(
     say: Say,
     flip: bool = False,
 ) -> torch.Tensor:
-    """The ids of an ImageSet, (N, L) int64 on the CPU, from the cache under latents/ or computed now.
+    """Return the ids of an ImageSet, (N, L) int64 on the CPU. They come from the cache under latents/, or are computed.
 
     flip: encode the mirrored images. Images are encoded in float32 even with --amp, because in bf16 1% of the codes
-    would differ. (H.codes_precision: a run of an earlier version keeps the number format that it started with.)
+    would differ. (A run of an earlier version keeps its first number format, which H.codes_precision records.)
     """
     precision = Precision(H.codes_precision == "amp", H.amp_dtype, device)
     header = dict(
@@ -63,19 +63,19 @@ def cached_codes(
 def encode_batches(
     ae: Any, batches: Iterable[Batch], device: torch.device, precision: Precision, dtype: torch.dtype
 ) -> Iterator[torch.Tensor | None]:
-    """Batches of images -> their ids (B, L) in this type on the CPU; None for an empty batch."""
+    """Yield the ids (B, L) of batches of images, in this type on the CPU. An empty batch gives None."""
     for x, _ in batches:
         yield encode_batch(ae, to_float(x.to(device)), precision).to(dtype).cpu() if len(x) else None
 
 
 @torch.no_grad()
 def decode_batch(ae: Any, ids: torch.Tensor, H: Any, precision: Precision) -> torch.Tensor:
-    """ids (B, L) -> uint8 (B, C, H, W)."""
+    """Decode codes to images: ids (B, L) -> uint8 (B, C, H, W)."""
     with precision.autocast():
         return to_uint8(ae.decode(ids, *H.latent_shape[1:]))
 
 
 def decoded_batches(id_batches: Iterable[torch.Tensor], H: Any, models: Any) -> Iterator[torch.Tensor]:
-    """Batches of ids (b, L) -> batches of images, uint8 (b, C, H, W) on the device."""
+    """Decode batches of ids (b, L) to batches of images, uint8 (b, C, H, W) on the device."""
     for ids in id_batches:
         yield decode_batch(models.autoencoder.model, ids.to(models.device), H, models.precision)

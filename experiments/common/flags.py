@@ -1,4 +1,5 @@
-"""Flags of the experiments, in addition to those of hparams/config.py. Standard library only, to keep --help fast."""
+"""Declares flags of the experiments, in addition to the flags of hparams/config.py. To keep --help fast, the imported
+modules use only the standard library."""
 
 from dataclasses import dataclass, make_dataclass
 
@@ -31,7 +32,7 @@ class FeaturesConfig:
     feature_batch: int = opt(64, "images in one pass of the network (of samples at most --batch_size)", min=1)
 
 
-# --<name> for each metric that describes itself.
+# Each metric with a help text has a flag --<name>.
 MetricFlags = make_dataclass(
     "MetricFlags", [(name, bool, opt(False, metric.help)) for name, metric in METRICS.items() if metric.help]
 )

@@ -1,4 +1,4 @@
-"""The jobs that the benchmark times, each in its fast form and in its plain form (tests/plain.py)."""
+"""The jobs that the benchmark times. Each job has a fast form and a plain form (tests/plain.py)."""
 
 import contextlib
 import copy
@@ -35,8 +35,8 @@ from utils.training import compilation
 from utils.training.amp import Precision, cpu_has_bf16
 from utils.training.ema import EMA
 
-# For each size: the flags of the two stages, and the amount of work of each job. "small" has few codes, so that the
-# output layer takes as small a part of the time as in the paper's model.
+# Each size has flags for the two stages, and an amount of work for each job. "small" has few codes. Its output layer
+# therefore takes as small a part of the time as in the paper's model.
 SIZES: dict[str, dict] = {
     "paper": dict(vqgan="--batch_size 4", sampler="--batch_size 20", samples=64, side=256, images=200, rows=10_000),
     "small": dict(
@@ -49,7 +49,7 @@ SIZES: dict[str, dict] = {
         rows=4000,
     ),
 }
-CANVAS = (32, 16)  # codes
+CANVAS = (32, 16)  # the canvas has so many rows and columns of codes
 QUERIES, WIDTH = 16, 2048
 
 
@@ -67,10 +67,10 @@ class Job:
 
 
 class Bench:
-    """The device, the number formats, and the jobs by name."""
+    """Holds the device and the number formats, and makes the jobs by name."""
 
     def __init__(self, device: str = "auto", size: str = "auto", float32: bool = False, compile: str = "auto"):
-        """The arguments are the flags of experiments/benchmark.py."""
+        """Set up the device. The arguments are the flags of experiments/benchmark.py."""
         self.compile = compile
         self.trash = tempfile.TemporaryDirectory()
         self.device = pick_device(device)
@@ -82,7 +82,7 @@ class Bench:
         self.fused = self.device.type != "mps"
 
     def about(self) -> dict:
-        """JSON values about the device and the models, for the file of results."""
+        """Return JSON values about the device and the models, for the file of results."""
         return dict(
             device=describe_device(self.device),
             size=self.size_name,
@@ -96,7 +96,7 @@ class Bench:
 
     def sampler_H(self, more: str = "") -> Hparams:
         words = "--dataset churches --ae_load_dir x --ae_load_step 1 --dry_run --sampler absorbing --ema"
-        words = f"{words} {self.size['sampler']} {more}"  # if a flag occurs twice, the last one counts
+        words = f"{words} {self.size['sampler']} {more}"  # the flags of `more` come last and therefore count
         return get_hparams("sampler", "", words.split(), script="train_sampler")
 
     def sampler(self, H: Hparams) -> Sampler:
@@ -107,7 +107,7 @@ class Bench:
         return torch.randint(0, H.codebook_size, (n, H.block_size), device=self.device)
 
     def in_amp(self, function: Callable, *args: Any) -> Callable:
-        """A function that calls function(*args) in the fast number format, without gradients."""
+        """Return a function that calls function(*args) in the fast number format, without gradients."""
 
         def run() -> None:
             with self.precision.autocast(), torch.no_grad():
@@ -115,10 +115,10 @@ class Bench:
 
         return run
 
-    # Each method below makes the job of its name.
+    # Each of the following methods makes the job of the same name.
 
     def vqgan_step(self, more: str = "--disc_start_step 0") -> Job:
-        """One update of stage 1 with the discriminator, including LPIPS (random weights) and averages."""
+        """Make one update of stage 1 with the discriminator, LPIPS (random weights) and averages."""
         import lpips
 
         H = self.vqgan_H(more)
@@ -147,11 +147,11 @@ class Bench:
         return Job(name, run_fast, run_plain, H.batch_size, "img")
 
     def vqgan_step_early(self) -> Job:
-        """One update of stage 1 before the discriminator joins."""
+        """Make one update of stage 1 before the discriminator joins."""
         return self.vqgan_step("--disc_start_step 30001")
 
     def sampler_step(self, more: str = "") -> Job:
-        """One update of the absorbing diffusion, including averages."""
+        """Make one update of the absorbing diffusion, including averages."""
         H = self.sampler_H(more)
         model = self.sampler(H).train()
         other = copy.deepcopy(model)
@@ -171,7 +171,7 @@ class Bench:
         return Job("sampler step", run_fast, run_plain, H.batch_size, "sequence")
 
     def sampling(self, steps: int = 256, more: str = "") -> Job:
-        """Samples of the absorbing diffusion in S = 256 steps."""
+        """Draw samples of the absorbing diffusion, by default in S = 256 steps."""
         model = self.sampler(self.sampler_H(f"--sample_steps {steps} {more}"))
         other = copy.deepcopy(model)
         compilation.compile_model(model, self.compile, self.device)
@@ -181,11 +181,11 @@ class Bench:
         return Job(f"sampling, S = {steps}", self.in_amp(model.sample, u), run_plain, n, "sample")
 
     def sampling_1000(self) -> Job:
-        """Samples of the absorbing diffusion in S = 1000 steps."""
+        """Draw samples of the absorbing diffusion in S = 1000 steps."""
         return self.sampling(1000)
 
     def autoregressive(self) -> Job:
-        """Samples of the autoregressive prior."""
+        """Draw samples of the autoregressive prior."""
         model = self.sampler(self.sampler_H("--sampler autoregressive"))
         n = 2 * self.size["samples"]
         u = sample_uniforms(0, range(n), model.draws_per_sample(), self.device)
@@ -193,7 +193,7 @@ class Bench:
         return Job("autoregressive sampling", self.in_amp(model.sample, u), run_plain, n, "sample", flops=False)
 
     def likelihood(self) -> Job:
-        """The prior's bound: plain with T passes, fast with T/8 stratified passes."""
+        """Compute the prior's bound. The plain form needs T passes, and the fast form T/8 stratified passes."""
         H = self.sampler_H()
         model, ids = self.sampler(H), self.random_ids(H, self.size["samples"])
         passes = H.total_steps // 8
@@ -208,7 +208,7 @@ class Bench:
         return Job(name, self.in_amp(run_fast), run_plain, len(ids), "image")
 
     def neighbours(self) -> Job:
-        """The 10 nearest images by LPIPS (AlexNet, random weights)."""
+        """Find the 10 nearest images by LPIPS (AlexNet, random weights)."""
         import lpips
 
         torch.manual_seed(0)
@@ -220,14 +220,14 @@ class Bench:
         def run_fast() -> None:
             find_candidates(model, queries, zip(images.split(20), torch.arange(n).split(20), strict=True), 10)
 
-        # The second pass is not timed. It computes LPIPS for 20 candidates of each query, whatever the number of
-        # images, and would dominate here. Among thousands of images it takes a small part of the time.
+        # The second pass computes LPIPS for 20 candidates of each query, for any number of images. Among thousands of
+        # images, the second pass takes a small part of the time. It is not timed, because it would dominate here.
         name, run_plain = f"neighbours of {QUERIES} among {n} images, first pass", partial(plain.lpips_distances, model)
         return Job(name, run_fast, partial(run_plain, queries, images), QUERIES * n, "pair", flops=False)
 
     def larger_images(self) -> Job:
-        """A canvas in raster order."""
-        # The plain form takes several minutes; with a narrower model it takes one.
+        """Fill a canvas in raster order."""
+        # The plain form takes several minutes, but only one minute with a narrower model.
         H = self.sampler_H("--bert_n_emb 128" if self.size_name == "small" else "")
         model, window = self.sampler(H), H.latent_shape[1:]
         u = torch.rand(1, *CANVAS, device=self.device)
@@ -236,7 +236,7 @@ class Bench:
         return Job(name, self.in_amp(sample_canvas, model, u, window), run_plain, 1, "canvas", flops=False)
 
     def prdc(self) -> Job:
-        """Precision, recall, density, coverage; the plain form is the prdc package."""
+        """Compute precision, recall, density and coverage. The plain form is the prdc package."""
         from prdc import compute_prdc
 
         n = self.size["rows"]
@@ -251,7 +251,8 @@ class Bench:
         return Job(f"PRDC of {n} x {WIDTH}", run_fast, run_plain, n, "row", flops=False)
 
     def images(self) -> Job:
-        """The images of one worker: 256 x 256 pixels from the packed cache, or decoded from photo-like JPEG files."""
+        """Load images as one worker does. The fast form reads the packed cache, and the plain form decodes JPEG
+        files."""
         folder = Path(self.trash.name)
         n, random = 50, np.random.default_rng(0)
         for i in range(n):
@@ -267,7 +268,7 @@ class Bench:
 
 
 def timed(function: Callable, device: torch.device) -> float:
-    """Seconds of one call."""
+    """Return the seconds of one call."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()

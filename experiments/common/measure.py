@@ -1,4 +1,4 @@
-"""Features of the two sides of a comparison: real images and generated images."""
+"""Computes features of the two sides of a comparison, which are real images and generated images."""
 
 import contextlib
 import itertools
@@ -47,27 +47,29 @@ def each_image(images: ImageSet, H: Hparams, work: Callable, what: str) -> Itera
 
 
 class Images:
-    """One side of a comparison: the images of an ImageSet. kind: 'real' or 'fake'. what: their name in messages."""
+    """One side of a comparison, made of the images of an ImageSet. kind: 'real' or 'fake'. what: a name for
+    messages."""
 
     def __init__(self, H: Hparams, images: ImageSet, kind: str = "real", what: str = ""):
         self.H, self.images, self.kind, self.what = H, images, kind, what
 
     def at_most(self, n: int) -> "Images":
-        """These images, or n evenly spaced ones if there are more than n."""
+        """Return these images, or n evenly spaced images if there are more than n."""
         if len(self.images) <= n:
             return self
         return Images(self.H, self.images.evenly(n), self.kind, self.what)
 
     def header(self) -> dict:
-        """Everything that the features depend on, except the extractor, for files of features."""
+        """Return all values that determine the features, except the extractor, for files of features."""
         images = distributed.from_main(lambda: dict(self.images.identity(), contents=self.images.origin()["contents"]))
         return dict(kind=self.kind, images=images)
 
     def features(self, extractor: Any, keep: bool = True) -> FeatureSet | None:
-        """The FeatureSet of these images, from the cache or computed now. None in all processes but the main one."""
+        """Return the FeatureSet of these images, from the cache or computed. Only the main process gets a
+        FeatureSet."""
         header = dict(kind=self.kind, **extractor.identity, images=distributed.from_main(self.images.identity))
         if distributed.from_main(features.cache_path(dict(header, keep=True)).is_file):
-            keep = True  # a cache that holds more than requested exists
+            keep = True  # use the larger cache that exists
         what = f"features of {self.kind} images"
 
         def compute() -> FeatureSet | None:
@@ -80,9 +82,10 @@ class Images:
 
 
 class Samples:
-    """One side of a comparison: the first n samples of a model, or the first n codes of a file.
+    """One side of a comparison, made of the first n samples of a model, or of the first n codes of a file.
 
-    on_images: called once with each batch, uint8 (b, C, H, W). The samples are then decoded even if a cache exists.
+    on_images: a function that gets each batch once, uint8 (b, C, H, W). The samples are then decoded even if a cache
+    exists.
     """
 
     def __init__(self, H: Hparams, models: Models, n: int, latents_path: str | None = None):
@@ -99,7 +102,7 @@ class Samples:
         return distributed.turns(0, self.n, self.H.batch_size)
 
     def id_batches(self) -> Iterator[torch.Tensor]:
-        """Yield ids (b, L): this process's share of the n rows. They are drawn once."""
+        """Yield ids (b, L) of this process's share of the n rows. The ids are drawn only once."""
         H, models = self.H, self.models
         if self.drawn is None:
             drawn = []
@@ -114,15 +117,15 @@ class Samples:
                 progress.update(of_all)
 
     def all_ids(self) -> torch.Tensor | None:
-        """The codes of all samples, (n, L) on the CPU. They are drawn if necessary. None in all processes but the main
-        one."""
+        """Return the codes of all samples, (n, L) on the CPU, drawn if necessary. Processes other than the main process
+        get None."""
         if self.drawn is None:
             list(self.id_batches())
         parts = list(distributed.in_order(self.drawn))
         return torch.cat(parts) if parts else None
 
     def header(self) -> dict:
-        """Everything that the samples depend on, for the keys of caches."""
+        """Return all values that determine the samples, for the keys of caches."""
         H, models = self.H, self.models
         common = dict(
             kind="samples",
@@ -136,8 +139,8 @@ class Samples:
         return dict(common, sampler=models.sampler.hash, **key_of_samples(vars(H)))
 
     def features(self, extractor: Any, keep: bool = True) -> FeatureSet | None:
-        """The FeatureSet of the samples with features and logits, from the cache or computed now. None in all processes
-        but the main one."""
+        """Return the FeatureSet of the samples with features and logits, from the cache or computed. Processes other
+        than the main process get None."""
         header = dict(extractor.identity, **self.header())
         if self.on_images is None:
             return features.cached(header, lambda: self._compute(extractor), say)
@@ -163,18 +166,19 @@ class Samples:
 
 
 def load_extractor(H: Hparams, device: torch.device, load: Callable = inception) -> Any:
-    """The extractor of a metric. load: its function in the decorator; --extractor can replace Inception."""
+    """Load the extractor of a metric. load: the metric's function for loading. --extractor can replace Inception."""
     return EfficientNetExtractor(device) if load is inception and H.extractor != EXTRACTORS[0] else load(H, device)
 
 
 def load_extractors(H: Hparams, names: list[str], device: torch.device) -> dict:
-    """The extractors of some metrics, by the functions that load them."""
+    """Load the extractors of some metrics -> {function that loads an extractor: extractor}."""
     return {load: load_extractor(H, device, load) for load in dict.fromkeys(METRICS[name].extractor for name in names)}
 
 
 def compare(H: Hparams, names: list[str], extractors: dict, real: Any, fake: Any) -> dict:
-    """Compute the metrics of these names for two sides -> {name: number}, including the numbers of images. {} in all
-    processes but the main one. real: Images, or an object with the same methods; fake: the same, or Samples."""
+    """Compute the metrics of these names for two sides -> {name: number}, including the numbers of images. Processes
+    other than the main process get {}. real: Images, or an object with the same methods; fake: Samples, or such an
+    object."""
     metrics = [METRICS[name] for name in names]
     sides = [(metric.extractor, real.at_most(metric.most_real)) for metric in metrics]
     reals, values = {}, {}
@@ -193,7 +197,7 @@ def compare(H: Hparams, names: list[str], extractors: dict, real: Any, fake: Any
 
 
 def identity_of(extractors: dict) -> Any:
-    """The identity of the network for metrics.jsonl; a list of identities if there are several networks."""
+    """Return the identity of the network for metrics.jsonl. Several networks give a list of identities."""
     found = [extractor.identity for extractor in extractors.values()]
     return found if len(found) > 1 else next(iter(found), None)
 
@@ -204,10 +208,10 @@ def write_latents(path: Path | str, ids: torch.Tensor, autoencoder: Loaded) -> N
 
 
 def read_latents(path: Path | str, n: int, H: Any, autoencoder: Loaded) -> torch.Tensor:
-    """The first n rows of codes in a file: ids (n, L) int64.
+    """Read the first n rows of codes in a file: ids (n, L) int64.
 
-    path: a torch file (a tensor, a list of tensors, {'ids': tensor}, or a cache under latents/) or a .npy file. It
-    holds integers (N, L) or (N, h, w). Raises UserError for anything else, for fewer than n rows, and if the file
+    path: a torch file (a tensor, a list of tensors, {'ids': tensor}, or a cache under latents/) or a .npy file. The
+    file holds integers (N, L) or (N, h, w). Raises UserError for other contents, for fewer than n rows, and if the file
     records another autoencoder.
     """
     if str(path).endswith(".npy"):
@@ -224,7 +228,7 @@ def read_latents(path: Path | str, n: int, H: Any, autoencoder: Loaded) -> torch
         value = value.get("tensors", value) if isinstance(value, dict) else value
         ids = value.get("ids") if isinstance(value, dict) else value
         if isinstance(ids, list):
-            with contextlib.suppress(TypeError, RuntimeError):  # not tensors, or of different shapes: reported below
+            with contextlib.suppress(TypeError, RuntimeError):  # the next check reports bad lists
                 ids = torch.cat(ids)
     if not is_plain(ids) or ids.dtype not in INTEGERS or ids.ndim < 2 or ids.shape[1:].numel() != H.block_size:
         found = type(ids).__name__

@@ -1,4 +1,4 @@
-"""Loads the models that a command line names, and checks that they belong together."""
+"""Loads the models that a command line names, and checks that the models belong together."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ from utils.training.start import agree_on_steps
 
 @dataclass
 class Models:
-    """The models of an experiment. The sampler is None if load_models was called with with_sampler=False."""
+    """The models of an experiment. load_models with with_sampler=False gives no sampler (None)."""
 
     device: torch.device
     precision: Precision
@@ -33,7 +33,7 @@ class Models:
 
 
 def load_models(H: SimpleNamespace, with_sampler: bool = True) -> Models:
-    """The models of a command line that names --ae_load_dir and (with_sampler) --load_dir."""
+    """Load the model of --ae_load_dir, and with with_sampler also the model of --load_dir."""
     device = pick_device(H.device)
     if with_sampler and not H.load_step:
         raise UserError("--load_dir must name a trained sampler")
@@ -47,14 +47,15 @@ def load_models(H: SimpleNamespace, with_sampler: bool = True) -> Models:
 
 
 def require_size(H: SimpleNamespace) -> None:
-    """For commands that load no model and need only the size of the images from --ae_load_dir. UserError if this folder
-    does not exist and --img_size is not given."""
+    """Check the flags of a command that loads no model and needs only the size of the images from --ae_load_dir. Raise
+    UsageError if this folder does not exist and --img_size is not given."""
     if "img_size" not in H.explicit:
         require_folder("ae_load_dir", H.ae_load_dir)
 
 
 def check_autoencoder(run: Run, autoencoder: Loaded) -> None:
-    """Raise UserError unless a resumed run has the autoencoder that it was trained with, which its manifests record."""
+    """Raise UserError if a resumed run has another autoencoder than before. The run's manifests record the
+    autoencoder."""
     known = (run.manifest or {}).get("autoencoder")
     if known and known["hash"] != autoencoder.hash:
         raise UserError(
@@ -65,8 +66,8 @@ def check_autoencoder(run: Run, autoencoder: Loaded) -> None:
 
 
 def check_pair(H: SimpleNamespace, autoencoder: Loaded) -> None:
-    """Raise UserError if the sampler was trained on codes of another autoencoder. If the sampler's run did not record
-    its autoencoder, there is no check."""
+    """Raise UserError if the sampler was trained on codes of another autoencoder. Without a recorded autoencoder in the
+    sampler's run, there is no check."""
     known = recorded_autoencoder(checkpoints_of(H.load_dir), H.load_step)
     if known and known["hash"] != autoencoder.hash:
         raise UserError(
@@ -76,7 +77,7 @@ def check_pair(H: SimpleNamespace, autoencoder: Loaded) -> None:
 
 
 def dry_run_on_images(H: SimpleNamespace) -> None:
-    """--dry_run of a script that uses a sampler and the images of --dataset."""
+    """Do the --dry_run of a script that uses a sampler and the images of --dataset."""
     dry_run_of_sampler(H)
     note_images(H)
 
@@ -85,8 +86,8 @@ def warn_of_other_data(H: SimpleNamespace, folder: str, step: int) -> None:
     """Warn if --dataset is not the data set that the run logs/<folder> was trained on."""
     trained, now = recorded_config(checkpoints_of(folder), step), vars(H)
     if not trained.get("dataset"):
-        return  # a published checkpoint
-    if not H.data_entry["paths"]:  # the images are not read, and the command line does not name them
+        return  # a published checkpoint records no data set
+    if not H.data_entry["paths"]:  # the script reads no images, so the command line may leave them out
         now = dict(now, custom_dataset_path=trained.get("custom_dataset_path"))
     if not same_images(trained, now):
         names = [
@@ -97,7 +98,7 @@ def warn_of_other_data(H: SimpleNamespace, folder: str, step: int) -> None:
 
 
 def dry_run_of_sampler(H: SimpleNamespace) -> None:
-    """--dry_run of a script that uses a sampler."""
+    """Do the --dry_run of a script that uses a sampler."""
     with torch.device("meta"):
         print_dry_run(H, describe_sampler(H, build_sampler(H)))
     needed = dict(inception=("extractor", EXTRACTORS[0]), alexnet=("net", "alexnet"))

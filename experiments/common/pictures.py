@@ -1,4 +1,4 @@
-"""Pictures that explain the models: samples while they are drawn, and a mean image patch for each code."""
+"""Draws pictures that explain the models. They show samples during sampling, and a mean image patch for each code."""
 
 import math
 from typing import Any
@@ -16,9 +16,9 @@ from utils.display.grids import fitted, labelled, write_gif, write_picture
 from utils.display.images import enlarge, sheet, to_pillow
 
 FRAMES = 8
-SHOWN = 5  # samples in the strip; the animation shows all samples
-GREY = 0.55  # for codes that are not known yet
-PAPER = 200  # grey value between the means of codes, because many means are white
+SHOWN = 5  # the strip shows so many samples; the animation shows all samples
+GREY = 0.55  # the value of pixels whose code is not known yet
+PAPER = 200  # the space between the means of codes is grey, because many means are white
 
 
 # ---------------------------------------------------------------------- denoising
@@ -26,9 +26,9 @@ PAPER = 200  # grey value between the means of codes, because many means are whi
 
 @torch.no_grad()
 def decode_canvas(ae: Any, ids: Tensor, mask_id: int, latent_shape: tuple[int, int], precision: Any) -> Tensor:
-    """Codes (B, L), some of them masked -> uint8 (B, C, H, W), grey where a code is masked.
+    """Decode codes (B, L), some of them masked -> uint8 (B, C, H, W). The cells of masked codes are grey.
 
-    For the decoder, the mean vector of the codebook replaces each masked code.
+    The decoder gets the mean vector of the codebook for each masked code.
     """
     h, w = latent_shape
     mask = (ids == mask_id).reshape(-1, 1, h, w)
@@ -41,9 +41,9 @@ def decode_canvas(ae: Any, ids: Tensor, mask_id: int, latent_shape: tuple[int, i
 
 
 def states_of_sampling(sampler: Any, uniforms: Tensor, ids: Tensor, n: int) -> Tensor:
-    """States of samples ids (B, L) at n evenly spaced times of their sampling, from all masked to all known: (n, B, L).
-    Codes that are not known yet are the sampler's mask_id. The samples are not drawn again. uniforms: as for
-    sampler.sample."""
+    """Return the states of samples ids (B, L) at n evenly spaced times of sampling, from all masked to all known: (n,
+    B, L). Codes that are not known yet are the sampler's mask_id. The samples are not drawn again. uniforms: the random
+    numbers that sampler.sample got."""
     shares = torch.linspace(0, 1, n, device=ids.device)
     return ids.masked_fill(sampler.revealed_at(uniforms) > shares[:, None, None], sampler.mask_id)
 
@@ -77,19 +77,19 @@ def show_denoising(report: Any, H: Any, models: Any, ids: Tensor, first: int) ->
 
 
 class CodeMeans:
-    """A mean image patch for each of K codes: the mean over all positions that use the code. A patch contains the
-    cell of its position and a border of half a cell.
+    """Computes a mean image patch for each of K codes, over all positions that use the code. A patch contains the cell
+    of its position and a border of half a cell.
 
-    (Decoding a canvas of a single code shows little: the decoder was not trained on such canvases.)
+    (A decoded canvas of a single code shows little, because the decoder was not trained on such canvases.)
     """
 
     def __init__(self, codebook_size: int, n_channels: int, cell: int, device: torch.device) -> None:
-        """cell: side of a code's cell in pixels."""
+        """Begin with zero sums. cell: the side of a code's cell in pixels."""
         self.cell, self.half = cell, cell // 2
         side = cell + 2 * self.half
         self.shape = (n_channels, side, side)
         self.counts = torch.zeros(codebook_size, dtype=torch.int64, device=device)
-        # Integer sums do not depend on the order, nor on how the images are shared among processes.
+        # Sums of integers are the same for any order of the images, and for any number of processes.
         self.sums = torch.zeros(codebook_size, math.prod(self.shape), dtype=torch.int64, device=device)
 
     def add(self, x: Tensor, ids: Tensor) -> None:
@@ -101,12 +101,12 @@ class CodeMeans:
         self.counts.index_add_(0, ids, torch.ones_like(ids))
 
     def share(self) -> None:
-        """Add up the sums and counts of all processes. All processes call it."""
+        """Add up the sums and counts of all processes. All processes must call this method."""
         distributed.all_reduce_sum(self.sums)
         distributed.all_reduce_sum(self.counts)
 
     def sheet(self) -> Tensor:
-        """One picture, uint8 (C, h, w): the used codes, most used first, then white for the unused ones."""
+        """Draw one picture, uint8 (C, h, w). The most used codes come first, and unused codes are white at the end."""
         means = self.sums / (255 * self.counts.clamp(min=1))[:, None]
         means[self.counts == 0] = 1.0
         order = self.counts.argsort(descending=True, stable=True)
@@ -119,7 +119,7 @@ class CodeMeans:
 
 @torch.no_grad()
 def code_means(ae: Any, images: Tensor, H: Any, precision: Any) -> CodeMeans:
-    """CodeMeans of images, uint8 (N, C, H, W) on the autoencoder's device."""
+    """Compute the CodeMeans of images, uint8 (N, C, H, W) on the autoencoder's device."""
     means = CodeMeans(H.codebook_size, H.n_channels, H.img_size // H.latent_shape[1], images.device)
     for batch in images.split(local_batch(H)):
         x = to_float(batch)

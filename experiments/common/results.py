@@ -1,5 +1,5 @@
-"""The results of an experiment: a table on the terminal, a line of metrics.jsonl, pictures, the dashboard. Only the
-main process reports; in the other processes these functions do nothing."""
+"""Reports the results of an experiment on the terminal, in metrics.jsonl, as pictures and on the dashboard. Only the
+main process reports. In all other processes these functions do nothing."""
 
 import contextlib
 import itertools
@@ -30,16 +30,16 @@ from utils.evaluation.metrics import EXTRACTORS
 
 
 def command_of(H: Hparams) -> str:
-    """The command line of a script as text, without --log_dir and without flags that do not change its pictures."""
+    """Write the command line as text, without --log_dir and without flags that do not change the pictures."""
     idle = {"log_dir", *names_of("dashboard", "machine", "request")}
     words = [f"--{name} {shown(getattr(H, name))}" for name in H.explicit if name not in idle]
     return " ".join([H.script, *words])
 
 
 class Pictures:
-    """The pictures of one command in logs/<log_dir>/images. pictures.jsonl records which command drew each of them.
+    """The pictures of one command in logs/<log_dir>/images. pictures.jsonl records the command of each picture.
 
-    folder: logs/<log_dir>; command: see command_of. count: the pictures of this command so far.
+    folder: logs/<log_dir>; command: see command_of. count: the number of pictures of this command so far.
     """
 
     def __init__(self, folder: Path, command: str):
@@ -48,8 +48,8 @@ class Pictures:
         self.drawn_by: dict[str, str] = {}
 
     def place(self, name: str) -> Path:
-        """The path images/<name>. If another command has written this picture, a number is put before the suffix, here
-        and in later names."""
+        """Return the path images/<name>. If another command has written this picture, the path gets a number before the
+        suffix. Later names get the same number."""
         self.lines = self.lines or self._open()
         images = self.folder / "images"
         stem, suffix = name.rsplit(".", 1)
@@ -70,14 +70,14 @@ class Pictures:
         path = self.folder / "pictures.jsonl"
         lines = Lines(path)
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged line, or one of another program
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # ignore a line that is damaged
                 row = parse_json(line)
                 self.drawn_by[str(row["picture"])] = str(row["command"])
         return lines
 
 
 class Report:
-    """The results of one command. Use it as a context manager, unless the caller owns the dashboard.
+    """Reports the results of one command. Use a Report as a context manager, unless the caller owns the dashboard.
 
     models: the measured models by name, each a models.pretrained.Loaded.
     """
@@ -89,7 +89,7 @@ class Report:
         self.is_main = distributed.is_main()
         if self.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            check_appendable(self.folder / "metrics.jsonl")  # before the work, not after it
+            check_appendable(self.folder / "metrics.jsonl")  # an error must come before the work, not after it
         self.dashboard = dashboard or Dashboard(
             H.visdom_server,
             H.visdom_port,
@@ -109,17 +109,17 @@ class Report:
             if self.is_main:
                 self.conclude()
             distributed.cleanup()
-            if self.is_main:  # after everything else, so that Ctrl-C here loses only the report
+            if self.is_main:  # the report is written last, so that Ctrl-C loses only the report
                 report_at_end(self.folder, say)
 
     def conclude(self) -> None:
-        """Print what was written."""
+        """Print the paths of the written files."""
         images = f" and {self.folder / 'images'}" if self.pictures.count else ""
         say(f"written: {self.folder / 'metrics.jsonl'}{images}")
 
     def values(self, title: str, values: dict, **about: Any) -> None:
         """Print {name: number or text} as a table, and append it to logs/<log_dir>/metrics.jsonl with every
-        argument, the checkpoints' hashes and `about` (JSON values). name_se: the standard error of name."""
+        argument, the checkpoints' hashes and `about` (JSON values). A key name_se is the standard error of name."""
         if not self.is_main:
             return
         shown = {name: as_text(value) for name, value in values.items() if not name.endswith("_se")}
@@ -150,7 +150,7 @@ class Report:
             self.values(f"{sides} of '{self.H.dataset}'{more}{network}", values, **about)
 
     def append(self, row: dict) -> None:
-        """Append one line to metrics.jsonl in a single write: several commands may write to the same file."""
+        """Append one line to metrics.jsonl in a single write, because several commands may write to the same file."""
         with contextlib.closing(Lines(self.folder / "metrics.jsonl")) as lines:
             lines.append(json.dumps(row))
             lines.sync()
@@ -163,8 +163,9 @@ class Report:
         min_side: int = 256,
         shown: str | None = None,
     ) -> Path:
-        """Save uint8 (C, h, w) as images/<name>.png in the folder, small ones enlarged, and show it on the dashboard in
-        the pane `shown` (default: one of its own). Returns the path, which may have a number: see Pictures.place."""
+        """Save a picture, uint8 (C, h, w), as images/<name>.png, and show it on the dashboard. A small picture is
+        enlarged. shown: the pane of the dashboard (default: a pane of its own). Returns the path, which may have a
+        number (see Pictures.place)."""
         if not self.is_main:
             return self.folder / "images" / f"{name}.png"
         path = self.pictures.place(f"{name}.png")

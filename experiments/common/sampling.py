@@ -1,4 +1,4 @@
-"""Draws samples of codes. Each sample is a function of the seed and its number."""
+"""Draws samples of codes. The seed and the number of a sample determine the sample."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -17,8 +17,8 @@ from utils.training.amp import Precision
 def sample_batches(
     sampler: Sampler, n: int, H: SimpleNamespace, precision: Precision, device: torch.device, first: int = 0
 ) -> Iterator[Tensor]:
-    """Yield ids (b, L) of this process's share of the samples first ... first + n - 1. Each sample is a function of
-    (--seed, its number) only. utils.core.distributed.in_order joins the shares of all processes."""
+    """Yield ids (b, L) of this process's share of the samples first ... first + n - 1. Only --seed and the number of a
+    sample determine the sample. utils.core.distributed.in_order joins the shares of all processes."""
     own = list(distributed.turns(first, n, H.batch_size))
     numbers = [i for some, _ in own for i in some]
 
@@ -29,7 +29,7 @@ def sample_batches(
     with Progress(n, "sampling", "img", workers=distributed.world_size()) as progress:
         batches = sampler.sample_many(draw, len(numbers), len(own[0][0]) if own else 1, H.temp, progress)
         for _, of_all in own:
-            with precision.autocast():  # not around the yield, because the caller's code must run without it
+            with precision.autocast():  # autocast ends before the yield, so the caller runs without it
                 ids = next(batches)
             yield ids
             progress.update(of_all)

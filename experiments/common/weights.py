@@ -1,4 +1,4 @@
-"""The weights that a command line names: autoencoder and sampler (models.pretrained loads them), LPIPS."""
+"""Loads the weights that a command line names, for the autoencoder, the sampler and LPIPS."""
 
 import os
 import warnings
@@ -23,23 +23,23 @@ from utils.core.files import load_tensors
 from utils.core.progress import say
 from utils.evaluation.weight_files import WEIGHT_FILES, missing
 
-LPIPS_NETS = {"vgg": "vgg", "alex": "alexnet"}  # the package's names of networks -> weight_files' names
+LPIPS_NETS = {"vgg": "vgg", "alex": "alexnet"}  # {name in the package lpips: name in weight_files}
 
 
 def load_autoencoder(
     H: SimpleNamespace, device: torch.device, sampler: tuple[Checkpoints, int] | None = None
 ) -> Loaded:
-    """The VQGAN's autoencoder of --ae_load_dir, --ae_load_step.
+    """Load the VQGAN's autoencoder of --ae_load_dir, --ae_load_step.
 
-    sampler: (Checkpoints, step) of the sampler that uses the autoencoder. The weights, averaged or raw, are then those
-    that this sampler was trained with. None: there is no sampler, and --weights decides.
+    sampler: (Checkpoints, step) of the sampler that uses the autoencoder. The training of this sampler used averaged
+    weights or raw weights, and the function loads the same kind. If sampler is None, --weights decides.
     """
     raw = named_weights(recorded_autoencoder(*sampler)) == ("vqgan", H.ae_load_step) if sampler else H.weights == "raw"
     return autoencoder_of(H, *find_weights("vqgan", H.ae_load_dir, H.ae_load_step, raw), device)
 
 
 def load_sampler(H: SimpleNamespace, device: torch.device) -> Loaded:
-    """The sampler of --load_dir, --load_step."""
+    """Load the sampler of --load_dir, --load_step."""
     return sampler_of(H, *find_weights(H.sampler, H.load_dir, H.load_step, H.weights == "raw"), device)
 
 
@@ -49,11 +49,11 @@ def load_sampler(H: SimpleNamespace, device: torch.device) -> Loaded:
 def load_lpips(
     net: str, weights_path: str | None = None, checkpoint: str | None = None, otherwise: str = ""
 ) -> nn.Module:
-    """LPIPS (Zhang et al. 2018) with VGG16 ('vgg') or AlexNet ('alex'), frozen. Nothing is downloaded.
+    """Load LPIPS (Zhang et al. 2018) with VGG16 ('vgg') or AlexNet ('alex'), frozen. The function downloads nothing.
 
-    weights_path: torchvision's state dict of that network, or a state dict of the complete LPIPS or VQGAN
-    (`perceptual.*`); default: torchvision's own location. checkpoint: the path of a VQGAN checkpoint
-    that will be loaded; if it holds `perceptual.*`, no other file is needed. otherwise: another remedy, for the
+    weights_path: torchvision's state dict of the network, or a state dict of the complete LPIPS or VQGAN
+    (`perceptual.*`); default: torchvision's own location. checkpoint: the path of a VQGAN checkpoint that is loaded
+    later; if the checkpoint holds `perceptual.*`, no other file is needed. otherwise: another remedy, for the
     message. Raises UserError if the weights are missing or do not fit.
     """
     path = weights_path or WEIGHT_FILES[LPIPS_NETS[net]].place
@@ -64,7 +64,7 @@ def load_lpips(
     state = named(load_tensors(path), path)
     import lpips
 
-    with warnings.catch_warnings():  # lpips uses an outdated interface of torchvision
+    with warnings.catch_warnings():  # lpips causes warnings, because it uses an outdated interface of torchvision
         warnings.simplefilter("ignore")
         model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
     load_into(model, to_lpips_names(state, model), path)
@@ -76,7 +76,8 @@ def has_perceptual(path: str) -> bool:
 
 
 def to_lpips_names(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """A VGG16, AlexNet, LPIPS or VQGAN state dict -> LPIPS's names; lpips's own linear heads fill what is missing."""
+    """Give the tensors of a VGG16, AlexNet, LPIPS or VQGAN the names of LPIPS. The linear heads may come from
+    `model`."""
     if any(k.startswith("perceptual.") for k in state):
         state = {k.removeprefix("perceptual."): v for k, v in state.items() if k.startswith("perceptual.")}
     own = model.state_dict()

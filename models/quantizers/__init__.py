@@ -1,7 +1,8 @@
-"""Vector quantizers, one file each.
+"""Vector quantizers. Each quantizer has a file of its own.
 
-To add one, add a file to this folder with a subclass of `Quantizer` decorated by `@register("name")`. `--quantizer
-name` then selects it. Its own flags are a literal FLAGS in the same file. No other file changes.
+To add a quantizer, add a file to this folder with a subclass of `Quantizer` decorated by `@register("name")`.
+`--quantizer name` then selects the quantizer. The literal FLAGS in the same file declares the flags of the quantizer.
+No other file changes.
 """
 
 import torch
@@ -13,13 +14,13 @@ import_files(__name__)
 
 
 def perplexity(counts):
-    """exp(entropy) of code frequencies; counts (K,) -> () in [1, K]. The value is K if all codes are used equally."""
+    """Return exp(entropy) of code frequencies; counts (K,) -> () in [1, K]. Equal use of all codes gives K."""
     p = counts.float() / counts.sum().clamp(min=1)
     return torch.exp(-torch.special.xlogy(p, p).sum())
 
 
 def usage_figures(counts, prefix=""):
-    """{name: number} that describe how many codes are used; counts (K,). {} if nothing was quantized yet."""
+    """Return {name: number} about the use of the codes, from counts (K,). Return {} if nothing was quantized yet."""
     if counts.sum() == 0:
         return {}
     return {f"{prefix}perplexity": float(perplexity(counts)), f"{prefix}codes_used": int((counts > 0).sum())}

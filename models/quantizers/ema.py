@@ -1,4 +1,7 @@
-"""Nearest codes whose codebook follows the latents by moving averages (van den Oord et al. 2017, appendix A.1)."""
+"""Each latent gets its nearest code, and moving averages of the latents update the codebook.
+
+The method is that of van den Oord et al. 2017, appendix A.1.
+"""
 
 import torch
 
@@ -13,14 +16,14 @@ FLAGS = {
     "codebook_init_step": {},
     "codebook_restart_steps": {},
 }
-LEAST = 1e-20  # uses of a code; the average of a code that is never used would otherwise become 0
+LEAST = 1e-20  # the averaged number of uses of a code never falls below this value, because the update divides by it
 
 
 @register("ema")
 class EMAQuantizer(NearestQuantizer):
-    """Each code is the moving average of the latents that chose it. The loss is the commitment term alone.
+    """Each code is the moving average of the latents that chose the code. The loss is the commitment term alone.
 
-    With n the uses of a code in a batch and s the sum of the latents that chose it, the paper's update is
+    Let n be the uses of a code in a batch, and s the sum of the latents that chose the code. The paper's update is
     N <- decay N + (1 - decay) n, m <- decay m + (1 - decay) s, e <- m / N. Because m = N e, only N and e are kept.
     """
 
@@ -48,7 +51,7 @@ class EMAQuantizer(NearestQuantizer):
 
     @torch.no_grad()
     def update(self, z: torch.Tensor, ids: torch.Tensor) -> None:
-        """Move the codes towards the latents z (B, E, h, w) of all processes that chose them; ids (B, h, w)."""
+        """Move each code towards the latents that chose the code, in all processes. z (B, E, h, w), ids (B, h, w)."""
         codes, flat = self.embedding.weight, z.float().permute(0, 2, 3, 1).reshape(-1, z.shape[1])
         n, s = torch.zeros_like(self.cluster_size), torch.zeros_like(codes)
         n.index_add_(0, ids.flatten(), torch.ones_like(flat[:, 0]))
@@ -58,6 +61,6 @@ class EMAQuantizer(NearestQuantizer):
         codes += (1 - self.decay) * (s - n[:, None] * codes) / self.cluster_size[:, None]
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        """If the checkpoint of another quantizer has the codebook but no averages, the averages start afresh."""
+        """Start the averages afresh if the checkpoint of another quantizer has a codebook but no averages."""
         state_dict.setdefault(f"{prefix}cluster_size", torch.ones_like(self.cluster_size))
         super()._load_from_state_dict(state_dict, prefix, *args)

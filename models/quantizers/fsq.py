@@ -18,12 +18,12 @@ FLAGS = {
         "role": "autoencoder",
     },
 }
-EPS = 1e-3  # margin by which the bounded values can exceed the outermost levels
+EPS = 1e-3  # the bounded values can exceed the outermost levels by this share
 
 
 def levels_of(size: int, least: int) -> list[int]:
-    """Split `size` into as many factors of at least `least` as possible, in falling order. Among several solutions, the
-    one with the smallest largest factor. [size] if there is none."""
+    """Split `size` into as many factors of at least `least` as possible, in falling order. Among several solutions,
+    take the solution whose largest factor is smallest. Return [size] if there is no solution."""
     found = [[size]]
     for last in range(least, math.isqrt(size) + 1):
         if size % last == 0:
@@ -34,7 +34,8 @@ def levels_of(size: int, least: int) -> list[int]:
 @register("fsq")
 class FSQQuantizer(Quantizer):
     """A code is a point of a grid with d dimensions; dimension i has levels[i] values in [-1, 1]. One linear map takes
-    the E channels of the latents to d dimensions, another one back. There is no codebook and no codebook loss."""
+    the E channels of the latents to d dimensions. A second linear map takes the d dimensions back to E channels. There
+    is no codebook and no codebook loss."""
 
     levels: torch.Tensor
 
@@ -47,7 +48,7 @@ class FSQQuantizer(Quantizer):
 
     def digits(self, z: torch.Tensor) -> torch.Tensor:
         """Latents (B, E, h, w) -> the numbers of the levels (B, h, w, d), from 0, with a straight-through gradient.
-        Always in float32, also under autocast: rounding depends on the last bits."""
+        The computation is in float32, also under autocast, because rounding depends on the last bits."""
         with torch.autocast(z.device.type, enabled=False):
             x = self.project_in(z.float().permute(0, 2, 3, 1))
         top = self.levels - 1
@@ -65,7 +66,7 @@ class FSQQuantizer(Quantizer):
 
     def forward(self, z: torch.Tensor, step: int | None = None, rng: StepRandom | None = None) -> Quantized:
         digits = self.digits(z)
-        zero = 0.0 * digits.sum()  # with a gradient, like every loss
+        zero = 0.0 * digits.sum()  # the zero has a gradient, like every loss
         z_q = in_layout_of(z, self.vectors(digits).permute(0, 3, 1, 2))
         return Quantized(z_q, zero, self.ids_of(digits), zero.detach())
 

@@ -18,7 +18,7 @@ FLAGS = {
 
 @register("gumbel")
 class GumbelQuantizer(Quantizer):
-    """A 1x1 convolution gives K logits per latent; training mixes the codes with a relaxed sample.
+    """A 1x1 convolution gives K logits per latent. In training, a relaxed sample weights the vectors of all codes.
 
     Outside training (and in `encode`) the code is the arg max of the logits, without noise. An image therefore always
     has the same codes, and a sampler can be trained on them.
@@ -36,12 +36,12 @@ class GumbelQuantizer(Quantizer):
         return max(MIN_TEMPERATURE, 1.0 - step / ANNEAL_STEPS)
 
     def logits(self, z):
-        """(B, E, h, w) -> (B, K, h, w), float32, because half precision is too coarse for a softmax over 1024 codes."""
+        """Compute logits: (B, E, h, w) -> (B, K, h, w). Half precision is too coarse for this softmax."""
         with torch.autocast(z.device.type, enabled=False):
             return self.proj(z.float())
 
     def sample(self, logits, step, rng):
-        """A relaxed (or, with straight_through, one-hot) sample over dim 1, like logits."""
+        """Draw a relaxed sample over dim 1, of the shape of logits. With straight_through the sample is one-hot."""
         tau = self.temperature(step)
         if rng is None:
             return F.gumbel_softmax(logits, tau=tau, dim=1, hard=self.straight_through)

@@ -34,7 +34,7 @@ FLAGS = {
 
 @register("nearest")
 class NearestQuantizer(Quantizer):
-    """Each latent vector becomes the codebook entry closest to it.
+    """The closest entry of the codebook replaces each latent vector.
 
     Shapes: z (B, E, h, w), codebook (K, E).
     """
@@ -48,8 +48,8 @@ class NearestQuantizer(Quantizer):
         nn.init.uniform_(self.embedding.weight, -1.0 / codebook_size, 1.0 / codebook_size)
 
     def distances(self, z):
-        """Squared Euclidean distances, z (B, E, h, w) -> (B*h*w, K). Always in float32, also under autocast: in half
-        precision, rounding would decide between two close codes."""
+        """Compute squared Euclidean distances, z (B, E, h, w) -> (B*h*w, K). The computation is in float32, also under
+        autocast, because in half precision rounding would decide between two close codes."""
         with torch.autocast(z.device.type, enabled=False):
             flat = z.float().permute(0, 2, 3, 1).reshape(-1, z.shape[1])
             codes = self.embedding.weight.float()
@@ -64,16 +64,16 @@ class NearestQuantizer(Quantizer):
             distances = self.distances(z)
             ids = distances.argmin(1).reshape(z.shape[0], *z.shape[2:])
         z_q = self.embed_ids(ids).permute(0, 3, 1, 2)
-        # beta weights the codebook term. In the VQ-VAE paper it weights the commitment term, but the published models
-        # were trained in this way.
+        # beta weights the codebook term, because the published models were trained in this way. In the VQ-VAE paper,
+        # beta weights the commitment term.
         loss = (z_q.detach() - z).square().mean() + self.beta * (z_q - z.detach()).square().mean()
         straight_through = z + (z_q - z).detach()
         return Quantized(straight_through, loss, ids, distances.mean())
 
     @staticmethod
     def pass_through(z):
-        """Before `start_step`: a plain autoencoder."""
-        zero = 0.0 * z.sum()  # with a gradient, like every loss
+        """Return the latents unchanged, as a plain autoencoder does. `forward` calls this before `start_step`."""
+        zero = 0.0 * z.sum()  # the zero has a gradient, like every loss
         return Quantized(z, zero, None, zero.detach())
 
     def codebook_weight(self):
@@ -81,7 +81,7 @@ class NearestQuantizer(Quantizer):
 
     def place_codes(self, vectors, seed):
         """Set the codebook to the k-means centres of latents `vectors` (n, E), n > K."""
-        from scipy.cluster.vq import kmeans2  # here: importing it takes a while, and few runs need it
+        from scipy.cluster.vq import kmeans2  # imported here, because the import is slow and few runs need scipy
 
         centres, _ = kmeans2(vectors.cpu().double().numpy(), len(self.embedding.weight), minit="++", rng=seed)
         self.embedding.weight.data.copy_(torch.from_numpy(centres))

@@ -1,4 +1,7 @@
-"""Nearest codes with the gradient of the rotation trick (Fifty et al. 2024, arXiv 2410.06424)."""
+"""Each latent gets its nearest code; the gradient is that of the rotation trick.
+
+The method is that of Fifty et al. 2024, arXiv 2410.06424.
+"""
 
 from dataclasses import replace
 
@@ -16,8 +19,9 @@ EPS = 1e-6
 
 @register("rotation")
 class RotationQuantizer(NearestQuantizer):
-    """The forward pass is that of `nearest`. The backward pass transforms the gradient by the rotation and scaling that
-    map the latent to its code. The gradient therefore depends on the position of the latent in the code's region."""
+    """The forward pass is that of `nearest`. A rotation and a scaling map the latent to its code. The backward pass
+    applies the same rotation and scaling to the gradient. The gradient therefore depends on the position of the latent
+    in the code's region."""
 
     def forward(self, z: torch.Tensor, step: int | None = None, rng: StepRandom | None = None) -> Quantized:
         quantized = super().forward(z, step, rng)
@@ -28,8 +32,11 @@ class RotationQuantizer(NearestQuantizer):
 
 
 def rotate(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """The value `codes`, as (|codes| / |z|) R z, in which the factor and the rotation R from z to the code are
-    constants (section 4.2 of the paper). z, codes: (B, E, ...), float32, vectors in dimension 1."""
+    """Return the value `codes`, computed as (|codes| / |z|) R z. R is the rotation from z to the code. For the
+    gradient, R and the factor are constants (section 4.2 of the paper).
+
+    z, codes: (B, E, ...), float32; the vectors are in dimension 1.
+    """
     with torch.no_grad():
         scale = codes.norm(dim=1, keepdim=True) / z.norm(dim=1, keepdim=True).clamp(min=EPS)
         start, end = F.normalize(z, dim=1), F.normalize(codes, dim=1)
@@ -39,4 +46,4 @@ def rotate(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         return (direction * z).sum(1, keepdim=True)
 
     rotated = scale * (z - 2 * along(middle) * middle + 2 * along(start) * end)
-    return rotated + (codes - rotated).detach()  # exactly the code, even if no rotation is defined
+    return rotated + (codes - rotated).detach()  # the value is exactly the code, even if no rotation is defined
