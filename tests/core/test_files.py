@@ -380,7 +380,7 @@ def test_the_newest_whole_checkpoint_is_taken(store, victim, damage):
     step, said = newest(store)
     assert step == 20
     if (victim, damage) != ("manifest_30.json", "missing"):
-        assert len(said) == 1 and "checkpoint 30 is passed over" in said[0] and path.name in said[0]
+        assert len(said) == 1 and "checkpoint 30 is skipped" in said[0] and path.name in said[0]
         with pytest.raises(DamagedFile):
             store.verify(30)
 

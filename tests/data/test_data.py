@@ -687,7 +687,7 @@ def test_the_search_for_broken_images_ends(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"^8 of 100 images cannot be decoded"):
         next(one_pass(images, 8, 0, say=said.append))
     assert said[-2] == "skipped: 4 more that cannot be decoded" and len(said) == 7
-    assert said[-1].startswith("there may be others")
+    assert said[-1].startswith("more images may be broken")
 
 
 def test_every_process_knows_all_broken_images_after_a_shared_pass(tmp_path):

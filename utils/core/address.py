@@ -1,4 +1,4 @@
-"""The address of a visdom server. Standard library only, because the check of the command line uses it."""
+"""Parses the address of a visdom server. This module imports the standard library only, so that --help stays fast."""
 
 from urllib.parse import urlsplit
 
@@ -8,8 +8,8 @@ from utils.core.errors import UsageError
 def server_address(server: str | None, port: int) -> tuple[str, int, str]:
     """Split None, a host name or a URL into (origin, port, path): ('http://localhost', 8097, '').
 
-    A port within the URL takes precedence over `port`. Raises UsageError if the address is neither a name nor a URL, or
-    if it holds a login, which would appear in every log.
+    A port within the URL takes precedence over `port`. Raises UsageError if the address is neither a name nor a URL. An
+    address with a login is refused, too, because the login would appear in every log.
     """
     text = str(server or "localhost")
     try:

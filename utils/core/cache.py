@@ -1,9 +1,10 @@
-"""Cache files of tensors. Each file records the inputs of its tensors, and is reused only for the same inputs.
+"""Reads and writes cache files of tensors. Each file records the inputs of its tensors. A file is reused only for equal
+inputs.
 
-A file holds {name: tensor}, a header, a hash of the tensors, and their origin. The header is a dict of JSON values:
-everything that the tensors depend on. For images it contains only names, sizes and times. The origin holds a sample of
-the images' contents and the versions of libraries; it is compared when the file is read. A different header gives a
-different file name. A file that does not match its header is damaged.
+A file holds {name: tensor}, a header, a hash of the tensors, and their origin. The header is a dict of JSON values with
+everything that the tensors depend on. Images are represented in the header only by names, sizes and times. The origin
+holds a sample of the images' contents and the versions of libraries. The origin is compared when the file is read. A
+different header gives a different file name. A file that does not match its header is damaged.
 """
 
 import importlib.metadata
@@ -18,14 +19,14 @@ from utils.core.errors import DamagedFile
 from utils.core.files import hash_tensors, load_tensors, remove_temporaries, save_tensors
 
 FORMAT = 1
-ABANDONED = 3600.0  # seconds after which a temporary file does not belong to a process that is still writing
+ABANDONED = 3600.0  # seconds; no process still writes a temporary file that is older
 
 
 def read(path: str | Path, header: dict) -> tuple[dict, Any] | None:
-    """Return ({name: tensor}, origin) stored under this header, or None if there is no file. The origin is None in a
-    file written by an earlier version.
+    """Return ({name: tensor}, origin) stored under this header, or None if the file does not exist. Files of earlier
+    versions have no origin: for such a file the returned origin is None.
 
-    Raises DamagedFile if the file does not hold them.
+    Raises DamagedFile if the file does not hold tensors of this header.
     """
     if not Path(path).exists():
         return None
@@ -42,21 +43,21 @@ def read(path: str | Path, header: dict) -> tuple[dict, Any] | None:
 
 
 def fits_range(numbers: torch.Tensor, count: int, positions: range) -> bool:
-    """Whether a tensor that was read holds `count` distinct int64 numbers from the range `positions`."""
+    """Return whether the tensor holds `count` distinct int64 numbers, all from the range `positions`."""
     if numbers.dtype != torch.int64 or numbers.shape != (count,):
         return False
     return len(numbers.unique()) == count and bool(((numbers >= positions.start) & (numbers < positions.stop)).all())
 
 
 def write(path: str | Path, header: dict, tensors: dict, origin: Any = None) -> None:
-    """Store {name: tensor} under this header. The file is complete or absent."""
+    """Store {name: tensor} under this header. An error leaves no incomplete file."""
     digest = hash_tensors(tensors)
     save_tensors(path, dict(format=FORMAT, header=header, tensors=tensors, sha256=digest, origin=origin))
 
 
 def store(path: str | Path, header: dict, tensors: dict, say: Callable, what: str, origin: Any = None) -> bool:
-    """Like write, but only print a warning if the file cannot be written, because the caller still has the tensors.
-    Returns True if the file was written."""
+    """Store the tensors like `write`. If the file cannot be written, only print a warning, because the caller still has
+    the tensors. Returns True if the file was written."""
     try:
         write(path, header, tensors, origin)
     except OSError as error:
@@ -67,7 +68,7 @@ def store(path: str | Path, header: dict, tensors: dict, say: Callable, what: st
 
 
 def versions(*libraries: str) -> dict[str, str]:
-    """{library: version} of packages that affect results, by their names in the package index."""
+    """Return {library: version}. The libraries are named as in the package index."""
     found = {}
     for name in libraries:
         try:
@@ -78,12 +79,13 @@ def versions(*libraries: str) -> dict[str, str]:
 
 
 def is_current(origin: Any, now: dict, path: str | Path, say: Callable, what: str, renew: bool = False) -> bool:
-    """Whether a cache may be reused. Reports a difference, or an unknown origin, in one line.
+    """Return whether a cache may be reused. Prints one line if the origins differ or if the stored origin is unknown.
 
-    origin, now: the stored origin, and that of a new cache. Each is dict(versions={library: version}); if images are
-    read, it also has `contents`, a digest of some of them. If the contents differ, the cache is not reused. If only the
-    versions differ, the cache is reused with a warning, so that a run continues with the same data; with `renew` it is
-    not reused. A cache of an earlier version that has no origin is reused with a note.
+    origin: the origin that is stored in the cache. now: the origin that a new cache would have. Each origin is
+    dict(versions={library: version}). If the cache is made from images, the origin also has `contents`, a digest of
+    some images. If the contents differ, the cache is not reused. If only the versions differ, the cache is reused with
+    a warning, so that a run continues with the same data. With `renew`, a cache with other versions is not reused. A
+    cache of an earlier version has no origin, and is reused with a note.
     """
     if origin is None:
         say(
@@ -124,10 +126,10 @@ def cached(
 ) -> Any:
     """Read the tensors of this header from `path`, or call compute() and store its result there.
 
-    what: the name of the tensors in messages ("codes"). origin: a function that returns their origin; renew: see
-    is_current. check: called with tensors that were read; raises DamagedFile if compute() cannot have returned them.
-    The main process reads the file and decides whether to compute. If so, all processes call compute(), and the main
-    process stores the result. The result is None in the other processes.
+    what: the name of the tensors in messages ("codes"). origin: a function that returns the origin of a new cache.
+    renew: see is_current. check: a function that is called with the tensors of the file. check raises DamagedFile if
+    compute() cannot have returned these tensors. The main process reads the file. If the tensors must be computed, all
+    processes call compute(), and the main process stores the result. The other processes get None.
     """
     tensors: Any = None
     if distributed.is_main():

@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or absent.
+"""Writes and reads checkpoints. A checkpoint is complete or absent.
 
 logs/<log_dir>/saved_models/<name>_<step>.th     plain state dicts, as the original program writes them
 logs/<log_dir>/saved_stats/stats_<step>          everything else that a resume needs (meters, loss scale, counts)
@@ -31,7 +31,7 @@ FORMAT = 1
 
 
 class Checkpoints(Manifests):
-    """The checkpoints of one run folder (logs/<log_dir>)."""
+    """Writes, verifies and removes the checkpoints of one run folder (logs/<log_dir>)."""
 
     def __init__(self, folder: str | Path):
         super().__init__(folder)
@@ -42,17 +42,17 @@ class Checkpoints(Manifests):
         return self.stats / f"stats_{step}"
 
     def lost_steps(self) -> list[int]:
-        """Steps that have a file in saved_stats but nothing in saved_models. The stats file is written after the
-        weights, so saved_models is no longer the same folder (not mounted, or emptied). An interrupted checkpoint
-        always leaves weights or the file .unfinished_<step>.json."""
+        """Return the steps that have a file in saved_stats but nothing in saved_models. The weights are written before
+        the stats file. Therefore the folder saved_models of such a step was emptied, or its disk is not mounted. An
+        interrupted checkpoint always leaves weights or the file .unfinished_<step>.json."""
         steps = self._steps_of(r"stats_(\d+)", self.stats)
         return [s for s in steps if not (any(self.models.glob(f"*_{s}.th")) or self.unfinished_path(s).exists())]
 
     # ------------------------------------------------------------------ writing
 
     def save(self, step: int, state_dicts: dict, extra: dict, about: dict) -> None:
-        """Write one checkpoint: state_dicts {name: state dict}, extra (tensors and plain values), about
-        (JSON values for the manifest). The checkpoint counts only once its manifest is written."""
+        """Write one checkpoint. state_dicts: {name: state dict}. extra: tensors and plain values. about: JSON values
+        for the manifest. The manifest is written last; without a manifest the files are not a checkpoint."""
         self.sweep()
         values = {self.path(name, step): state for name, state in state_dicts.items()}
         values[self.stats_path(step)] = extra
@@ -63,15 +63,15 @@ class Checkpoints(Manifests):
             manifest = dict(format=FORMAT, step=step, **about, files=files)
             write_json(self.manifest_path(step), dict(manifest, digest=hash_json(manifest)))
         except OSError:
-            with contextlib.suppress(OSError):  # on a full disk, the incomplete files take up space
+            with contextlib.suppress(OSError):  # the disk may be full: incomplete files must not use space
                 self.sweep()
             raise
         self._whole.add(step)
         self.sweep()
 
     def sweep(self) -> None:
-        """Remove unfinished files that a killed process or a full disk has left: temporary files, and the files of
-        checkpoints that were being written or removed."""
+        """Remove the unfinished files that a killed process or a full disk has left. These are temporary files, and the
+        files of checkpoints whose writing or removal did not end."""
         for folder in (self.models, self.stats):
             remove_temporaries(folder)
         for step in self._steps_of(r"\.unfinished_(\d+)\.json"):
@@ -81,8 +81,8 @@ class Checkpoints(Manifests):
             self.unfinished_path(step).unlink(missing_ok=True)
 
     def _files_of_unfinished(self, step: int) -> list[Path]:
-        """The files that .unfinished_<step>.json (which may be a former manifest) lists, except names that cannot
-        belong to this step."""
+        """Return the files that .unfinished_<step>.json lists. Names that cannot belong to this step are left out. The
+        JSON file is a former manifest if the checkpoint was being removed."""
         allowed = files_of(step)
         try:
             names = [str(name) for name in read_json(self.unfinished_path(step))["files"]]
@@ -91,8 +91,8 @@ class Checkpoints(Manifests):
         return [self.folder / name for name in names if allowed.fullmatch(name)]
 
     def prune(self, keep: int) -> None:
-        """Remove all checkpoints that are older than the `keep` newest complete ones (at least 2). Only steps with a
-        manifest are removed, and only the files that the manifest lists."""
+        """Remove old checkpoints. The `keep` newest complete checkpoints (at least 2), and everything newer than these,
+        remain. Only steps with a manifest are removed, and only the files that the manifest lists."""
         complete = 0
         for step in reversed(self.steps()):
             if complete < max(keep, 2):
@@ -100,7 +100,8 @@ class Checkpoints(Manifests):
                 continue
             with contextlib.suppress(DamagedFile):  # a damaged manifest does not tell which files to remove
                 self.manifest(step)
-                # In one atomic step the checkpoint becomes invalid, and the list of files to remove is kept.
+                # This one atomic rename makes the checkpoint invalid and keeps the list of its files, which sweep()
+                # removes.
                 os.replace(self.manifest_path(step), self.unfinished_path(step))
         fsync_folder(self.models)
         self.sweep()
@@ -113,7 +114,7 @@ class Checkpoints(Manifests):
     # ------------------------------------------------------------------ reading
 
     def verify(self, step: int) -> dict:
-        """The manifest of a step. Raises DamagedFile unless all files match it."""
+        """Return the manifest of a step. Raises DamagedFile unless all files match the manifest."""
         manifest = self.manifest(step)
         for name, expected in manifest["files"].items():
             self._verify_file(self.folder / name, expected)
@@ -128,27 +129,27 @@ class Checkpoints(Manifests):
             raise DamagedFile(f"{path} is damaged: its contents are not what was written")
 
     def newest_good(self, warn: Callable) -> tuple[int, dict] | tuple[None, None]:
-        """(step, manifest) of the newest checkpoint that passes verification; (None, None) if there is none.
-        Damaged checkpoints are reported through `warn` and skipped."""
+        """Return (step, manifest) of the newest undamaged checkpoint, or (None, None) if no checkpoint is undamaged.
+        Each damaged checkpoint is skipped, and reported by a call of `warn`."""
         for step in reversed(self.steps()):
             try:
                 return step, self.verify(step)
-            except (DamagedFile, OSError) as error:  # OSError: the disk cannot read the files
-                warn(f"checkpoint {step} is passed over: {error}")
+            except (DamagedFile, OSError) as error:  # the disk raises OSError if it cannot read a file
+                warn(f"checkpoint {step} is skipped: {error}")
         return None, None
 
     def load_stats(self, step: int) -> Any:
         return load_tensors(self.stats_path(step))
 
     def has(self, name: str, step: int) -> bool:
-        """Whether <name>_<step>.th exists, or existed: a manifest lists it."""
+        """Return whether <name>_<step>.th exists, or is listed in the manifest (a listed file may be missing)."""
         path = self.path(name, step)
         return path.is_file() or (self.manifest_path(step).is_file() and self.key(path) in self.manifest(step)["files"])
 
     def load(self, name: str, step: int) -> dict:
-        """The state dict <name>_<step>.th, verified if a manifest lists it.
+        """Return the state dict in <name>_<step>.th. If a manifest lists the file, its contents are verified.
 
-        Raises UserError, which lists the available steps, if the file is missing.
+        If the file is missing, raises a UserError that lists the available steps.
         """
         path = self.path(name, step)
         if not path.is_file():
@@ -164,12 +165,12 @@ class Checkpoints(Manifests):
 
 
 def checkpoints_of(run_name: str) -> Checkpoints:
-    """The Checkpoints of logs/<run_name>."""
+    """Return the Checkpoints of logs/<run_name>."""
     return Checkpoints(LOGS / run_name)
 
 
 def load_into(module: Any, state: Any, what: str) -> None:
-    """Call module.load_state_dict(state), strict. Raises a UserError of one line if names or shapes differ."""
+    """Call module.load_state_dict(state). Raises a UserError with a message of one line if names or shapes differ."""
     try:
         module.load_state_dict(state)
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:

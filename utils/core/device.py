@@ -1,4 +1,4 @@
-"""The device to compute on."""
+"""Selects the device that PyTorch computes on."""
 
 import torch
 
@@ -7,7 +7,8 @@ from utils.core.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """'auto', 'cpu', 'cuda' or 'mps' -> torch.device. Raises UserError if the device is not available."""
+    """Return the torch.device of a name: 'auto', 'cpu', 'cuda' or 'mps'. Raises UserError if the device is not
+    available."""
     mps = torch.backends.mps.is_available()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
@@ -29,5 +30,5 @@ def pick_device(name: str) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """The name of a CUDA device; the type of any other device."""
+    """Return the name of a CUDA device, or the type of any other device ('cpu', 'mps')."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

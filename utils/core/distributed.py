@@ -1,4 +1,4 @@
-"""The processes of one job under torchrun. With one process every function is the identity.
+"""Communication between the processes of one job under torchrun. With one process, nothing is sent.
 
 Every process must call these functions in the same order. If one process ends or calls another function, all processes
 end with an error. The first call joins the group. CPU tensors are sent by gloo, CUDA tensors by NCCL. Plain objects and
@@ -19,15 +19,15 @@ from utils.core.errors import UserError
 from utils.core.files import hash_json
 from utils.core.job import is_main, local_rank, local_size, rank, world_size  # noqa: F401 (offered here, too)
 
-# One process may work alone (hashing a checkpoint, k-means) while the others wait up to this time. If a process dies,
-# the others notice it earlier, by closed connections and by torchrun.
+# One process may work alone (hashing a checkpoint, k-means) while the other processes wait. PATIENCE is the longest
+# wait. The death of a process is noticed earlier, by closed connections and by torchrun.
 PATIENCE = datetime.timedelta(hours=1)
 
 
 def join_group() -> bool:
     """Join the group of processes if the job has more than one process and has not joined yet. Returns True if the job
     has more than one process."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:  # job.world_size(), here because every update asks several times
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:  # a fast job.world_size(): each update runs this line often
         return False
     if not dist.is_initialized():
         store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
@@ -48,14 +48,14 @@ def cleanup() -> None:
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of `tensor` over the processes, in place."""
+    """Replace `tensor` by its sum over the processes, and return it."""
     if join_group():
         dist.all_reduce(tensor)
     return tensor
 
 
 def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
-    """The mean of `tensor` over the processes, in place."""
+    """Replace `tensor` by its mean over the processes, and return it."""
     if join_group():
         dist.all_reduce(tensor)
         tensor /= world_size()
@@ -63,7 +63,7 @@ def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over the processes. The loss of every process depends on it."""
+    """Differentiable sum over the processes. The losses of all processes depend on this sum."""
 
     @staticmethod
     def forward(_ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
@@ -75,8 +75,8 @@ class _Sum(torch.autograd.Function):
 
 
 def mean_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
-    """The mean of `tensor` over the processes. Each process's tensor receives the gradient of the sum of all
-    processes' losses. Averaging the parameters' gradients afterwards gives those of the mean loss."""
+    """Return the mean of `tensor` over the processes. The gradient that reaches `tensor` is that of the sum of all
+    processes' losses. After average_gradients(), the parameters have the gradients of the mean loss."""
     return _Sum.apply(tensor) / world_size() if join_group() else tensor
 
 
@@ -104,7 +104,7 @@ def all_gather_rows(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def broadcast_in_place(tensors: Iterable[torch.Tensor]) -> None:
-    """Overwrite these tensors with the main process's."""
+    """Overwrite these tensors with the tensors of the main process."""
     if join_group():
         for tensor in tensors:
             sent = tensor.detach().contiguous()
@@ -114,14 +114,15 @@ def broadcast_in_place(tensors: Iterable[torch.Tensor]) -> None:
 
 
 def broadcast_tensor(tensor: Any) -> torch.Tensor:
-    """The main process's CPU tensor, in every process (the argument of the other processes is ignored)."""
+    """Return the CPU tensor of the main process in every process. The arguments of the other processes are ignored."""
     if not join_group():
         return tensor
     shape, dtype = from_main(lambda: (tensor.shape, tensor.dtype))
     if not is_main():
         tensor = torch.empty(shape, dtype=dtype)
     if tensor.numel():
-        dist.broadcast(tensor.contiguous().view(-1).view(torch.uint8), 0)  # as bytes: gloo does not support all types
+        # Send bytes, because gloo does not support all types.
+        dist.broadcast(tensor.contiguous().view(-1).view(torch.uint8), 0)
     return tensor
 
 
@@ -129,7 +130,8 @@ def broadcast_tensor(tensor: Any) -> torch.Tensor:
 
 
 def all_reduce_max(number: int) -> int:
-    """The largest of the processes' integers. Training uses it to share a signal with all processes."""
+    """Return the largest integer of all processes. Training calls this function to share a signal with all
+    processes."""
     if not join_group():
         return number
     value = torch.tensor(number)
@@ -142,7 +144,7 @@ def barrier() -> None:
 
 
 def from_main(function: Callable) -> Any:
-    """Call function() in the main process only; every process gets the result (a plain object)."""
+    """Call function() in the main process only. Returns the result (a plain object) in every process."""
     if not join_group():
         return function()
     box = [function() if is_main() else None]
@@ -151,7 +153,7 @@ def from_main(function: Callable) -> Any:
 
 
 def from_all(value: Any) -> list:
-    """The plain objects or CPU tensors of all processes, ordered by rank."""
+    """Return a list of the values of all processes, ordered by rank. Values are plain objects or CPU tensors."""
     if not join_group():
         return [value]
     values: list = [None] * world_size()
@@ -160,7 +162,8 @@ def from_all(value: Any) -> list:
 
 
 def must_agree(value: Callable, what: str) -> None:
-    """Raise UserError if value(), a JSON value, is not the same in all processes. what: the message's subject."""
+    """Raise UserError if the JSON value that value() returns is not equal in all processes. what: the name of the value
+    in the message."""
     if not join_group():
         return
     digests = from_all(hash_json(value()))
@@ -178,11 +181,11 @@ _END = object()
 
 
 def in_order(own: Iterable) -> Iterator:
-    """Yield the results of shared work in order in the main process, and nothing in the others. The others must
-    exhaust this iterator too, because iterating does their work.
+    """Yield the results of shared work in order in the main process. The other processes get nothing, but must also
+    iterate to the end, because iterating does their work.
 
-    own: iterable over this process's results, which are CPU tensors or plain values. Process i % world_size makes
-    result i. A result that is None is left out.
+    own: an iterable over the results of this process (CPU tensors or plain values). Process i % world_size makes result
+    i. A result that is None is left out.
     """
     own = iter(own)
     while True:
@@ -198,8 +201,8 @@ def in_order(own: Iterable) -> Iterator:
 
 
 def turns(first: int, n: int, size: int) -> Iterator[tuple[range, int]]:
-    """Share range(first, first + n) evenly among the processes, in turns of up to `size` items each. Yields for each
-    turn (this process's range, the number of items of all processes)."""
+    """Share range(first, first + n) evenly among the processes. The work is done in turns. In each turn, each process
+    gets at most `size` items. Yields (range of this process, number of items of all processes) for each turn."""
     size = min(size, math.ceil(n / world_size()))
     for start in range(first, first + n, size * world_size()):
         stop = min(start + size * world_size(), first + n)

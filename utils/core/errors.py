@@ -1,4 +1,5 @@
-"""Errors that the user can fix: one clear line, never a traceback. Standard library only."""
+"""Reports errors that the user can fix, in one line without a traceback. This module imports the standard library
+only."""
 
 import contextlib
 import errno
@@ -13,12 +14,13 @@ from utils.core import job
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
-SIGPIPE = 13  # its number on Linux and macOS; Windows has no such signal
+SIGPIPE = 13  # the number of this signal on Linux and macOS; Windows does not have the signal
 
 
 def printable(text: object) -> str:
-    """Text that is safe to print on a terminal. Control characters, characters that change the writing direction, and
-    bytes that are not text are escaped; file names may hold all of these. Line breaks are kept."""
+    """Return text that is safe to print on a terminal. Three kinds of characters are escaped: control characters,
+    characters that change the writing direction, and bytes that are not text. File names can contain all three kinds.
+    Line breaks are kept."""
     text = str(text)
     if text.isprintable():
         return text
@@ -26,7 +28,7 @@ def printable(text: object) -> str:
 
 
 class UserError(ValueError):
-    """An error that the user can fix; the message states what is wrong and how to fix it. Exit code 1."""
+    """An error that the user can fix. The message states what is wrong and how to fix the error. The exit code is 1."""
 
     exit_code = EXIT_FAILURE
 
@@ -35,20 +37,20 @@ class UserError(ValueError):
 
 
 class UsageError(UserError):
-    """The command line or the configuration is wrong. Exit code 2."""
+    """An error in the command line or in the configuration. The exit code is 2."""
 
     exit_code = EXIT_USAGE
 
 
 class DamagedFile(UserError):
-    """A file exists but does not hold what it must (truncated, altered, of another kind)."""
+    """The contents of an existing file are wrong: the file is truncated, altered, or of another kind."""
 
 
 def fail(message: object, exit_code: int = EXIT_FAILURE) -> NoReturn:
     """Print one line to stderr and exit. If several processes of a job fail at the same time, only one prints."""
     try:
         sys.stdout.flush()
-    except OSError:  # a closed pipe or a full disk
+    except OSError:  # the pipe is closed or the disk is full
         discard_output()
     if job.first_to_report():
         warn(f"error: {printable(' '.join(str(message).splitlines()))}")
@@ -56,7 +58,7 @@ def fail(message: object, exit_code: int = EXIT_FAILURE) -> NoReturn:
 
 
 def warn(line: str) -> None:
-    """Print a line to stderr. Does nothing if stderr is closed."""
+    """Print a line to stderr. If stderr is closed, do nothing."""
     with contextlib.suppress(BrokenPipeError):
         print(line, file=sys.stderr, flush=True)
 
@@ -67,7 +69,7 @@ def discard_output() -> None:
 
 
 def _reader_is_gone() -> bool:
-    """Whether stdout is a pipe that no program reads any more, as with `| head`."""
+    """Return whether stdout is a pipe that no program reads any more. `| head` ends early and leaves such a pipe."""
     if not hasattr(select, "poll"):  # Windows
         return False
     poll = select.poll()
@@ -76,9 +78,9 @@ def _reader_is_gone() -> bool:
 
 
 def quit_quietly_at_interrupt() -> None:
-    """Until run_main is called, let Ctrl-C end the process without a traceback. While torch is imported there is
-    nothing to clean up."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # keep it ignored if the parent ignores it
+    """Make Ctrl-C end the process without a traceback until run_main is called. There is nothing to clean up so early,
+    while torch is being imported."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a parent process may have set SIG_IGN
         signal.signal(signal.SIGINT, _quit)
 
 
@@ -91,8 +93,8 @@ def run_main(main: Callable, *args: Any) -> None:
     if signal.getsignal(signal.SIGINT) is _quit:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed before the start, as with `>&-`
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (until the process ends)
+        if getattr(sys, name) is None:  # the shell has closed the stream (`>&-`)
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open until the process ends)
     try:
         main(*args)
         sys.stdout.flush()
@@ -111,7 +113,8 @@ def run_main(main: Callable, *args: Any) -> None:
     except (RuntimeError, MemoryError) as error:
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             fail(f"torch.compile does not work here ({' '.join(str(error).split())[:200]}); train with --compile off")
-        if str(error).startswith("DataLoader worker"):  # from torch's signal handler: a worker died between batches
+        # torch's signal handler raises this error if a worker dies between batches.
+        if str(error).startswith("DataLoader worker"):
             fail(f"{str(error).splitlines()[0]}: a process that decodes images ended; try --num_workers 0")
         if _is_loss_of_others(error):
             fail(
@@ -127,7 +130,8 @@ def run_main(main: Callable, *args: Any) -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """PyTorch has an exception class of its own for CUDA only; for other devices, check the message."""
+    """Return whether the memory is full. PyTorch has a class for this error on CUDA only; for other devices, check the
+    message."""
     words = ("out of memory", "can't allocate memory", "not enough memory", "Storage size calculation overflowed")
     return (
         isinstance(error, MemoryError)
@@ -137,7 +141,8 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _is_loss_of_others(error: Exception) -> bool:
-    """Whether communication between processes failed: PyTorch has its own exceptions for NCCL and the store only."""
+    """Return whether communication between processes failed. PyTorch has exception classes for NCCL and the store; for
+    gloo, check the message."""
     kind, words = type(error).__name__, str(error).lower()
     return job.world_size() > 1 and (kind.startswith("Dist") or "gloo" in words or "nccl" in words)
 

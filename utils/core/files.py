@@ -1,6 +1,6 @@
-"""Files that are complete or absent, and reading that never executes anything.
+"""Writes files that are complete or absent, and reads files without running code in them.
 
-torch is imported inside the functions that write or read tensors, so that programs that only inspect a run start fast.
+Only the functions that write or read tensors import torch. Programs that inspect a run therefore start fast.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from utils.core.json_files import hash_json, parse_json, read_json  # noqa: F401
 
 
 def fsync_folder(folder: str | Path) -> None:
-    """Make a rename in this folder durable (a no-op if the system does not support it)."""
+    """Make a rename in this folder durable. Do nothing if the system cannot synchronise folders."""
     with contextlib.suppress(OSError):
         fd = os.open(folder, os.O_RDONLY)
         try:
@@ -49,8 +49,9 @@ class _HashingFile:
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Any]:
-    """Open a temporary file next to `path` (.<name>.<...>.tmp) for binary writing. On success it is flushed to
-    the disk and renamed to `path`; on any error it is removed. The file object hashes what is written (`.sha256`)."""
+    """Open a temporary file next to `path` (.<name>.<...>.tmp) for binary writing. On success the temporary file is
+    flushed to the disk and renamed to `path`. On any error the temporary file is removed. The file object has a hash of
+    the written bytes (`.sha256`)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -73,23 +74,23 @@ def atomic_write(path: str | Path) -> Iterator[Any]:
 
 
 def remove_temporaries(folder: str | Path, unused_for: float = 0.0) -> None:
-    """Remove the temporary files in a folder, which can be large. They are there if a process was killed in
-    atomic_write.
+    """Remove the temporary files in a folder. A process that is killed in atomic_write leaves such a file, which can be
+    large.
 
-    unused_for: remove only files that were not modified for this time in seconds, because other processes may be
-    writing now.
+    unused_for: a time in seconds. Files that were modified within this time remain, because another process may be
+    writing them.
     """
     folder = Path(folder)
     for path in folder.iterdir() if folder.is_dir() else ():
         if re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", path.name):
-            with contextlib.suppress(OSError):  # in use, already removed by another process, or read-only
+            with contextlib.suppress(OSError):  # the file may be in use or read-only, or may not exist any more
                 if time.time() - path.stat().st_mtime >= unused_for:
                     path.unlink()
 
 
 def check_appendable(path: str | Path) -> None:
-    """Raise UserError if a path exists and is not a regular file. A run's folder may come from someone else: a link in
-    it could lead to any file of the user, and a pipe would block."""
+    """Raise UserError if a path exists and is not a regular file. The folder of a run may come from another person. A
+    link in the folder could lead to any file of the user, and a pipe would block."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -101,8 +102,8 @@ def check_appendable(path: str | Path) -> None:
 
 
 def _open_to_append(path: str | Path) -> Any:
-    """Open a file for appending. The two flags protect against a link or pipe that appears after check_appendable.
-    Windows does not have them."""
+    """Open a file for appending. O_NOFOLLOW and O_NONBLOCK protect against a link or pipe that appears after
+    check_appendable. Windows does not have these two flags."""
     check_appendable(path)
     more = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     return open(path, "ab", buffering=0, opener=lambda name, flags: os.open(name, flags | more, 0o666))
@@ -111,13 +112,14 @@ def _open_to_append(path: str | Path) -> Any:
 class Lines:
     """A file that grows by complete lines. Each line is written at once, without a buffer.
 
-    size and sha256 (a hex digest) describe the contents. Raises UserError if the path is not a regular file (see
-    check_appendable).
+    The attributes size and sha256 (a hex digest) describe the contents. The constructor raises UserError if the path is
+    not a regular file (see check_appendable).
     """
 
     def __init__(self, path: str | Path, keep: int | None = None):
         """keep: truncate the file to this number of bytes (default: no limit). An incomplete last line is removed, too.
-        A complete last row without a line break (some editors remove it) is kept, and a line break is added."""
+        Some editors remove the last line break. A complete last row without a line break is therefore kept, and a line
+        break is added."""
         self.path = path
         self.file = _open_to_append(path)
         content = Path(path).read_bytes()
@@ -137,7 +139,7 @@ class Lines:
         return self._hash.hexdigest()
 
     def append(self, line: str) -> None:
-        """Write one line completely, or nothing if the disk fails."""
+        """Write one complete line. If the disk fails, write nothing."""
         data = line.encode("utf-8", "backslashreplace") + b"\n"
         done = 0
         try:
@@ -152,7 +154,7 @@ class Lines:
         self._hash.update(data)
 
     def sync(self) -> None:
-        """Make what was appended durable."""
+        """Flush the appended lines to the disk."""
         try:
             os.fsync(self.file.fileno())
         except OSError as error:
@@ -164,7 +166,7 @@ class Lines:
 
 
 def _is_row(data: bytes) -> bool:
-    """Whether bytes are a complete JSON object. After an interrupted write they are only the start of one."""
+    """Return whether bytes are a complete JSON object. An interrupted write leaves only the start of an object."""
     try:
         return isinstance(json.loads(data), dict)
     except (ValueError, RecursionError):
@@ -172,13 +174,13 @@ def _is_row(data: bytes) -> bool:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON atomically, readable by people."""
+    """Write indented JSON atomically."""
     with atomic_write(path) as f:
         f.write((json.dumps(value, indent=1, sort_keys=False) + "\n").encode())
 
 
 def save_tensors(path: str | Path, value: Any) -> dict:
-    """torch.save, atomically. Returns dict(bytes, sha256) for a manifest."""
+    """Save a value with torch.save, atomically. Returns dict(bytes, sha256) for a manifest."""
     import torch
 
     with atomic_write(path) as f:
@@ -196,34 +198,34 @@ def require_file(path: str | Path) -> None:
 
 
 def load_tensors(path: str | Path) -> Any:
-    """torch.load of tensors and plain values only: a file cannot run code.
+    """Load a file with torch.load. Only tensors and plain values are accepted, so that the file cannot run code.
 
-    Raises UserError if the file is missing, DamagedFile if it cannot be read.
+    Raises UserError if the file is missing, and DamagedFile if the file cannot be read.
     """
     import torch
 
     require_file(path)
     try:
-        with warnings.catch_warnings():  # torch also warns about files that the code below refuses
+        with warnings.catch_warnings():  # torch would also warn about files that are refused below
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except (PermissionError, MemoryError):
         raise
     except pickle.UnpicklingError as error:
         raise DamagedFile(f"{path} is refused: damaged, or holds more than tensors ({_first_line(error)})") from None
-    except Exception as error:  # on arbitrary bytes the reader can raise anything
+    except Exception as error:  # torch.load can raise any exception for arbitrary bytes
         raise DamagedFile(f"{path} is damaged and cannot be read ({_first_line(error)})") from None
 
 
 def load_npy(path: str | Path) -> np.ndarray:
-    """A .npy file as an array; it cannot run code. Raises UserError if it is missing, DamagedFile if it cannot be
-    read."""
+    """Load a .npy file as an array, without running code in the file. Raises UserError if the file is missing, and
+    DamagedFile if the file cannot be read."""
     require_file(path)
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # on a damaged header numpy's parser can raise anything
+    except Exception as error:  # numpy's parser can raise any exception for a damaged header
         raise DamagedFile(f"{path} is no readable .npy file ({_first_line(error)})") from None
 
 
@@ -232,7 +234,7 @@ def _first_line(error: Exception) -> str:
 
 
 def sha256_file(path: str | Path) -> str:
-    """Hex digest of a file's contents, read in pieces."""
+    """Return the SHA-256 of a file as a hex digest. The file is read in pieces."""
     digest = hashlib.sha256()
     with open(path, "rb") as f:
         while piece := f.read(1 << 22):
@@ -241,7 +243,7 @@ def sha256_file(path: str | Path) -> str:
 
 
 def hash_tensors(state_dict: dict) -> str:
-    """Hex digest of a state dict: names, types, shapes and values."""
+    """Return a hex digest of a state dict. The digest covers names, types, shapes and values."""
     import torch
 
     digest = hashlib.sha256()

@@ -1,4 +1,5 @@
-"""Reads JSON files that may be damaged or hostile: a run's folder may come from someone else. Standard library only."""
+"""Reads JSON files that may be damaged or hostile. (The folder of a run may come from another person.) This module
+imports the standard library only."""
 
 import hashlib
 import json
@@ -10,19 +11,20 @@ from typing import Any
 
 from utils.core.errors import DamagedFile
 
-MOST_NESTED = 20  # levels of lists and dicts within each other
+MOST_NESTED = 20  # the most levels of lists and dicts within each other
 MOST_BYTES = 64 << 20  # the largest size of a file
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text. ValueError for any other text, and for values with more than MOST_NESTED levels,
-    because printing and hashing are recursive. (This program writes fewer levels.)"""
+    """Return the value of a JSON text. Raises ValueError if the text is not JSON, or if the value has more than
+    MOST_NESTED levels. This program writes fewer levels. More levels could make printing and hashing fail, because both
+    are recursive."""
     try:
         value = json.loads(text)
     except RecursionError:
         value = None
     else:
-        if text.count("[") + text.count("{") <= MOST_NESTED:  # a quick answer for the lines of a long run
+        if text.count("[") + text.count("{") <= MOST_NESTED:  # this quick test accepts the lines of a long run
             return value
         level = [value]
         for _ in range(MOST_NESTED + 1):
@@ -49,10 +51,10 @@ def read_json(path: str | Path) -> Any:
 
 
 def without_waiting(name: str, flags: int) -> int:
-    """Open a pipe at once instead of waiting for its other end. Windows has no such pipes."""
+    """Open a path without waiting. A pipe would otherwise wait for its other end. Windows has no such pipes."""
     return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def hash_json(value: Any) -> str:
-    """A short hex digest of any JSON value, for names of cache files."""
+    """Return a short hex digest of any JSON value. Names of cache files contain such digests."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

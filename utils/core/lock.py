@@ -1,8 +1,8 @@
-"""One process at a time writes a run's folder.
+"""Ensures that only one process at a time writes the folder of a run.
 
-The process holds a kernel lock (flock) on logs/<log_dir>/.lock; the system releases it however the process ends. The
-file names the process that holds it. On a file system without locks, the file logs/<log_dir>/.in_use marks the folder
-as in use; it is removed at the end.
+The process holds a kernel lock (flock) on the file logs/<log_dir>/.lock. The system releases the lock when the process
+ends, even if the process is killed. The file names the process that holds the lock. On a file system without locks, the
+file logs/<log_dir>/.in_use marks the folder as in use. The process removes this file at its end.
 """
 
 import errno
@@ -21,13 +21,13 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-WAIT_AFTER_RESTART = 60.0  # seconds: torchrun restarts the processes while the previous ones are still ending
+WAIT_AFTER_RESTART = 60.0  # seconds; after a restart by torchrun, the previous processes may still be ending
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
-_HELD: set[int] = set()  # descriptors
+_HELD: set[int] = set()  # the file descriptors of all locks of this process
 
 
 def _close_inherited() -> None:
-    """Close the lock files in a forked child. Otherwise the child would hold the lock as long as it runs."""
+    """Close the lock files in a forked child. Otherwise the child would hold the lock until it ends."""
     for fd in _HELD:
         os.close(fd)
     _HELD.clear()
@@ -41,7 +41,7 @@ class FolderLock:
     """The lock of a run's folder. The folder is created if necessary. Raises UserError if another process holds the
     lock.
 
-    warn: called with one line if the file system has no locks.
+    warn: a function that is called with one line of text if the file system has no locks.
     """
 
     def __init__(self, folder: str | Path, warn: Callable):
@@ -100,7 +100,7 @@ class FolderLock:
         warn(f"warning: the file system of {self.folder} has no locks: {note} marks the folder as in use")
 
     def release(self) -> None:
-        """Let others write the folder."""
+        """Let other processes write the folder."""
         if self.fd is not None:
             _HELD.discard(self.fd)
             os.close(self.fd)
@@ -114,7 +114,8 @@ def _owner() -> str:
 
 
 def _described(path: Path) -> str:
-    """The process that holds the lock, as text. The file can be incomplete while it is written."""
+    """Return a description of the process that holds the lock. If the file is still being written, the description is
+    general."""
     try:
         owner = read_json(path)
         return f"process {owner['pid']} on {owner['host']} since {owner['since']}"

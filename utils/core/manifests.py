@@ -1,5 +1,5 @@
-"""What the folder of a run says about its checkpoints, without reading them (utils/core/checkpoint.py): the steps, and
-their manifests. Standard library only.
+"""Reads the steps and the manifests of a run's checkpoints. utils/core/checkpoint.py reads the checkpoints themselves.
+This module imports the standard library only.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ def _is_count(value: Any) -> bool:
 
 
 def _has(**fields: Callable) -> Callable:
-    """A check for a dict in which each of these fields passes its own check."""
+    """Return a check for a dict. The check requires that each of these fields exists and passes its own check."""
     return lambda value: isinstance(value, dict) and all(k in value and ok(value[k]) for k, ok in fields.items())
 
 
 _is_file = _has(bytes=_is_count, sha256=_is_text)
-# The fields of a manifest. It always has `step` and `files`; the others depend on the run and on the version that
-# wrote it. Unknown fields are ignored.
+# The fields of a manifest. A manifest always has `step` and `files`. The other fields depend on the run and on the
+# version of the program that wrote the manifest. Unknown fields are ignored.
 _FIELDS = dict(
     step=_is_count,
     files=lambda value: isinstance(value, dict) and all(map(_is_file, value.values())),
@@ -43,12 +43,12 @@ _FIELDS = dict(
 
 
 def files_of(step: int) -> re.Pattern:
-    """A pattern that matches the names of a step's files in manifests."""
+    """Return a pattern that matches the names of a step's files in manifests."""
     return re.compile(rf"saved_models/\w+_{step}\.th|saved_stats/stats_{step}")
 
 
 class Manifests:
-    """The steps of one run folder (logs/<log_dir>)."""
+    """Lists the steps of one run folder (logs/<log_dir>) and reads their manifests."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -64,19 +64,20 @@ class Manifests:
         return self.models / f".unfinished_{step}.json"
 
     def key(self, path: Path) -> str:
-        """A file's name in manifests."""
+        """Return the name of a file in manifests."""
         return path.relative_to(self.folder).as_posix()
 
     def steps(self) -> list[int]:
-        """Steps that have a manifest, ascending."""
+        """Return the steps that have a manifest, in ascending order."""
         return self._steps_of(r"manifest_(\d+)\.json")
 
     def steps_with(self, name: str) -> list[int]:
-        """Steps that have a file of this name, with or without a manifest (published checkpoints have none)."""
+        """Return the steps that have a file of this name. A manifest is not required, because published checkpoints
+        have no manifest."""
         return self._steps_of(re.escape(name) + r"_(\d+)\.th")
 
     def steps_of_model(self, name: str) -> list[int]:
-        """Steps that have weights of this model, its own or averaged ones, ascending."""
+        """Return the steps that have weights or averaged weights of this model, in ascending order."""
         return sorted({*self.steps_with(name), *self.steps_with(f"{name}_ema")})
 
     def _steps_of(self, pattern: str, folder: Path | None = None) -> list[int]:
@@ -85,8 +86,9 @@ class Manifests:
         return sorted(int(m.group(1)) for m in matches if m)
 
     def complete_steps(self, name: str) -> Iterator[int]:
-        """The steps of a model, the newest first: those whose manifest lists weights that are there, of the listed
-        size; if there are none, those of the weights without a manifest, as published folders hold."""
+        """Yield the steps of a model from the newest to the oldest. A step counts if its manifest lists weights, and
+        these files exist with the listed sizes. If no step counts, yield the steps of weights without a manifest.
+        (Published folders hold such weights.)"""
         known = self.steps()
         complete = (step for step in reversed(known) if self._lists_weights(name, step))
         if (newest := next(complete, None)) is not None:
@@ -106,8 +108,8 @@ class Manifests:
         return False
 
     def manifest(self, step: int) -> dict:
-        """The manifest of a step as it was written. Raises DamagedFile if the file holds anything else: the folder may
-        come from someone else."""
+        """Return the manifest of a step. Raises DamagedFile if the file does not hold an unchanged manifest of this
+        step. The check is strict because the folder may come from another person."""
         path = self.manifest_path(step)
         manifest = read_json(path)
         if not isinstance(manifest, dict):
@@ -125,7 +127,8 @@ class Manifests:
         return manifest
 
     def config(self) -> dict[str, Any]:
-        """The contents of config.json; {} if there is none. Raises DamagedFile if it holds anything else."""
+        """Return the contents of config.json, or {} if the file does not exist. Raises DamagedFile if the contents are
+        not a JSON object."""
         path = self.folder / "config.json"
         config = read_json(path) if path.exists() else {}
         if not isinstance(config, dict):
@@ -133,7 +136,8 @@ class Manifests:
         return config
 
     def hparams(self, steps: Iterable[int]) -> dict[str, Any] | None:
-        """The configuration in the first of these steps' manifests that is not damaged; None if it holds none."""
+        """Return the configuration from the first undamaged manifest of these steps. Return None if this manifest holds
+        no configuration."""
         for step in steps:
             with contextlib.suppress(DamagedFile, OSError):
                 return self.manifest(step).get("hparams")

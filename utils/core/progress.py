@@ -1,4 +1,4 @@
-"""Progress: a bar with ETA on a terminal, plain lines otherwise."""
+"""Shows progress. On a terminal, the display is a bar with the remaining time; otherwise, lines of text are printed."""
 
 import sys
 import time
@@ -9,20 +9,20 @@ from tqdm import tqdm
 from utils.core.errors import discard_output, printable
 from utils.core.job import is_main
 
-PLAIN_INTERVAL = 15.0  # seconds between lines without a terminal, at first
-CALM = 300.0  # seconds after which the interval grows, up to RAREST times, so that logs of long runs stay short
+PLAIN_INTERVAL = 15.0  # seconds between the first lines if there is no terminal
+CALM = 300.0  # seconds; after this time the interval between lines grows up to RAREST times, so that logs stay short
 RAREST = 20
 BAR = "{desc} {n_fmt}/{total_fmt} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
 
 
-output_is_closed = False  # whether a line could not be printed because no program reads stdout any more
+output_is_closed = False  # True if a line could not be printed because no program reads stdout any more
 
 
 def say(message: object) -> None:
-    """Print a line without breaking a progress bar. Control characters, and characters that the terminal's encoding
-    lacks, are escaped, because file names may contain them. Only the main process prints. If no program reads stdout
-    any more (`| head`), this and later lines are lost, but no work: a training run stops with a checkpoint, and a
-    script that writes files completes them."""
+    """Print a line without breaking a progress bar. File names may contain control characters, and characters that the
+    terminal's encoding lacks; these are escaped. Only the main process prints. If no program reads stdout any more (`|
+    head`), this line and later lines are lost. Work is not lost: a training run writes a checkpoint and stops, and a
+    script that writes files completes the files."""
     global output_is_closed
     if not is_main():
         return
@@ -38,9 +38,9 @@ def say(message: object) -> None:
 class Progress:
     """A count towards a total. `update(n, **shown)`; use as a context manager.
 
-    lazy: show nothing before the first skip_to or update, because there may be nothing to do. Only the main process
-    shows its count, which must include the work of all processes. workers: the number of processes that work at the
-    same speed; it is used to estimate the unfinished work of all.
+    lazy: show nothing before the first skip_to or update, because there may be nothing to do. workers: the number of
+    processes that work at the same speed. This number is used to estimate the unfinished work of all processes. Only
+    the main process shows its count, so the count must include the work of all processes.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class Progress:
         self.plain = is_main() and not sys.stderr.isatty()
         self.bar: tqdm | None = None
         self.last_shown: dict | None = None
-        self.begun = 0.0  # units of unfinished work
+        self.begun = 0.0  # the done part of unfinished units
         self.wants_bar = is_main() and not self.plain
         if not lazy:
             self._show_bar()
 
     def _show_bar(self) -> None:
         if self.wants_bar and self.bar is None:
-            pace = "" if self.unit == "step" else ", {rate_fmt}"  # training shows images per second itself
+            pace = "" if self.unit == "step" else ", {rate_fmt}"  # training adds images per second to the postfix
             self.bar = tqdm(
                 total=self.total,
                 desc=self.description,
@@ -79,7 +79,7 @@ class Progress:
         self._show(shown)
 
     def has_begun(self, share: float) -> None:
-        """Count a share of units that are started but not done."""
+        """Count a share of units that are started but not finished."""
         self.begun += share * self.workers
         self._show(None)
 
@@ -110,11 +110,11 @@ class Progress:
                 say(self.line())
 
     def count(self) -> int:
-        """The units done, including the finished part of the current work."""
+        """Return the number of completed units, including the finished part of the current work."""
         return min(int(self.done + self.begun), max(self.total, self.done))
 
     def skip_to(self, done: int) -> None:
-        """Count work that was done before this run and is not repeated."""
+        """Count work that an earlier run has completed and this run does not repeat."""
         if done > self.done:
             self.initial += done - self.done
             self.done = done
@@ -123,12 +123,12 @@ class Progress:
             self.bar.initial, self.bar.n = self.initial, self.done
 
     def rate(self) -> float:
-        """Units per second since the start."""
+        """Return the units per second since the start."""
         return (self.done + self.begun - self.initial) / max(time.monotonic() - self.start, 1e-9)
 
     def line(self) -> str:
         shown, pace = _shown_text(self.last_shown or {}), ""
-        if rate := self.rate():  # 0: the time left is unknown
+        if rate := self.rate():  # with a rate of 0 the remaining time is unknown
             left = tqdm.format_interval((self.total - self.done - self.begun) / rate)
             pace = f", {rate:.2f} {self.unit}/s, {left} left"
         share = f"{100 * self.count() / max(self.total, 1):.0f}%"
@@ -147,9 +147,9 @@ class Progress:
 class Forecast:
     """Estimates once how long a run will take. total: the last step of the run. left: the estimate in seconds."""
 
-    STEPS, SECONDS = 20, 30.0  # the measurement ends after this number of steps, or after this time
-    SHORT = 10.0  # seconds; a shorter time is not reported
-    LONG = 3650 * 86400.0  # seconds; for a longer time no date is reported
+    STEPS, SECONDS = 20, 30.0  # the measurement ends after STEPS steps or SECONDS seconds
+    SHORT = 10.0  # seconds; an estimate below this time is not reported
+    LONG = 3650 * 86400.0  # seconds; an estimate above this time is reported without a date
 
     def __init__(self, total: int):
         self.total, self.told, self.left = total, False, 0.0
@@ -160,7 +160,7 @@ class Forecast:
         steps."""
         now = time.monotonic()
         if self.told or self.first is None:
-            self.first = self.first or (step, now)  # the first step is slower and not counted
+            self.first = self.first or (step, now)  # the first step is slow, and is not counted
             return None
         steps, seconds = step - self.first[0], now - self.first[1]
         if steps < self.STEPS and seconds < self.SECONDS:
@@ -174,7 +174,7 @@ class Forecast:
 
 
 def duration(seconds: float) -> str:
-    """A duration in seconds as text: 0.21 s, 45 s, 12 min, 3.5 h, 4.1 days."""
+    """Return a duration in seconds as text, such as 0.21 s, 45 s, 12 min, 3.5 h or 4.1 days."""
     for size, unit, most in ((1, "s", 90), (60, "min", 90), (3600, "h", 48)):
         if seconds < most * size:
             return f"{seconds / size:.2g} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
@@ -186,8 +186,8 @@ def _shown_text(shown: dict) -> str:
 
 
 def track(items: Iterable, description: str, total: int | None = None, unit: str = "it", each: int = 1) -> Iterator:
-    """Iterate with a progress bar. total: the number of items, by default their length. each: the number of units that
-    one item counts for."""
+    """Iterate over items with a progress bar. total: the number of items (default: len(items)). each: the number of
+    units that one item counts for."""
     total = len(items) if total is None else total  # type: ignore[arg-type]
     with Progress(total * each, description, unit) as progress:
         for item in items:

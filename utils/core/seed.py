@@ -1,7 +1,6 @@
-"""Randomness as a function of (seed, purpose, step, sample): no state to save or to restore.
+"""Random numbers that are functions of (seed, purpose, step, sample). There is no state to save or to restore.
 
-A resumed run draws what the uninterrupted run would have drawn, and N processes together draw what
-one process draws.
+A resumed run draws the same numbers as an uninterrupted run. N processes together draw the same numbers as one process.
 """
 
 import hashlib
@@ -12,7 +11,7 @@ import torch
 
 
 def derive_seed(*words: int | str) -> int:
-    """A 63-bit seed from any words (int or str). Different words give unrelated seeds."""
+    """Return a 63-bit seed made from any words (int or str). Different words give unrelated seeds."""
     text = "\x1f".join(str(w) for w in words).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
@@ -25,10 +24,10 @@ def seed_everything(*words: int | str) -> None:
 
 
 class StepRandom:
-    """Random numbers for the samples of one step's global batch.
+    """Draws random numbers for the samples of the global batch of one step.
 
-    Every rank draws the rows of all ranks and keeps its own. The numbers of a sample therefore do not depend on the
-    number of processes. The draws depend on the order of the calls.
+    Every rank draws the rows of all ranks and keeps its own rows. The numbers of a sample therefore do not depend on
+    the number of processes. They depend on the order of the calls.
     """
 
     def __init__(
@@ -39,19 +38,20 @@ class StepRandom:
         world_size: int = 1,
         at: tuple[int, int] | None = None,
     ):
-        """rank, world_size: the number of the block of rows to return, and the number of equal blocks. Alternatively,
-        at: (first row, number of all rows)."""
+        """The rows of a batch are divided into world_size equal blocks, and this object returns the block with the
+        number `rank`. at: (first row, number of all rows), an alternative to rank and world_size."""
         self.words, self.generator = words, torch.Generator(device=device).manual_seed(derive_seed(*words))
         self.rank, self.world_size, self.at = rank, world_size, at
 
     def rand(self, n: int, *shape: int) -> torch.Tensor:
-        """Uniform on [0, 1): this rank's n rows, (n, *shape) float32."""
+        """Return the n rows of this rank, (n, *shape) float32, uniform on [0, 1)."""
         first, total = self.at or (n * self.rank, n * self.world_size)
         u = torch.rand(total, *shape, generator=self.generator, device=self.generator.device)
         return u[first : first + n]
 
     def split(self, parts: int) -> list["StepRandom"]:
-        """A list of StepRandom, one for each of `parts` equal parts of this rank's rows. Call it before any draw."""
+        """Return a list with one StepRandom for each of `parts` equal parts of this rank's rows. Call this method
+        before any draw."""
         if parts == 1:
             return [self]
         device, first, n = self.generator.device, self.rank * parts, self.world_size * parts
@@ -61,10 +61,11 @@ class StepRandom:
 def sample_uniforms(
     seed: int, indices: Iterable, shape: tuple[int, ...], device: torch.device | str = "cpu"
 ) -> torch.Tensor:
-    """Uniform random numbers on [0, 1), one row for each sample: row i is a function of (seed, indices[i]).
+    """Return random numbers, uniform on [0, 1), with one row for each sample. Row i is a function of (seed,
+    indices[i]).
 
-    Returns (len(indices), *shape) float32. Drawn on the CPU, so that a sample is the same on every
-    device and in every batch.
+    The result is float32 of shape (len(indices), *shape). The numbers are drawn on the CPU, so that a sample is the
+    same on every device and in every batch.
     """
     rows = [
         torch.rand(shape, generator=torch.Generator().manual_seed(derive_seed("sample", seed, int(i)))) for i in indices
@@ -73,5 +74,5 @@ def sample_uniforms(
 
 
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The order of epoch `epoch` over n items, int64 numpy array."""
+    """Return the order of n items in an epoch, as an int64 numpy array."""
     return np.random.default_rng(derive_seed("epoch", seed, epoch)).permutation(n)

@@ -1,4 +1,5 @@
-"""SIGTERM, SIGINT, SIGUSR1: the first asks a run to stop after its step, the second ends it at once."""
+"""Handles SIGTERM, SIGINT and SIGUSR1. The first signal asks a run to stop after its step; a second signal ends the run
+at once."""
 
 import contextlib
 import os
@@ -8,13 +9,13 @@ from typing import Any
 
 from utils.core import job
 
-# Seconds. A launcher may forward a signal that all processes already received. Two signals within this time count as
-# one.
+# PASSING_ON is in seconds. A launcher may forward a signal that all processes already received. Therefore two signals
+# within this time count as one.
 PASSING_ON = 3.0
 
 
 class StopRequest:
-    """Context manager. `number` is the signal that was received, or 0 if there was none."""
+    """A context manager that records a signal. `number` is the number of the received signal, or 0 before a signal."""
 
     SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
 
@@ -32,7 +33,7 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            # None: a handler that was not set from Python, and cannot be restored.
+            # A handler that was not set from Python is None, and cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, _frame: object) -> None:
@@ -42,9 +43,9 @@ class StopRequest:
                 return
             os._exit(128 + number)
         self.number, self._since = number, now
-        with contextlib.suppress(OSError):  # the terminal may be gone; this must not make the step fail
+        with contextlib.suppress(OSError):  # a closed terminal must not make the step fail
             if job.is_main():
-                os.write(2, b"\nstopping after this step; once more ends the run at once\n")
+                os.write(2, b"\nstopping after this step; a second signal ends the run at once\n")
 
     @property
     def exit_code(self) -> int:

@@ -1,4 +1,5 @@
-"""Batches of images and of codes, and the processes that decode images. The order is a function of (seed, step)."""
+"""Makes batches of images and of codes, and manages the processes that decode images. The order of the data is a
+function of (seed, step)."""
 
 import atexit
 import functools
@@ -22,16 +23,16 @@ from utils.core.signals import StopRequest
 from utils.data.decoding import Crop
 from utils.data.images import ImageSet, Say
 
-Batch = tuple[torch.Tensor, torch.Tensor]  # images uint8 (B, C, H, W), and their positions in the set (B,)
+Batch = tuple[torch.Tensor, torch.Tensor]  # (images uint8 (B, C, H, W), positions of the images in the set (B,))
 
 # ---------------------------------------------------------------------- order
 
 
 def batch_positions(seed: int, step: int, batch_size: int, n: int) -> np.ndarray:
-    """Which items form the global batch of a step: int64 (batch_size,) in [0, n).
+    """Return the positions of the items in the global batch of a step, int64 (batch_size,) in [0, n).
 
-    The items of all epochs form an endless stream. Item p belongs to epoch p // n, and each epoch has an order of its
-    own. Step 1 takes the first batch_size items. A run can resume at any step from (seed, step) alone.
+    The items of all epochs form an endless stream. Item p of the stream belongs to epoch p // n. Each epoch has an
+    order of its own. Step 1 takes the first batch_size items. To resume at any step, a run needs only (seed, step).
     """
     stream = np.arange((step - 1) * batch_size, step * batch_size)
     epochs, offsets = stream // n, stream % n
@@ -46,7 +47,7 @@ _order = functools.lru_cache(maxsize=2)(permutation)
 
 
 def local_rows(batch_size: int) -> slice:
-    """The slice of a global batch that belongs to this process."""
+    """Return the slice of a global batch that belongs to this process."""
     world = distributed.world_size()
     if batch_size % world:
         raise UserError(f"--batch_size {batch_size} (of all processes together) is not divisible by {world} processes")
@@ -55,7 +56,7 @@ def local_rows(batch_size: int) -> slice:
 
 
 def local_batch(H: Any) -> int:
-    """The number of images that a process computes at once in training."""
+    """Return the number of images that a process computes at once in training."""
     return max(1, H.batch_size // (distributed.world_size() * H.accumulate_steps))
 
 
@@ -79,8 +80,8 @@ def _items(H: Any, n: int, start_step: int) -> Iterator[list[tuple[int, bool, Cr
 def training_batches(images: ImageSet, H: Any, start_step: int, say: Say = say) -> Iterator[Batch]:
     """Yield the endless batches of this process from start_step on. All processes iterate together.
 
-    Broken images are reported. Every --steps_per_log steps all processes exchange their broken images. Raises UserError
-    if there are too many.
+    Broken images are reported. Every --steps_per_log steps all processes exchange the positions of their broken images.
+    Raises UserError if too many images are broken.
     """
     batches = _load(images, _items(H, len(images), start_step), H.num_workers, say)
     for step, batch in enumerate(batches, start_step):
@@ -107,12 +108,12 @@ def one_pass(
     shared: bool = False,
     say: Say = say,
 ) -> Iterator[Batch]:
-    """Yield every decodable image once, in order, including the last partial batch. Broken images are reported; raises
-    UserError if there are too many.
+    """Yield batches with every decodable image once, in order. The last batch may be smaller. Broken images are
+    reported. Raises UserError if too many images are broken.
 
     positions: a range of positions (default: all).
-    shared: yield only this process's share: batch i belongs to process i % world_size. All processes get the same
-    number of batches, of which some may be empty. At the end, all processes know all broken images.
+    shared: yield only the share of this process. Batch i belongs to process i % world_size. All processes get the same
+    number of batches, and some batches may be empty. At the end, all processes know all broken images.
     """
     positions = range(len(images)) if positions is None else positions
     batches = [positions[i : i + batch_size] for i in range(0, len(positions), batch_size)]
@@ -161,7 +162,7 @@ def _load(
             _WITH_WORKERS.add(loading)
         yield from loading
     except UserError as error:
-        images.check_broken(say)  # names broken images, if they are the reason
+        images.check_broken(say)  # if broken images caused the error, this call names them
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
     except (RuntimeError, OSError, MemoryError) as error:
         if loading is None and isinstance(error, OSError):
@@ -174,13 +175,13 @@ def _load(
             f"a process that decodes images failed ({reason}); most likely memory, or the shared memory /dev/shm, is "
             "full: give fewer --num_workers, or --num_workers 0"
         ) from None
-    finally:  # end the workers now: the traceback of an error would keep them until a later garbage collection
+    finally:  # end the workers now, because the traceback of an error would keep them alive
         if loading is not None and num_workers:
             loading._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def ignore_signals(_worker: int) -> None:
-    """Called in a worker: the parent process handles a signal to the process group (see end_workers)."""
+    """Make a worker ignore signals. Only the parent process handles a signal to the process group (see end_workers)."""
     for name in StopRequest.SIGNALS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -191,13 +192,14 @@ _WITH_WORKERS: weakref.WeakSet = weakref.WeakSet()
 
 @atexit.register
 def end_workers() -> None:
-    """At exit, ask the remaining workers to end, then kill those that do not. (The traceback of an error keeps batches
-    and their workers alive. A worker can hang in a read, or in a lock that a thread of its parent held at the fork.)
+    """At exit, ask the remaining workers to end, and then kill the workers that still run. Workers can remain because
+    the traceback of an error keeps batches and their workers alive. A worker can hang in a read, or in a lock that a
+    thread of its parent held at the fork.
 
-    Without this, multiprocessing would send SIGTERM, which workers ignore, and wait for them forever.
+    Without this function, multiprocessing would send SIGTERM, which workers ignore, and would then wait forever.
     """
     for batches in list(_WITH_WORKERS):
         batches._shutdown_workers()
     for child in multiprocessing.active_children():
-        if child.daemon:  # multiprocessing ends these with SIGTERM, which workers ignore
+        if child.daemon:  # multiprocessing would send SIGTERM, which workers ignore
             child.kill()

@@ -1,9 +1,9 @@
-"""The cache of latent ids, the training data of stage 2.
+"""Caches latent ids, which are the training data of stage 2.
 
-A file under latents/ holds ids (N, L) as int16 (int32 if the codebook has more than 32,768 codes), the positions of
-images that could not be decoded, and a header. The header states everything that the ids depend on: the autoencoder's
-weights, the images, split and flip. A file is never reused for another autoencoder. While a large set is encoded,
-finished parts are stored next to the file, so that a killed job loses at most one part.
+A file under latents/ holds ids (N, L), the positions of images that could not be decoded, and a header. The ids are
+int16, or int32 if the codebook has more than 32,768 codes. The header states everything that the ids depend on (the
+autoencoder's weights, the images, split and flip). A file is never reused for another autoencoder. While a large set is
+encoded, finished parts are stored next to the file. Therefore a killed job loses at most one part.
 """
 
 import contextlib
@@ -25,18 +25,18 @@ from utils.data.images import ImageSet, Say
 
 Tensors = dict[str, torch.Tensor]
 Encode = Callable[[range], Iterator[torch.Tensor]]
-FORMAT = 2  # part of the header
-PART = 1 << 14  # images in a part: minutes of work, a few megabytes
+FORMAT = 2  # the version of the file format, stored in the header
+PART = 1 << 14  # images in a part; encoding a part takes minutes, and its file has a few megabytes
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def ids_type(codebook_size: int) -> torch.dtype:
-    """The integer type in which ids are stored."""
+    """Return the integer type in which ids are stored."""
     return torch.int16 if codebook_size <= 1 << 15 else torch.int32
 
 
 def cache_path(header: dict[str, Any]) -> Path:
-    """latents/<dataset>_<split>_<key>[_flipped].pt; the key is a hash of the whole header."""
+    """Return the path latents/<dataset>_<split>_<key>[_flipped].pt. The key is a hash of the whole header."""
     suffix = "_flipped" if header["flip"] else ""
     return LATENTS / f"{header['dataset']}_{header['split']}_{hash_json(header)}{suffix}.pt"
 
@@ -49,25 +49,26 @@ def cached(
     encode: Encode,
     say: Say,
 ) -> torch.Tensor:
-    """The ids (N, L) of an ImageSet: read from the cache of this header, or computed by encode() and then cached.
-    Reports the images that were left out. All processes call it together and get the result.
+    """Return the ids (N, L) of an ImageSet. The ids are read from the cache of this header, or computed by encode() and
+    then cached. The images that were left out are reported. All processes call this function together, and all get the
+    result.
 
-    header: its latent_shape gives the number of codes of an image. encode: called with a range of positions; returns an
-    iterator over the ids (b, L) of these images in order, in batches of batch_size images. The iterator yields results
-    in the main process only.
+    header: JSON values; `latent_shape` gives the number of codes of an image. encode: a function of a range of
+    positions. encode returns an iterator over the ids (b, L) of these images in order, in batches of batch_size images.
+    The iterator yields results in the main process only.
     """
     codes = CodeCache(header, images, codebook_size, encode, say)
-    found = codes.read_or_encode(batch_size)  # None in all processes but the main one
+    found = codes.read_or_encode(batch_size)  # None except in the main process
     left_out = found.get("left_out") if found else None
     images.leave_out(left_out, len(images) - len(found["ids"]) if found else 0, codes.path, say)
     ids = distributed.broadcast_tensor(found and found["ids"])
-    if distributed.is_main() and codes.path.exists():  # without this file, only the parts hold the codes
+    if distributed.is_main() and codes.path.exists():  # remove the parts only if the complete file exists
         codes.remove_parts()
     return ids
 
 
 class CodeCache:
-    """The file of a header, and the parts next to it. The arguments are those of `cached`."""
+    """Reads and writes the file of a header, and the parts next to this file. The arguments are those of `cached`."""
 
     def __init__(self, header: dict[str, Any], images: ImageSet, codebook_size: int, encode: Encode, say: Say) -> None:
         self.header, self.images, self.codebook_size, self.encode, self.say = header, images, codebook_size, encode, say
@@ -76,14 +77,15 @@ class CodeCache:
         self._origin = functools.cache(images.origin)
 
     def read_or_encode(self, batch_size: int) -> Tensors | None:
-        """The ids, and the positions of the images that were left out. None in all processes but the main one."""
+        """Return the ids, and the positions of the images that were left out. Only the main process gets them; the
+        other processes get None."""
         n = len(self.images)
         check = functools.partial(self.check, self.path, range(n), self.images.most_broken())
         encode = functools.partial(self._encode_in_parts, n, batch_size)
         return cache.cached(self.path, self.header, encode, self.say, "codes", self._origin, check)
 
     def _encode_in_parts(self, n: int, batch_size: int) -> Tensors | None:
-        size = PART // batch_size * batch_size or PART  # a multiple: the batches equal those of one pass
+        size = PART // batch_size * batch_size or PART  # whole batches, so that parts change no batch
         parts = [range(start, min(start + size, n)) for start in range(0, n, size)]
         if len(parts) == 1:
             return self._encode(parts[0])
@@ -107,10 +109,11 @@ class CodeCache:
         return dict(ids=ids, left_out=self.images.left_out(positions))
 
     def check(self, path: Path, positions: range, most_missing: int | None, found: Tensors) -> None:
-        """Raises DamagedFile unless tensors that were read can be the codes of a range of images.
+        """Raise DamagedFile unless the tensors of a file can be the codes of a range of images.
 
-        most_missing: how many of the images may be left out. This limit also holds for files of earlier versions, which
-        do not list the missing images. None (for a part): any number may be missing, but the file must list them.
+        most_missing: the number of images that may be left out. This limit also holds for files of earlier versions,
+        which do not list the missing images. With None (for a part), any number may be missing, but the file must list
+        the missing images.
         """
         ids, left_out = found.get("ids"), found.get("left_out")
         if not torch.is_tensor(ids) or ids.dtype not in INTEGERS or ids.ndim != 2 or ids.shape[1] != self.length:

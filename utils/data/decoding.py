@@ -1,4 +1,4 @@
-"""Decodes image files: encoded bytes -> the pixels of a square image of a given size."""
+"""Decodes the bytes of image files to the pixels of square images of a given size."""
 
 import contextlib
 import io
@@ -10,32 +10,33 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-# A file is read as one of these formats, whatever its name. Pillow's other readers are unsafe for files of unknown
-# origin (the EPS reader runs Ghostscript).
+# A file is read as one of these formats. The name of the file does not matter. Pillow's other readers are unsafe for
+# files of unknown origin (the EPS reader runs Ghostscript).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-LONG_IMAGE = 8  # aspect ratio from which an image is cropped before it is resized
-LONGEST_SIDE = 1 << 20  # pixels. Pillow limits only the area (179 million), but needs memory for each row, too
-PIECE = 1 << 22  # pixels converted at once: each copy of an image of the largest area takes 0.7 GB
+LONG_IMAGE = 8  # an image with at least this aspect ratio is cropped before it is resized
+LONGEST_SIDE = 1 << 20  # pixels; Pillow limits only the area (179 million), but also needs memory for each row
+PIECE = 1 << 22  # pixels that are converted at once, because a copy of the largest image takes 0.7 GB
 
 
-WIDEST = 4 / 3  # aspect ratio of a random crop; 3/4 is the narrowest
-ATTEMPTS = 10  # attempts to draw a random crop that fits into the image
+WIDEST = 4 / 3  # the largest aspect ratio of a random crop; the smallest is 3/4
+ATTEMPTS = 10  # the most attempts to draw a random crop that fits into the image
 
 
 class Crop(NamedTuple):
-    """A random crop of an image: the least share of the area that it has, and the seed of its size and place."""
+    """Describes a random crop of an image. least: the smallest allowed share of the area. seed: the seed of the size
+    and place."""
 
     least: float
     seed: int
 
 
 def decode(data: Any, size: int, n_channels: int = 3, crop: Crop | None = None) -> torch.Tensor:
-    """Encoded bytes -> uint8 (C, size, size): short side resized to `size`, then cropped at the centre. With crop, this
-    part of the image instead, resized.
+    """Decode bytes to pixels, uint8 (C, size, size). The short side is resized to `size`, and the image is then cropped
+    at the centre. If `crop` is given, the random crop is resized instead.
 
     Accepts any size and mode. Transparent images get a white background, 16-bit grey images are scaled, and the EXIF
-    rotation is applied. An animation gives its first frame. Raises an Exception of any type if the bytes are not an
-    image.
+    rotation is applied. Of an animation, only the first frame is decoded. Raises an Exception of any type if the bytes
+    are not an image.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -53,13 +54,13 @@ def decode(data: Any, size: int, n_channels: int = 3, crop: Crop | None = None) 
 
 
 def set_upright(image: Image.Image) -> None:
-    """Rotate the image as its EXIF data requires; leave it unchanged if the EXIF data cannot be read."""
-    with contextlib.suppress(Exception):  # any error in the EXIF data: the pixels are good
+    """Rotate the image as its EXIF data requires. If the EXIF data cannot be read, leave the image unchanged."""
+    with contextlib.suppress(Exception):  # the pixels are good even if the EXIF data raise an error
         ImageOps.exif_transpose(image, in_place=True)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode -> RGB. A large image is converted in pieces."""
+    """Convert an image of any Pillow mode to RGB. A large image is converted in pieces."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     width, height = image.size
@@ -73,7 +74,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _convert(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips at 255
+    if image.mode.startswith("I"):  # scale 16-bit grey here, because Pillow's conversion clips at 255
         image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -83,10 +84,11 @@ def _convert(image: Image.Image) -> Image.Image:
 
 
 def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
-    """Resize(size) and CenterCrop(size) of torchvision, pixel for pixel. For long strips the result can differ by
-    rounding.
+    """Compute the same pixels as torchvision's Resize(size) and CenterCrop(size). For long strips the result can differ
+    by rounding.
 
-    It uses Pillow directly, as torchvision does: importing torchvision would take most of the start-up time.
+    This function uses Pillow directly, as torchvision does, because importing torchvision would take most of the
+    start-up time.
     """
     w, h = image.size
     short = min(w, h)
@@ -102,14 +104,14 @@ def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def crop_and_resize(image: Image.Image, size: int, crop: Crop) -> Image.Image:
-    """RandomResizedCrop(size) of torchvision with the box that belongs to a crop."""
+    """Compute torchvision's RandomResizedCrop(size) with the box of this crop."""
     return image.crop(random_box(*image.size, crop)).resize((size, size), Image.Resampling.BILINEAR)
 
 
 def random_box(width: int, height: int, crop: Crop) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of a crop, with the distribution of torchvision's RandomResizedCrop: the share of the
-    area is uniform in [least, 1], the logarithm of the aspect ratio between those of 3/4 and 4/3. If no attempt fits
-    into the image: the largest box in the centre with such a ratio."""
+    """Return (left, top, right, bottom) of a crop, with the distribution of torchvision's RandomResizedCrop. The share
+    of the area is uniform in [least, 1]. The logarithm of the aspect ratio is uniform between log(3/4) and log(4/3). If
+    no attempt fits into the image, return the largest box in the centre with an allowed aspect ratio."""
     rng = np.random.default_rng(crop.seed)
     for _ in range(ATTEMPTS):
         area = width * height * rng.uniform(crop.least, 1)

@@ -1,4 +1,5 @@
-"""Sets of images: training and validation images, and images that cannot be decoded."""
+"""Defines sets of images, divides them into training and validation images, and reports images that cannot be
+decoded."""
 
 from __future__ import annotations
 
@@ -27,15 +28,15 @@ MAX_BROKEN_SHARE = 0.05
 VALIDATION_SHARE = 0.05
 MAX_NAMED = 100  # broken images that are reported by name while a run continues
 MAX_LISTED = 1000  # broken images that are reported by name when a run stops because of them
-SEARCH = 60.0  # seconds for the search for more broken images when a run stops
-SKETCHED = 1000  # names in the first digest of a sketch, the only digest in manifests of earlier versions
-SAMPLED = 64  # images whose contents are compared when a cache is read
+SEARCH = 60.0  # seconds; the longest search for more broken images when a run stops
+SKETCHED = 1000  # names in the first digest of a sketch; manifests of earlier versions have only this digest
+SAMPLED = 64  # the number of images whose contents are compared when a cache is read
 
 Say = Callable[[str], None]
 
 
 class ImageSet(Dataset):
-    """Some images of a source, decoded to img_size. All workers share it.
+    """A set of images of one source, which are decoded to img_size. All workers share the set.
 
     The process that finds a broken image marks it in `broken` (shared memory). The iterators of utils.data.batches
     report broken images. In training, the next good image replaces a broken one, so that batches stay full.
@@ -44,27 +45,28 @@ class ImageSet(Dataset):
     def __init__(self, source: Source, indices: Iterable[int], img_size: int, n_channels: int = 3) -> None:
         self.source, self.indices = source, np.asarray(indices)
         self.img_size, self.n_channels = img_size, n_channels
-        self.view: tuple[float, int] | None = None  # see cropped
-        self.packed: Any = None  # utils.data.packed.PackedImages, if there is a cache of decoded images
+        self.view: tuple[float, int] | None = None  # (least, number) of the random crops, set by cropped()
+        self.packed: Any = None  # a utils.data.packed.PackedImages if decoded images are cached
         self.broken = torch.zeros(len(self.indices), dtype=torch.bool).share_memory_()
         self._reported: set[int] = set()
-        self._known_to_all = 0  # the number of broken images that every process of the job knows
+        self._known_to_all = 0  # the number of broken images that all processes of the job know
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def name(self, i: int) -> str:
-        """The name of image i in messages."""
+        """Return the name of image i in messages."""
         return self.source.name(self.indices[i])
 
     def cropped(self, least: float, number: int) -> ImageSet:
-        """The set with a random crop in place of each image: the `number`-th, of at least this share of its area."""
+        """Return a copy of the set with one random crop in place of each image. least: the smallest share of the
+        image's area. number: the crops of different numbers differ."""
         result = copy.copy(self)  # the copy shares `broken` with this set
         result.view = least, number
         return result
 
     def load(self, i: int, crop: Crop | None = None) -> torch.Tensor | None:
-        """Image i or a crop of it, uint8 (C, H, W); None if it cannot be decoded."""
+        """Return image i or a crop of the image, uint8 (C, H, W). Return None if the image cannot be decoded."""
         if self.view is not None:
             least, number = self.view
             crop = Crop(least, derive_seed("view", number, i))
@@ -73,14 +75,14 @@ class ImageSet(Dataset):
         try:
             return decode(self.source.read(self.indices[i]), self.img_size, self.n_channels, crop)
         except UserError:
-            raise  # the disk, the network or the data set cannot be read
-        except Exception:  # Pillow's readers raise many types, and one bad file must not end a run
+            raise  # UserError means that the disk, the network or the data set cannot be read
+        except Exception:  # Pillow's readers raise many types; a bad file must not end a run
             self.broken[i] = True
             return None
 
     def __getitem__(self, key: Any) -> tuple[Any, int]:
-        """key (i, flip) or (i, flip, crop) -> (image, i) with a replacement for a broken image; key i -> (image or
-        None, i). crop: a Crop or None."""
+        """For a key (i, flip) or (i, flip, crop), return (image, position). A broken image is replaced by the next good
+        image. For a key i, return (image, i) or, if the image is broken, (None, i). crop: a Crop or None."""
         if not isinstance(key, tuple):
             return None if self.broken[key] else self.load(key), key
         i, flip, *crop = key
@@ -89,12 +91,12 @@ class ImageSet(Dataset):
             image = None if self.broken[j] else self.load(j, *crop)
             if image is not None:
                 return (image.flip(-1) if flip else image), j
-        raise UserError(self._too_many())  # the iterator then calls check_broken, which names the images
+        raise UserError(self._too_many())  # the iterator then calls check_broken to name the images
 
     # ------------------------------------------------------------------ broken images
 
     def most_broken(self) -> int:
-        """The number of images that may be broken."""
+        """Return the number of images that may be broken."""
         return int(MAX_BROKEN_SHARE * len(self))
 
     def _too_many(self) -> str:
@@ -105,11 +107,11 @@ class ImageSet(Dataset):
         )
 
     def _count_broken(self) -> int:
-        return int(np.count_nonzero(self.broken.numpy()))  # 0.2 ms for 3 million; torch.sum takes 4 ms
+        return int(np.count_nonzero(self.broken.numpy()))  # 3 million images take 0.2 ms; torch.sum would take 4 ms
 
     def check_broken(self, say: Say) -> None:
-        """Report new broken images through `say`. If more than 5% of the images are broken, search for more of them for
-        up to SEARCH seconds, report these, and raise UserError."""
+        """Report new broken images through `say`. If more than 5% of the images are broken, search for more broken
+        images for up to SEARCH seconds, report them, and raise UserError."""
         count = self._count_broken()
         if count == len(self._reported):
             return
@@ -122,12 +124,12 @@ class ImageSet(Dataset):
         if left:
             say(f"skipped: {left} more that cannot be decoded")
         if not complete:
-            say(f"there may be others: the search for them ended after {SEARCH:.0f} seconds")
+            say(f"more images may be broken: the search ended after {SEARCH:.0f} seconds")
         raise UserError(self._too_many())
 
     def _report(self, say: Say, most: int) -> int:
-        """Name the broken images that were not reported yet, up to `most` in total. Returns the number of those that
-        are not named."""
+        """Name the broken images that were not reported yet. At most `most` images are named in total. Returns the
+        number of broken images without a name in a message."""
         for i in self.broken.nonzero().flatten().tolist():
             if i not in self._reported and len(self._reported) < most:
                 say(f"skipped: {self.name(i)!r} cannot be decoded")
@@ -145,21 +147,22 @@ class ImageSet(Dataset):
         return True
 
     def check_all_broken(self, say: Say) -> None:
-        """check_broken with the broken images that any process has found. All processes call it."""
+        """Call check_broken with the broken images that any process has found. All processes call this method."""
         if distributed.all_reduce_max(int(self._count_broken() != self._known_to_all)):
             self.broken.copy_(distributed.all_reduce_sum(self.broken.int()) > 0)
             self._known_to_all = self._count_broken()
         self.check_broken(say)
 
     def left_out(self, positions: range) -> torch.Tensor:
-        """The positions of the broken images in a range, int64 (n,)."""
+        """Return the positions of the broken images in a range, int64 (n,)."""
         return positions.start + self.broken[positions.start : positions.stop].nonzero().flatten()
 
     def leave_out(self, left_out: torch.Tensor | None, missing: int, path: Path, say: Say) -> None:
-        """Mark the images that a cache does not contain as broken, and report them. All processes call it.
+        """Mark the images that a cache does not contain as broken, and report them. All processes call this method.
 
-        left_out: the positions of these images, int64 (n,), in the main process; None in the others. Also None for a
-        cache of an earlier version, which does not list the images. missing: the number of images.
+        left_out: the positions of these images, int64 (n,), in the main process. In the other processes left_out is
+        None. A cache of an earlier version does not list the images; for such a cache left_out is None, too. missing:
+        the number of images that the cache does not contain.
         """
         if left_out is not None:
             self.broken[left_out] = True
@@ -173,7 +176,7 @@ class ImageSet(Dataset):
     # ------------------------------------------------------------------ identity
 
     def identity(self) -> dict[str, Any]:
-        """JSON values that identify the images and their decoding, for the keys of caches."""
+        """Return JSON values that identify the images and their decoding. Keys of caches contain these values."""
         return dict(
             source=self.source.identity(),
             indices=hashlib.sha256(self.indices.astype("<i8").tobytes()).hexdigest(),
@@ -183,7 +186,7 @@ class ImageSet(Dataset):
         )
 
     def origin(self) -> dict[str, Any]:
-        """JSON values that are compared when a cache is read: see utils.core.cache.is_current."""
+        """Return JSON values that are compared when a cache is read (see utils.core.cache.is_current)."""
         digest = hashlib.sha256()
         for i in evenly_spaced(min(SAMPLED, len(self)), len(self)):
             digest.update(hashlib.sha256(self.source.sample(self.indices[i])).digest())
@@ -193,8 +196,8 @@ class ImageSet(Dataset):
         return (os.path.basename(self.name(i)) for i in positions)
 
     def sketch(self) -> dict[str, Any]:
-        """The number of images and digests of their names. A different set has a different sketch; the same set in
-        another folder has the same one."""
+        """Return the number of images and digests of their names. Different sets have different sketches. If a set is
+        moved to another folder, its sketch stays the same."""
         n = len(self)
         sketch = dict(count=n, names=hash_json(list(self._file_names(evenly_spaced(min(SKETCHED, n), n)))))
         if n > SKETCHED:
@@ -205,23 +208,23 @@ class ImageSet(Dataset):
         return sketch
 
     def evenly(self, n: int) -> ImageSet:
-        """An ImageSet of n of these images, evenly spaced."""
+        """Return an ImageSet of n evenly spaced images of this set."""
         return ImageSet(self.source, self.indices[evenly_spaced(n, len(self))], self.img_size, self.n_channels)
 
 
 def evenly_spaced(count: int, n: int) -> np.ndarray:
-    """`count` evenly spaced positions in range(n), int64 (count,)."""
+    """Return `count` evenly spaced positions in range(n), int64 (count,)."""
     return np.linspace(0, n, count, endpoint=False).astype(np.int64)
 
 
 def fixed_images(images: ImageSet, count: int, say: Say = say) -> torch.Tensor:
-    """Up to `count` evenly spaced images of the set, uint8 (n, C, H, W), the same at each call. The next good image
-    replaces a broken one. All processes call it."""
+    """Return up to `count` evenly spaced images of the set, uint8 (n, C, H, W). Each call returns equal images. The
+    next good image replaces a broken image. All processes call this function."""
     spread = evenly_spaced(min(count, len(images)), len(images))
     try:
         chosen = torch.stack([images[i, False][0] for i in spread.tolist()])
     except UserError:
-        images.check_all_broken(say)  # if too many images are broken, this names them
+        images.check_all_broken(say)  # if too many images are broken, this call names them
         raise
     images.check_all_broken(say)
     return chosen
@@ -231,23 +234,25 @@ def fixed_images(images: ImageSet, count: int, say: Say = say) -> torch.Tensor:
 
 
 def split_sizes(n: int) -> tuple[int, int]:
-    """(number of training images, number of validation images) of n images: 5%, at least one, are for validation."""
+    """Return (number of training images, number of validation images) for n images. 5% of the images, but at least one,
+    are validation images."""
     n_val = max(round(n * VALIDATION_SHARE), 1)
     return n - n_val, n_val
 
 
 def held_out(source: Source, rule: str) -> np.ndarray:
-    """A mask of the validation images of a source, bool (n,).
+    """Return a mask of the validation images of a source, bool (n,).
 
-    rule: "hash": the images whose split_keys have the lowest SHA-256. Each large subfolder then has about 5%. A set
-    that is moved keeps its validation images; a set that grows keeps almost all of them. "last": the last images, which
-    is the rule of earlier versions.
+    With the rule "hash", the validation images are those whose split_keys have the lowest SHA-256. About 5% of each
+    large subfolder are then validation images. A set that is moved keeps its validation images, and a set that grows
+    keeps almost all of them. With the rule "last", which earlier versions used, the last images are the validation
+    images.
     """
     n_train, n_val = split_sizes(len(source))
     if rule == "last":
         return np.arange(len(source)) >= n_train
     beginnings = (int.from_bytes(hashlib.sha256(key).digest()[:8], "big") for key in source.split_keys())
-    hashes = np.fromiter(beginnings, dtype=np.uint64, count=len(source))  # 8 of 32 bytes: enough to tell them apart
+    hashes = np.fromiter(beginnings, dtype=np.uint64, count=len(source))  # 8 of 32 bytes distinguish the keys
     held = np.zeros(len(source), dtype=bool)
     held[hashes.argsort(kind="stable")[:n_val]] = True
     return held
@@ -262,11 +267,11 @@ def open_images(
     unique: bool = True,
     split_rule: str = "hash",
 ) -> ImageSet:
-    """The ImageSet of a split, 'train' or 'val', of a datasets.yaml entry (hparams.sources.dataset_entry).
+    """Return the ImageSet of a split ('train' or 'val') of a datasets.yaml entry (see hparams.sources.dataset_entry).
 
-    If a set has validation images of its own, these are used. Otherwise 5% are validation images, chosen by split_rule
-    (see held_out), and the others are training images. With hold_out False, all images are training images. unique: see
-    utils.data.sources.open_source.
+    If a set has validation images of its own, these are used. Otherwise split_rule chooses 5% of the images as
+    validation images (see held_out), and the remaining images are training images. With hold_out=False, all images are
+    training images. unique: see utils.data.sources.open_source.
     """
     own_validation = open_source(entry, "val", unique)
     source = own_validation if split == "val" else None

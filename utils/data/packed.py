@@ -1,9 +1,10 @@
-"""A packed cache of decoded images (--cache_images): an epoch then reads pixels instead of decoding files.
+"""Stores decoded images in a packed cache (--cache_images). An epoch then reads pixels instead of decoding files.
 
-A file packed/<dataset>_<split>_<key>/part_<first image>.u8 holds images one after the other, uint8 (C, H, W), and then
-the CRC-32 of each image (0: the image is broken). The key is a hash of the images' identity: their files, sizes, times
-and resizing. origin.json holds other values that are compared (see utils.core.cache). Each part is complete or absent,
-so that a killed run continues with the next part. An image with a wrong CRC is decoded from its file instead.
+A file packed/<dataset>_<split>_<key>/part_<first image>.u8 holds images one after the other, uint8 (C, H, W). The
+CRC-32 of each image follows after the last image; 0 means that the image is broken. The key is a hash of the images'
+files, sizes, times and resizing. The file origin.json holds further values that are compared (see utils.core.cache).
+Each part is complete or absent, so that a killed run continues with the next part. An image with a wrong CRC is decoded
+from its image file.
 """
 
 import shutil
@@ -24,12 +25,13 @@ from utils.core.progress import Progress
 from utils.data.batches import Batch, one_pass
 from utils.data.images import ImageSet, Say
 
-PART_BYTES = 1 << 28
-BATCH = 64  # images decoded at a time
+PART_BYTES = 1 << 28  # the largest size of the images in a part
+BATCH = 64  # the number of images in a batch that is decoded
 
 
 class PackedImages:
-    """The packed images of an ImageSet, in the folder of its key. `read` returns images whose part exists."""
+    """Reads and writes the packed images of an ImageSet, in the folder of the set's key. `read` returns only images
+    whose part exists."""
 
     def __init__(self, images: ImageSet, folder: Path) -> None:
         self.folder = Path(folder)
@@ -39,19 +41,19 @@ class PackedImages:
         self.crc = np.zeros(self.count, dtype="<u4")
 
     def parts(self) -> list[range]:
-        """The ranges of images that share a file."""
+        """Return the ranges of images that share a file."""
         return [range(i, min(i + self.part, self.count)) for i in range(0, self.count, self.part)]
 
     def path(self, part: range) -> Path:
         return self.folder / f"part_{part.start:08d}.u8"
 
     def size(self, part: range) -> int:
-        """Bytes of a part's file."""
+        """Return the size of a part's file in bytes."""
         return len(part) * (self.bytes + self.crc.itemsize)
 
     def renew(self, now: dict[str, Any], say: Say) -> bool:
-        """Remove the parts if their origin is not `now`, and store `now`. Only the main process calls it. Returns False
-        if the disk is not writable."""
+        """Remove the parts if their origin is not `now`, and store `now`. Only the main process calls this method.
+        Returns False if the disk is not writable."""
         path = self.folder / "origin.json"
         parts = list(self.folder.glob("part_*.u8"))
         try:
@@ -72,7 +74,7 @@ class PackedImages:
         say(f"warning: the images cannot be packed into {self.folder} ({error.strerror}): they are decoded each time")
 
     def open(self, part: range) -> bool:
-        """Read the CRCs of a part. Returns whether the part exists."""
+        """Read the CRCs of a part. Returns True if the part exists."""
         path = self.path(part)
         if not path.is_file() or path.stat().st_size != self.size(part):
             return False
@@ -82,19 +84,20 @@ class PackedImages:
         return True
 
     def write(self, part: range, batches: Iterable[Batch]) -> None:
-        """Write a part. batches: (uint8 (B, C, H, W), numbers (B,)) of its images that can be decoded, in order."""
+        """Write a part. batches: an iterable of (uint8 (B, C, H, W), numbers (B,)) of the part's good images, in
+        order."""
         crc, next_one = np.zeros(len(part), dtype=self.crc.dtype), part.start
         with atomic_write(self.path(part)) as f:
             for x, numbers in batches:
                 for image, i in zip(x, numbers.tolist(), strict=True):
                     data = image.numpy().tobytes()
-                    f.write(bytes(self.bytes * (i - next_one)) + data)  # zeros for the broken ones between
+                    f.write(bytes(self.bytes * (i - next_one)) + data)  # broken images before this image are zeros
                     crc[i - part.start], next_one = zlib.crc32(data), i + 1
             f.write(bytes(self.bytes * (part.stop - next_one)) + crc.tobytes())
         self.crc[part.start : part.stop] = crc
 
     def read(self, i: int) -> torch.Tensor | None:
-        """Image i, uint8 (C, H, W); None if it is not packed, or if its bytes are not what was written."""
+        """Return image i, uint8 (C, H, W). Return None if the image is not packed, or if its bytes have changed."""
         if self.crc[i] == 0:
             return None
         first = i - i % self.part
@@ -142,7 +145,7 @@ def _write_missing(packed: PackedImages, images: ImageSet, num_workers: int, say
             f"--cache_images needs {needed / 1e9:.1f} GB in {packed.folder}, and {free / 1e9:.1f} are free: free some "
             "space (that folder may be a link to another disk), or leave the flag out"
         )
-    with Progress(len(images), "packing images", "img") as progress:  # assumes that all processes are equally fast
+    with Progress(len(images), "packing images", "img") as progress:  # the count assumes equally fast processes
         for done, part in enumerate(missing, start=len(own) - len(missing)):
             progress.skip_to(len(images) * done // len(own))
             packed.write(part, one_pass(images, BATCH, num_workers, positions=part, say=say))

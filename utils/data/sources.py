@@ -1,4 +1,4 @@
-"""The sources of encoded images: folders and LMDBs. They return bytes, not pixels."""
+"""Reads encoded images from folders and LMDBs. The sources return bytes, not pixels."""
 
 import bisect
 import errno
@@ -20,16 +20,16 @@ from utils.core.job import from_root
 from utils.core.json_files import without_waiting
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-LARGEST_FILE = 1 << 30  # bytes of an encoded image
-END = 1 << 16  # bytes at each end of an image file that the digest of its contents covers
-MOST_TYPES = 5  # types of unread files that a message lists
+LARGEST_FILE = 1 << 30  # the most bytes of an encoded image
+END = 1 << 16  # the digest of an image's contents covers this number of bytes at each end of the file
+MOST_TYPES = 5  # the most types of unread files that a message lists
 LMDB_SLACK = 1 << 20  # bytes by which a complete LMDB file may be shorter than its page count
 
 # Temporary errors of a disk, a network or this machine, which do not mean that the file is damaged.
 _DISK = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)
 _MACHINE = (errno.EAGAIN, errno.ENOMEM, errno.ENFILE, errno.EMFILE)
 PASSING = _DISK + _MACHINE
-PAUSES = (0.1, 1.0, 5.0)  # seconds between tries
+PAUSES = (0.1, 1.0, 5.0)  # seconds to wait after each failed attempt
 
 T = TypeVar("T")
 
@@ -37,15 +37,15 @@ T = TypeVar("T")
 
 
 def is_passing(error: Exception) -> bool:
-    """Whether an exception is an error of PASSING. (LMDB's exceptions hold only the system's message.)"""
+    """Return whether an exception is an error of PASSING. (LMDB's exceptions hold only the system's message.)"""
     if isinstance(error, OSError):
         return error.errno in PASSING
     return type(error).__module__ == "lmdb" and str(error).endswith(tuple(map(os.strerror, PASSING)))
 
 
 def patiently(read: Callable[[], T], path: Any) -> T:
-    """Call read(). If it raises an error of PASSING, call it again after a pause. After the last try, raise a UserError
-    that names the file. The run must stop then, because it would otherwise leave out a good image."""
+    """Call read(). If it raises an error of PASSING, call it again after a pause. After the last attempt, raise a
+    UserError that names the file. A run must then stop, because otherwise a good image would be missing."""
     for number in range(len(PAUSES) + 1):
         try:
             return read()
@@ -67,8 +67,8 @@ def stat_file(path: Any) -> os.stat_result:
 
 
 def read_file(path: Any) -> bytes:
-    """The bytes of a file. Raises OSError if it is not a regular file (reading from a pipe would block) or is larger
-    than LARGEST_FILE."""
+    """Return the bytes of a file. Raises OSError if the file is larger than LARGEST_FILE, or if the path is not a
+    regular file. (Reading from a pipe would block.)"""
     return patiently(lambda: _read_file(path), path)
 
 
@@ -112,7 +112,7 @@ class ByteStrings:
             start = end
 
     def digest(self) -> str:
-        """A hex digest of all of them."""
+        """Return a hex digest of all strings."""
         digest = hashlib.sha256(self.data)
         digest.update(self.ends)
         return digest.hexdigest()
@@ -123,14 +123,14 @@ class ByteStrings:
 
 class FolderImages:
     """The image files in some folders and their subfolders, sorted by path. unique: if several paths or links lead to
-    one file, use only the first. without: folders whose files are left out. `others`: the numbers of files of other
-    types by extension."""
+    one file, use only the first path. without: folders whose files are left out. The attribute `others` counts the
+    files of other types by extension."""
 
     what = "folders of images"
 
     @staticmethod
     def holds(folder: Any) -> bool:
-        """Whether a folder is of this kind."""
+        """Return whether a folder is of this kind."""
         return True
 
     def __init__(self, folders: Iterable[Any], unique: bool = False, without: Iterable[Any] = ()) -> None:
@@ -147,7 +147,7 @@ class FolderImages:
         return read_file(self.files[i])
 
     def sample(self, i: int) -> bytes:
-        """The first and the last bytes of image i; b"" if it cannot be read."""
+        """Return the first and the last bytes of image i, or b"" if the file cannot be read."""
         try:
             return patiently(lambda: _read_file(self.files[i], ends_only=True), self.files[i])
         except OSError:
@@ -157,9 +157,9 @@ class FolderImages:
         return os.fsdecode(self.files[i])
 
     def split_keys(self) -> Iterator[bytes]:
-        """A key for each image, whose hash decides whether it is a validation image: the path relative to the folder,
-        with slashes, and the number of the folder unless it is the first. The keys do not change if the data set is
-        moved."""
+        """Yield a key for each image. The hash of the key decides whether the image is a validation image. The key is
+        the path relative to the folder, with slashes. In folders after the first, the number of the folder is appended.
+        The keys do not change if the data set is moved."""
         starts = [(os.path.join(folder, b""), b"\0%d" % n if n else b"") for n, folder in enumerate(self.folders)]
         for path in self.files:
             for start, number in starts:
@@ -168,7 +168,7 @@ class FolderImages:
                     break
 
     def identity(self) -> str:
-        """A hash of the names, sizes and times of all files, for the keys of caches."""
+        """Return a hash of the names, sizes and times of all files. Keys of caches contain this hash."""
         digest = hashlib.sha256()
         for i in range(len(self)):
             status = stat_file(self.files[i])
@@ -176,12 +176,13 @@ class FolderImages:
         return digest.hexdigest()[:16]
 
     def enumeration(self) -> str:
-        """A digest of the names in order, which must be the same in all processes of a job."""
+        """Return a digest of the names in order. The digest must be equal in all processes of a job."""
         return self.files.digest()
 
 
 def first_of_each(paths: Iterable[Any], real: Callable[[Any], Any] = os.path.realpath) -> list[Any]:
-    """The paths, without any that leads to the same file as an earlier one. real: path -> real path."""
+    """Return the paths without duplicates. A path that leads to the same file as an earlier path is left out. real: a
+    function that returns the real path of a path."""
     found: dict[Any, Any] = {}
     for path in paths:
         found.setdefault(real(path), path)
@@ -189,8 +190,8 @@ def first_of_each(paths: Iterable[Any], real: Callable[[Any], Any] = os.path.rea
 
 
 def real_file() -> Callable[[bytes], bytes]:
-    """Return a function like os.path.realpath that is fast for many files in few folders: it resolves each folder only
-    once."""
+    """Return a fast function like os.path.realpath. The function resolves each folder only once, which saves time for
+    many files in few folders."""
     real_folder = functools.cache(os.path.realpath)
 
     def real(path: bytes) -> bytes:
@@ -201,8 +202,8 @@ def real_file() -> Callable[[bytes], bytes]:
 
 
 def find_images(folder: Any, others: Counter[str] | None = None) -> list[str]:
-    """Paths of the images in a folder and its subfolders. Links to folders are followed; each real folder is read once.
-    others: a Counter to which the other files are added by extension."""
+    """Return the paths of the images in a folder and its subfolders. Links to folders are followed. Each real folder is
+    read once. others: a Counter to which files of other types are added by extension."""
     found, counts = patiently(lambda: _walk(folder), folder)
     if others is not None:
         others.update(counts)
@@ -210,18 +211,18 @@ def find_images(folder: Any, others: Counter[str] | None = None) -> list[str]:
 
 
 def _walk(folder: Any) -> tuple[list[str], Counter[str]]:
-    """(paths of the images, counts of the other files by extension)."""
+    """Return (paths of the images, counts of files of other types by extension)."""
     found, others, seen = [], Counter[str](), set()
     for root, dirs, names in os.walk(folder, followlinks=True, onerror=_raise_passing):
-        dirs.sort()  # if two paths lead to one folder, every machine takes the same one
+        dirs.sort()  # a fixed order: if two paths lead to one folder, every machine uses the same path
         real = os.path.realpath(root)
         if real in seen:
-            dirs.clear()  # read before, for instance in a loop of links
+            dirs.clear()  # the folder was already read, for example because of a loop of links
             continue
         seen.add(real)
         for name in names:
             path = os.path.join(root, name)
-            # macOS writes "._x.png" next to x.png on some file systems; it is not an image.
+            # On some file systems, macOS writes a file "._x.png" next to x.png. This file is not an image.
             if name.lower().endswith(EXTENSIONS) and not name.startswith("._"):
                 if _is_file(path):
                     found.append(path)
@@ -244,7 +245,7 @@ def _is_file(path: str) -> bool:
 
 
 class LmdbImages:
-    """The encoded images in LSUN's LMDBs, sorted by key. unique, without: as for FolderImages."""
+    """The encoded images in LSUN's LMDBs, sorted by key. The arguments unique and without are those of FolderImages."""
 
     what = "LMDBs"
 
@@ -258,7 +259,7 @@ class LmdbImages:
         left_out = set(map(os.path.realpath, without))
         self.paths = [str(p) for p in (first_of_each(folders) if unique else folders)]
         self.paths = [p for p in self.paths if os.path.realpath(p) not in left_out]
-        self.starts: list[int] = []  # number of the first image of each LMDB
+        self.starts: list[int] = []  # the number of the first image of each LMDB
         self.keys = ByteStrings(self._list_keys())
 
     def _list_keys(self) -> Iterator[bytes]:
@@ -276,7 +277,7 @@ class LmdbImages:
                 raise UserError(f"{path}: not a readable LMDB ({error})") from None
 
     def _place(self, i: int) -> tuple[str, bytes]:
-        """(path, key) of image i."""
+        """Return (path, key) of image i."""
         return self.paths[bisect.bisect_right(self.starts, i) - 1], self.keys[i]
 
     def __len__(self) -> int:
@@ -300,7 +301,8 @@ class LmdbImages:
         return f"{path}:{key.decode(errors='replace')}"
 
     def split_keys(self) -> Iterator[bytes]:
-        """As for FolderImages, with the key of the image and the number of the LMDB unless it is the first."""
+        """Yield keys like FolderImages.split_keys. Each key is the image's key in the LMDB. In LMDBs after the first,
+        the number of the LMDB is appended."""
         sizes = [end - start for start, end in itertools.pairwise([*self.starts, len(self)])]
         numbers = (b"\0%d" % n if n else b"" for n, size in enumerate(sizes) for _ in range(size))
         return map(bytes.__add__, self.keys, numbers)
@@ -317,7 +319,8 @@ _OPEN_LMDBS: dict[tuple[int, str], Any] = {}
 
 
 def open_lmdb(path: str) -> Any:
-    """The environment of an LMDB, opened once in each process. A forked worker must not use that of its parent."""
+    """Return the environment of an LMDB, which is opened once in each process. A forked worker must not use the
+    environment of its parent."""
     import lmdb
 
     key = os.getpid(), path
@@ -335,18 +338,17 @@ def open_lmdb(path: str) -> Any:
 
 # ---------------------------------------------------------------------- entries of datasets.yaml
 
-# The first class whose holds(folder) is true reads the folder. To add a kind of storage, add a class and enter it here.
+# The first class whose holds(folder) is true reads the folder. To add a kind of storage, add a class to this tuple.
 KINDS = (LmdbImages, FolderImages)
 Source = LmdbImages | FolderImages
 
 
 def open_source(entry: dict[str, Any], split: str, unique: bool = False) -> Source | None:
-    """The images of a datasets.yaml entry for 'train', or its own validation images for 'val'. unique: if several paths
-    or links lead to one file or LMDB, use it once.
+    """Return the images of a datasets.yaml entry for the split 'train', or the entry's own validation images for 'val'.
+    unique: if several paths or links lead to one file or LMDB, use it once.
 
-    Returns None for 'val' if the set has no validation images of its own. If there is nothing to read, raises a
-    UserError that names the place to edit. Images in 'val_paths' are not training images, even if they are also in
-    'paths'.
+    Returns None for 'val' if the set has no validation images of its own. If no image is found, raises a UserError that
+    names the place to edit. Images in 'val_paths' are not training images, even if these images are also in 'paths'.
     """
     paths, val_paths = _existing(entry, "paths"), _existing(entry, "val_paths")
     if split == "val" and val_paths:
@@ -363,7 +365,7 @@ def open_source(entry: dict[str, Any], split: str, unique: bool = False) -> Sour
 
 
 def _existing(entry: dict[str, Any], key: str) -> list[str]:
-    """The folders that an entry names under this key."""
+    """Return the folders that an entry names under this key."""
     paths = [os.path.expanduser(p) for p in entry.get(key, ())]
     for path in paths:
         if not os.path.isdir(path):
@@ -372,11 +374,11 @@ def _existing(entry: dict[str, Any], key: str) -> list[str]:
 
 
 def _of_category(entry: dict[str, Any], paths: Iterable[str], split: str) -> list[Path]:
-    """LSUN's LMDBs of a split in these folders."""
+    """Return LSUN's LMDBs of a split in these folders."""
     pattern = f"{entry.get('category', '*')}_{split}_lmdb"
     try:
         return [q for p in paths for q in sorted(Path(p).glob(pattern)) if LmdbImages.holds(q)]
-    except (ValueError, NotImplementedError, RecursionError):  # an absolute path, "a**", thousands of folders
+    except (ValueError, NotImplementedError, RecursionError):  # a category can be an absolute path, "a**" or very long
         raise UsageError(
             f"{entry['origin']}: 'category' {entry['category'][:100]!r} must be what precedes '_{split}_lmdb' in the "
             "name of a folder in 'paths'"
@@ -386,8 +388,8 @@ def _of_category(entry: dict[str, Any], paths: Iterable[str], split: str) -> lis
 def _open_folders(
     entry: dict[str, Any], key: str, paths: list[str], unique: bool, without: Iterable[str] = ()
 ) -> Source:
-    """The source of the images in these folders, which must be of one kind. key: the field of the entry that lists
-    them."""
+    """Return the source of the images in these folders. All folders must be of one kind. key: the field of the entry
+    that lists the folders."""
     kinds = {next(kind for kind in KINDS if kind.holds(path)): path for path in reversed(paths)}
     if len(kinds) > 1:
         mixed = " and ".join(f"{kind.what} ({kinds[kind]})" for kind in KINDS if kind in kinds)
@@ -404,7 +406,7 @@ def _open_folders(
 
 
 def other_files(source: Source) -> str:
-    """The number of files of each type that is not read, as text; "" if there are none."""
+    """Return the numbers of files that are not read, by type, as text. Return "" if all files are read."""
     by_count = sorted(source.others.items(), key=lambda item: (-item[1], item[0]))
     counts = [f"{count} {extension or 'without extension'}" for extension, count in by_count]
     if len(counts) > MOST_TYPES:

@@ -1,4 +1,4 @@
-"""Command lines that the user can paste: the next steps after a run, and how to resume it."""
+"""Makes command lines that the user can paste. They resume a run, or do the next step after a run."""
 
 import os
 import shlex
@@ -12,12 +12,13 @@ from utils.core.job import LOGS, REPOSITORY, from_here, in_root
 
 SCRIPTS = {name: f"{name}.py" for name in ("train_vqgan", "train_sampler")}
 SCRIPTS["calc_approximate_ELBO"] = "experiments/calc_approximate_ELBO.py"
-ALONE = ("experiments/show_run.py", "experiments/get_weights.py")  # scripts of one process
-PORT = 29500  # the port of torchrun's rendezvous, if there are several machines
+ALONE = ("experiments/show_run.py", "experiments/get_weights.py")  # scripts that always run in one process
+PORT = 29500  # the port of torchrun's rendezvous between several machines
 
 
 def python() -> str:
-    """The word that starts this Python: a name if the shell finds it, otherwise the path."""
+    """Return the word that starts this Python. The word is a name if the shell finds this name, and otherwise the
+    path."""
     here = os.path.abspath(sys.executable)
     for name in ("python", "python3"):
         if _is_beside_python(name) and os.path.samefile(str(shutil.which(name)), here):
@@ -26,14 +27,14 @@ def python() -> str:
 
 
 def _is_beside_python(name: str) -> bool:
-    """Whether the shell finds this program in the folder of this Python."""
+    """Return whether the shell finds this program in the folder of this Python."""
     found = shutil.which(name)
     return bool(found) and os.path.samefile(os.path.dirname(str(found)), os.path.dirname(sys.executable))
 
 
 def launcher() -> list[str]:
-    """The words that start a script in the same way as this one: python, or torchrun with the same number of
-    processes."""
+    """Return the words that start a script in the same way as this script. The words are python, or torchrun with the
+    same number of processes."""
     if job.world_size() == 1:
         return [python()]
     torchrun = ["torchrun"] if _is_beside_python("torchrun") else [python(), "-m", "torch.distributed.run"]
@@ -46,8 +47,8 @@ def launcher() -> list[str]:
 
 
 def command(script: str, **flags: Any) -> str:
-    """A command line as text. script: the path relative to the repository. Flags that are None or False are left
-    out."""
+    """Return a command line as text. script: the path relative to the repository. Flags whose value is None or False
+    are left out."""
     words = [*([python()] if script in ALONE else launcher()), from_here(REPOSITORY / script)]
     for name, value in flags.items():
         if value is True:
@@ -59,7 +60,7 @@ def command(script: str, **flags: Any) -> str:
 
 
 def new_name(name: str) -> str:
-    """A --log_dir that does not exist yet: the name, with a number appended if necessary."""
+    """Return a --log_dir that does not exist yet. If the name is in use, a number is appended."""
     names = [name, *(f"{name}_{i}" for i in range(2, 1000))]
     return next((n for n in names if not (LOGS / n).exists()), name)
 
@@ -70,8 +71,9 @@ def _data(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resume(script: str, values: Mapping[str, Any], **more: Any) -> str | None:
-    """The command that continues a run. script: the name of its script; values: {flag: value} of its hyperparameters.
-    All other values are in its config.json. None if the script cannot resume."""
+    """Return the command that continues a run, or None if the script cannot resume. script: the name of the run's
+    script. values: {flag: value} of the run's hyperparameters. The command omits most flags, because config.json holds
+    them."""
     if script not in SCRIPTS:
         return None
     names = ["log_dir"]
@@ -84,12 +86,13 @@ def resume(script: str, values: Mapping[str, Any], **more: Any) -> str | None:
 
 
 def show_run(name: str) -> str:
-    """The command that writes the report of logs/<name>."""
+    """Return the command that writes the report of logs/<name>."""
     return command("experiments/show_run.py", log_dir=name, no_visdom=True)
 
 
 def after_vqgan(H: Any, step: int, train_steps: int) -> str:
-    """The command that trains stage 2 on the codes of this stage 1. train_steps: that of stage 2."""
+    """Return the command that trains stage 2 on the codes of this stage 1. train_steps: the number of steps of stage
+    2."""
     return command(
         "train_sampler.py",
         sampler="absorbing",
@@ -103,8 +106,8 @@ def after_vqgan(H: Any, step: int, train_steps: int) -> str:
 
 
 def after_sampler(H: Any, step: int, n_images: int) -> tuple[str, str]:
-    """(command that draws samples, command that computes the FID) for this stage 2. n_images: the approximate number of
-    images to compare with. The paper uses 50000 samples."""
+    """Return (command that draws samples, command that computes the FID) for this stage 2. n_images: the approximate
+    number of training images. The paper uses 50000 samples."""
     models = dict(
         sampler=H.sampler,
         **_data(vars(H)),
@@ -123,5 +126,5 @@ def after_sampler(H: Any, step: int, n_images: int) -> tuple[str, str]:
 
 
 def get_weights(name: str) -> str:
-    """The command that fetches published weights."""
+    """Return the command that fetches published weights."""
     return f"{command('experiments/get_weights.py')} {name}"

@@ -1,13 +1,14 @@
-"""The points of a curve: a limited number, each with the running mean. The dashboard and the report show these."""
+"""Keeps a limited number of points of a curve, each with the running mean. The dashboard and the report show these
+points."""
 
 import bisect
 
 Point = tuple[float, float, float]  # x, y, the running mean of y
 
 MARKED_POINTS = 100  # shorter curves are drawn with markers, because a single point draws no line
-SMOOTHED_FROM = 20  # points: longer curves are also drawn smoothed
-SPAN = 0.025  # the share of all points so far (at least 3 points) that the running mean covers
-VALIDATION = "validation"  # the name of these curves, which are dashed
+SMOOTHED_FROM = 20  # curves with at least this number of points are also drawn smoothed
+SPAN = 0.025  # the running mean covers this share of all points so far (at least 3 points)
+VALIDATION = "validation"  # the name of curves of validation, which are dashed
 NEVER_SMOOTHED = ("lr", "gpu_memory_gib", "codes_used", "skipped_updates")  # curves without noise
 
 
@@ -16,16 +17,16 @@ class Curve:
     always kept.
 
     Each point has the exponential moving average of y up to this point. The span of the average grows with the curve,
-    so that long and short curves look equally smooth. The first 3 points have equal weights. smooth=False: the average
-    is not shown.
+    so that long and short curves look equally smooth. The first 3 points have equal weights. With smooth=False the
+    average is not shown.
     """
 
     def __init__(self, limit: int, smooth: bool = True) -> None:
         self.limit, self.smooth = limit, smooth
         self.points: list[Point] = []
-        self.sent = 0  # the number of points that were taken
+        self.sent = 0  # the number of points that take() has returned
         self.stride, self.count = 1, 0  # every stride-th of the `count` points that were added is in `points`
-        self.newest: Point | None = None  # the last point if it is not in `points`
+        self.newest: Point | None = None  # the last point, or None if `points` contains the last point
         self.newest_sent = False
 
     @property
@@ -33,7 +34,8 @@ class Curve:
         return self.smooth and len(self.points) >= SMOOTHED_FROM
 
     def add(self, x: float, y: float) -> bool:
-        """Add a point. Existing points at x or later are dropped, because a resumed run repeats their steps.
+        """Add a point. Existing points at x or later are dropped, because a resumed run repeats the steps of these
+        points.
 
         Returns True if points that were taken are no longer valid, so that appending new points is not enough.
         """
@@ -65,10 +67,11 @@ class Curve:
         return True
 
     def take(self, whole: bool, final: bool) -> tuple[list[float], list[float], list[float]]:
-        """Lists (xs, ys, means) of the points to send now: all (whole) or only the new ones. They are marked as sent.
+        """Return lists (xs, ys, means) of the points to send now, and mark these points as sent. whole: return all
+        points, not only the new points.
 
-        final: include the newest point even if thinning may remove it later. Without final it is not sent, because such
-        points would accumulate on the server.
+        final: include the newest point even if thinning may remove this point later. Without `final` such a point is
+        not sent, because many such points would accumulate on the server.
         """
         points = self.points[0 if whole else self.sent :]
         self.sent = len(self.points)

@@ -14,7 +14,7 @@ from utils.display.curves import MARKED_POINTS, NEVER_SMOOTHED, VALIDATION, Curv
 from utils.display.html import render
 
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
-FAINT = "59"  # the opacity of a colour: hexadecimal, of FF
+FAINT = "59"  # the opacity of pale curves, as two hexadecimal digits (FF is opaque)
 IMAGES_SEEN = "images seen"
 STATES = dict(starting=COLOURS[0], running=COLOURS[0], finished=COLOURS[2], stopped=COLOURS[1], failed=COLOURS[3])
 
@@ -41,13 +41,14 @@ UNITS = dict(
     loss_history="loss (latest weigh most)",
     bound_history="bound (root mean square)",
 )
-DISCRIMINATOR = ("g_loss", "d_loss", "d_weight")  # curves that begin when the discriminator joins
+DISCRIMINATOR = ("g_loss", "d_loss", "d_weight")  # curves that begin at the step at which the discriminator joins
 NOTHING_YET = "nothing yet"
 FROM_ZERO = ("lr", "images_per_second", "gpu_memory_gib", "codes_used", "d_weight")
 
 
 def plan_of(H: Any, name: str, device_type: str) -> list[str]:
-    """The panes that a training run will have, in order: the curves above, bars below; pictures come last."""
+    """Return the names of the panes of a training run, in the order of the page. Curves are above bars. Pictures come
+    last, and are not in the list."""
     curves: list[str] = []
     bars: list[str] = []
     if name == "vqgan":
@@ -68,25 +69,25 @@ def plan_of(H: Any, name: str, device_type: str) -> list[str]:
 
 
 def notes_of(H: Any, name: str) -> dict[str, str]:
-    """{pane: its text until it has a point}, for panes whose text is not NOTHING_YET."""
+    """Return {pane: text} for panes whose text is not NOTHING_YET. The text is shown until the pane has a point."""
     if name != "vqgan":
         return {}
     return {f"curves-{curve}": f"from step {H.disc_start_step:,} on" for curve in DISCRIMINATOR}
 
 
 def pane(win: str, data: list[dict], layout: dict | None = None) -> dict[str, Any]:
-    """A request to visdom's server that creates or replaces a pane. It contains no size, so visdom uses its default
-    size: with a size of our own, every update would undo a change of the size by the user."""
+    """Return a request to visdom's server that creates or replaces a pane. The request contains no size, so visdom uses
+    its default size. With a size in the request, every update would undo a change of the size by the user."""
     return dict(win=win, data=data, layout=layout or {}, opts=dict(title=win.partition("-")[2] or win))
 
 
 def text_pane(win: str, template: str, **values: Any) -> dict[str, Any]:
-    """A pane with the HTML of a template."""
+    """Return a pane with the HTML of a template."""
     return pane(win, [dict(type="text", content=render(template, **values))])
 
 
 def progress_pane(run: str, step: int, total: int, state: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """A progress bar and a table of values. state: text that begins with one of STATES."""
+    """Return a pane with a progress bar and a table of values. state: text that begins with one of STATES."""
     percent = 100 * min(1.0, step / max(total, 1))
     values = {"step": f"{step:,} of {total:,} ({percent:.3g}%)", **values}
     colour = STATES[state.split()[0].rstrip(",")]
@@ -94,7 +95,7 @@ def progress_pane(run: str, step: int, total: int, state: str, values: Mapping[s
 
 
 def bar_pane(win: str, xs: list, ys: list[float], xlabel: str = "", ylabel: str = "") -> dict[str, Any]:
-    """Bars of heights ys over xs (numbers or words)."""
+    """Return a pane with bars of heights ys over xs (numbers or words)."""
     name = win.removeprefix("bars-")
     layout = _layout(name, xlabel, ylabel or UNITS.get(name, ""), bargap=0)
     del layout["xaxis"]["type"]
@@ -104,22 +105,22 @@ def bar_pane(win: str, xs: list, ys: list[float], xlabel: str = "", ylabel: str 
 
 
 def time_left(seconds: float) -> str:
-    """A duration as text, with its end as a day and time if it is less than a week away."""
+    """Return a duration as text. If the end is less than a week away, the text names its day and time."""
     if seconds > 7 * 86_400:
         return duration(seconds)
     return f"{duration(seconds)}, until {time.strftime('%a %H:%M', time.localtime(time.time() + seconds))}"
 
 
 class Plot:
-    """Curves that share one pane. Each run has a colour; validation is dashed. `whole`: send all points as a
-    replacement, not only the new ones.
+    """Curves that share one pane. Each run has a colour; validation is dashed. The attribute `whole` is True if the
+    next message must replace all points instead of adding new points.
 
-    images_per_step: None, or the number of images per step, for the hover text. run: the name of the run, which is
-    shown if there are curves of other runs. note: the text of the pane until it has a point; '': there is no pane
-    before the first value that is not 0, because a loss whose weight is 0 needs no pane.
+    images_per_step: the number of images per step for the hover text, or None. run: the name of the run, which is shown
+    if other runs have curves, too. note: the text of the pane until it has a point. If the note is '', the pane appears
+    with the first value that is not 0, because a loss whose weight is 0 needs no pane.
     """
 
-    LEGEND_WIDTH = 300  # pixels, in the size that visdom gives to a pane
+    LEGEND_WIDTH = 300  # the width of a legend in pixels, in a pane of visdom's default size
 
     def __init__(
         self, name: str, limit: int, images_per_step: int | None = None, run: str = "", note: str = ""
@@ -144,7 +145,7 @@ class Plot:
         self.whole = True
 
     def take(self, final: bool) -> dict[str, Any] | None:
-        """The message that sends the new points, or None if there are none."""
+        """Return the message that sends the new points. Return None if no point is new."""
         if not self.shown:
             return None
         whole, self.whole = self.whole, False
@@ -155,7 +156,8 @@ class Plot:
             return self._pane(win, traces)
         if not any(trace["x"] for trace in traces):
             return None
-        # Only points, because the server would append the value of any other field, such as a colour, too.
+        # The message holds only points, because the server would also append the values of other fields, such as a
+        # colour.
         points = [dict(x=trace["x"], y=trace["y"], name=trace["name"], type="scatter") for trace in traces]
         return dict(win=win, data=points, append=True)
 
@@ -165,16 +167,17 @@ class Plot:
         traces: list[dict[str, Any]] = []
         for number, (run, curves) in enumerate(runs):
             colour = COLOURS[number % len(COLOURS)]
-            for trace in sorted(curves, key=VALIDATION.__eq__):  # validation last
+            for trace in sorted(curves, key=VALIDATION.__eq__):  # the curve of validation is last
                 lines = self._lines(trace, run, colour, curves[trace], whole, final)
-                # Only one line for each other run, so that the plot stays readable.
+                # Each other run gets only one line, so that the plot stays readable.
                 traces += lines[-1:] if number else lines
         if self.images_per_step and self.curves:
             traces.append(_images_seen(traces[0]["x"], self.images_per_step))
         return traces
 
     def _lines(self, trace: str, run: str, colour: str, curve: Curve, whole: bool, final: bool) -> list[dict[str, Any]]:
-        """A curve, followed by its smoothed form if there is one. run: the name of the run for the legend, or ''."""
+        """Return the lines of a curve, which are the raw form and, for long curves, the smoothed form. run: the name of
+        the run in the legend, or ''."""
         xs, ys, means = curve.take(whole, final)
         mode = "lines+markers" if len(curve.points) < MARKED_POINTS else "lines"
         dash = "dash" if trace == VALIDATION else "solid"
@@ -183,7 +186,7 @@ class Plot:
             return [_line(name, xs, ys, colour, mode, dash)]
         raw = _line(name, xs, ys, colour + FAINT, mode, dash, width=1.2)
         smoothed = _line(name, xs, means, colour, dash=dash)
-        if run:  # only one entry of the legend for both, which shows and hides them
+        if run:  # one entry of the legend shows and hides both lines
             raw.update(name=f"{name} (raw)", legendgroup=name, showlegend=False)
             smoothed.update(legendgroup=name)
         else:
@@ -193,9 +196,9 @@ class Plot:
     def _pane(self, win: str, traces: list[dict[str, Any]]) -> dict[str, Any]:
         entries = [trace["name"] for trace in traces if trace.get("showlegend", True)]
         if entries == [self.name]:
-            entries = []  # no legend: the title names the curve
+            entries = []  # the title names the curve, so no legend is needed
         longest = max(map(len, entries), default=0)
-        columns = max(1, self.LEGEND_WIDTH // (40 + 6 * longest))  # pixels of the line, and of a character
+        columns = max(1, self.LEGEND_WIDTH // (40 + 6 * longest))  # 40 pixels for a line, 6 for a character
         layout = _curves_layout(self.name, self.images_per_step, math.ceil(len(entries) / columns))
         if not traces:
             _mark_empty(layout, self.note)
@@ -212,19 +215,20 @@ def _line(
     dash: str = "solid",
     width: float = 2,
 ) -> dict[str, Any]:
-    """One curve. (marker.line is needed by visdom's own smoothing, the button '~' of the page.)"""
+    """Return one curve for plotly. (The button '~' of visdom's page smooths curves, and needs the field
+    marker.line.)"""
     line, marker = dict(color=colour, width=width, dash=dash), dict(size=4, color=colour, line={})
     return dict(x=xs, y=ys, name=name, type="scatter", mode=mode, line=line, marker=marker)
 
 
 def _images_seen(xs: list[int], images_per_step: int) -> dict[str, Any]:
-    """An invisible trace from which the hover text reads the images seen."""
+    """Return an invisible trace from which the hover text reads the number of images seen."""
     trace = _line(IMAGES_SEEN, xs, [x * images_per_step for x in xs], "rgba(0,0,0,0)")
     return dict(trace, yaxis="y2", showlegend=False, hovertemplate="%{y:,} images seen<extra></extra>")
 
 
 def _layout(title: str, xlabel: str = "", ylabel: str = "", **more: Any) -> dict[str, Any]:
-    """plotly's layout of a small plot."""
+    """Return plotly's layout of a small plot."""
     axis = dict(type="linear", exponentformat="power", automargin=True, zeroline=False)
     return dict(
         title=dict(text=title, x=0.02, xanchor="left", y=0.97, yanchor="top", font=dict(size=15)),
@@ -237,8 +241,9 @@ def _layout(title: str, xlabel: str = "", ylabel: str = "", **more: Any) -> dict
 
 
 def _curves_layout(name: str, images_per_step: int | None, legend_rows: int) -> dict[str, Any]:
-    """The layout of curves over steps. The hover text shows all values at a step, and the images seen until then.
-    legend_rows: the number of rows of the legend, which is between the title and the plot; 0: no legend."""
+    """Return the layout of curves over steps. The hover text shows all values at a step, and the number of images seen
+    so far. legend_rows: the number of rows of the legend between the title and the plot. With 0 rows there is no
+    legend."""
     xlabel = "step"
     if images_per_step:
         xlabel = f"step ({images_per_step:,} image{'s' if images_per_step > 1 else ''} each)"

@@ -1,6 +1,7 @@
-"""The positions of images in a sheet, and pictures made of parts of sheets: progress strips, labelled rows, GIFs.
+"""Computes the positions of images in a sheet, and makes pictures from parts of sheets (progress strips, labelled rows,
+GIFs).
 
-Uses only Pillow and numpy, so that programs that only inspect a run need not import torch.
+This module uses only Pillow and numpy, so that programs that only inspect a run need not import torch.
 """
 
 import io
@@ -20,20 +21,20 @@ from utils.core.files import atomic_write, parse_json
 from utils.display.run_files import pictures_by_step
 
 NOTE = "grid"  # the name of the PNG text field that describes the grid
-CELLS = (64, 128)  # bounds of the side of an image in strips, in pixels
+CELLS = (64, 128)  # the smallest and the largest side of an image in strips, in pixels
 INK, PAPER = (70, 70, 70), (255, 255, 255)
 MOST_ROWS, MOST_COLUMNS = 8, 8  # the most rows and columns of a progress strip
-AMPLIFIED = 4  # factor by which differences are multiplied in pictures
+AMPLIFIED = 4  # the factor by which differences are multiplied in pictures
 TRIPLES_CAPTION = f"original, reconstruction, difference x {AMPLIFIED}"
-MOST_STRIPS = 24  # more than a run has
+MOST_STRIPS = 24  # the most strips that are drawn; runs of this program need fewer
 MOST_PIXELS = 1 << 26  # the most pixels of a picture that is read
 
 
 @dataclass(frozen=True)
 class Grid:
     """The positions of `count` images of height x width in rows of `columns`, with `padding` pixels between and around
-    them. Every `group` columns form a group (original, reconstruction, difference), followed by another `gap`
-    pixels."""
+    them. `group` neighbouring columns form a group, such as (original, reconstruction, difference). After each group
+    there are `gap` additional pixels."""
 
     count: int
     height: int
@@ -44,31 +45,31 @@ class Grid:
     gap: int = 0
 
     def place(self, i: int) -> tuple[int, int]:
-        """(top, left) of image i."""
+        """Return the position (top, left) of image i."""
         row, column = divmod(i, self.columns)
         left = column * (self.width + self.padding) + self.padding + column // self.group * self.gap
         return row * (self.height + self.padding) + self.padding, left
 
     def size(self) -> tuple[int, int]:
-        """(height, width) of the sheet."""
+        """Return the size (height, width) of the sheet."""
         rows = -(-self.count // self.columns)
         left = self.place(self.columns - 1)[1]
         return rows * (self.height + self.padding) + self.padding, left + self.width + self.padding
 
     def scaled(self, factor: int) -> "Grid":
-        """The grid of the sheet enlarged by a factor."""
+        """Return the grid of the sheet after it is enlarged by a factor."""
         sizes = ("height", "width", "padding", "gap")
         return replace(self, **{name: factor * getattr(self, name) for name in sizes})
 
     def note(self) -> PngImagePlugin.PngInfo:
-        """This grid as PngInfo, for the file of the sheet."""
+        """Return this grid as PngInfo, which is stored in the file of the sheet."""
         info = PngImagePlugin.PngInfo()
         info.add_text(NOTE, json.dumps(asdict(self)))
         return info
 
     @classmethod
     def of(cls, image: Image.Image) -> "Grid":
-        """The grid recorded in a Pillow image. Raises ValueError if it does not fit the image."""
+        """Return the grid that is recorded in a Pillow image. Raises ValueError if the grid does not fit the image."""
         values = parse_json(image.info[NOTE])
         if not isinstance(values, dict) or set(values) != {field.name for field in fields(cls)}:
             raise ValueError("no grid")
@@ -82,19 +83,21 @@ class Grid:
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """The first frame of a PNG, GIF or JPEG file as a Pillow image. Raises DamagedFile if it cannot be read."""
+    """Read the first frame of a PNG, GIF or JPEG file as a Pillow image. Raises DamagedFile if the file cannot be
+    read."""
     try:
         image = Image.open(path, formats=("PNG", "GIF", "JPEG"))
         if image.size[0] * image.size[1] > MOST_PIXELS:
             raise ValueError("too many pixels")
         image.load()
         return image
-    except Exception as error:  # on damaged files Pillow's readers can raise anything
+    except Exception as error:  # Pillow's readers can raise any exception for damaged files
         raise DamagedFile(f"{path} cannot be shown: {' '.join(str(error).split())[:120]}") from None
 
 
 def read_cells(path: str | Path, most: int = MOST_COLUMNS) -> list[list[Image.Image]]:
-    """The first groups of images of a saved sheet: a list of lists of Pillow images; empty if the file has no grid.
+    """Read the first groups of images of a saved sheet. Returns a list of groups, each a list of Pillow images. The
+    list is empty if the file has no grid.
 
     Raises ValueError if the grid of the file is damaged.
     """
@@ -110,7 +113,7 @@ def read_cells(path: str | Path, most: int = MOST_COLUMNS) -> list[list[Image.Im
 
 
 def fitted(image: Image.Image) -> Image.Image:
-    """A Pillow image, resized to the bounds of CELLS: small images are enlarged by integer factors, large ones
+    """Resize a Pillow image to the bounds in CELLS. Small images are enlarged by integer factors, and large images are
     reduced."""
     least, most = CELLS
     longest = max(image.size)
@@ -123,7 +126,7 @@ def fitted(image: Image.Image) -> Image.Image:
 def labelled(
     rows: list[list[Image.Image]], row_labels: Sequence[str] = (), column_labels: Sequence[str] = (), padding: int = 4
 ) -> Image.Image:
-    """Rows of Pillow images of one size -> one picture, with a word before each row and above each column."""
+    """Make one picture of rows of equally large Pillow images, with a word before each row and above each column."""
     width, height = rows[0][0].size
     font_size = max(11, height // 6)
     font = ImageFont.load_default(font_size)
@@ -146,7 +149,7 @@ def labelled(
 
 def write_picture(path: str | Path, picture: Image.Image, **options: Any) -> None:
     """Write a Pillow image to a file, which is complete or absent. The file's extension gives the format. options:
-    those of Pillow's save."""
+    arguments of Pillow's save."""
     buffer = io.BytesIO()  # Pillow does not write GIFs from start to end
     picture.save(buffer, format=os.path.splitext(path)[1][1:].upper(), **options)
     with atomic_write(path) as f:
@@ -161,11 +164,13 @@ def write_gif(path: str | Path, frames: list[Image.Image], milliseconds: int = 3
 
 
 def progress_strip(pictures: list[tuple[int, str]], say: Callable[[str], object]) -> Image.Image | None:
-    """One picture made of the pictures of one name: a row for each step, with the same images in each row.
+    """Make one picture of the pictures of one name. The picture has a row for each step. Each row shows the same
+    images.
 
-    pictures: [(step, path), ...] by rising step. At most MOST_ROWS are used, more of them from early steps, where more
-    changes. For comparisons the originals are in the first row, the reconstructions in the others. None if there are
-    fewer than two steps. say: called with one line for each unreadable picture.
+    pictures: [(step, path), ...] by rising step. At most MOST_ROWS pictures are used. More of them are from early
+    steps, because images change faster there. For comparisons, the first row shows the originals, and the other rows
+    show the reconstructions. Returns None if there are fewer than two steps. say: called with one line for each
+    unreadable picture.
     """
     found = []
     for i in np.unique(np.geomspace(1, len(pictures), MOST_ROWS).round().astype(int) - 1):

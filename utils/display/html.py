@@ -1,4 +1,4 @@
-"""HTML from the files in templates/. All values are escaped, so that no value becomes markup."""
+"""Makes HTML from the files in templates/. All values are escaped, so that no value becomes markup."""
 
 import math
 from pathlib import Path
@@ -18,7 +18,7 @@ _TEMPLATES = Environment(
 
 
 def as_text(value: Any) -> str:
-    """Any JSON value as text that can be printed."""
+    """Convert any JSON value to printable text."""
     if isinstance(value, float):
         return f"{value:.5g}" if math.isfinite(value) else "unknown"
     if isinstance(value, (list, tuple)):
@@ -36,5 +36,5 @@ _TEMPLATES.filters["as_text"] = as_text
 
 
 def render(template: str, **values: Any) -> str:
-    """The template of this name as text, with these values. Templates can call as_text() as a filter."""
+    """Return the HTML of a template that is filled with these values. Templates can call as_text() as a filter."""
     return _TEMPLATES.get_template(template).render(values)

@@ -1,8 +1,8 @@
-"""The live visdom dashboard of a run: curves, bars, images, hyperparameters.
+"""Shows curves, bars, images and hyperparameters of a run on a live visdom dashboard.
 
 The public methods only store data and return at once. A daemon thread sends the data, so that a slow, hanging or absent
-server never delays a training step. All data are kept in memory, in limited size. They are sent again in full when a
-server starts, restarts, or has lost them.
+server never delays a training step. All data are kept in memory, in limited size. All data are sent again if a server
+starts, restarts, or has lost data.
 """
 
 import contextlib
@@ -23,15 +23,15 @@ from utils.display.dashboard_panes import NOTHING_YET, Plot, bar_pane, progress_
 from utils.display.run_files import is_number
 from utils.display.visdom_client import Refused, WindowGone, client_class
 
-COMPARED_POINTS = 1000  # points of each curve of another run
-PANE_SIZE = (256, 640)  # bounds of the longer side of an image's pane in pixels
+COMPARED_POINTS = 1000  # the most points of each curve of another run
+PANE_SIZE = (256, 640)  # the smallest and the largest longer side of an image's pane, in pixels
 SEPARATORS = {"_": "-", "-": "--", "/": "---"}
 ORDINARY = re.compile(r"[^\W_](?:[^\W_]|[._/-](?=[^\W_]))*")
-LONGEST = 100  # characters
+LONGEST = 100  # the most characters of a name
 
 
 def env_name(log_dir: str | Path) -> str:
-    """The name of the visdom environment of a run that logs to `log_dir` (a path or any text). Different texts have
+    """The name of the visdom environment of a run that logs to `log_dir` (a path or any text). Different texts give
     different names.
 
     visdom replaces '/' by '_', lists 'a_b' under an environment 'a' even if 'a' does not exist, and reads 'a+b' as two
@@ -48,19 +48,20 @@ def env_name(log_dir: str | Path) -> str:
 
 
 class Dashboard:
-    """The display of a run in one visdom environment. Methods return at once; any thread may call them.
+    """Shows a run in one visdom environment. All methods return at once, except close(). Any thread may call the
+    methods.
 
-    server: None (localhost), a host name or a URL; raises UsageError for anything else. port: int.
-    env: any text, e.g. the log folder; made a valid name by env_name(), see the attribute `env`.
+    server: None (localhost), a host name or a URL. Any other value raises UsageError. port: int.
+    env: any text, such as the log folder. env_name() makes a valid name of this text, which is the attribute `env`.
     plan: names of panes (utils/display/dashboard_panes.py) that are on the page from the start, in this order.
-    notes: {pane of curves: its text until it has a point}; the default text is "nothing yet".
+    notes: {pane of curves: text that is shown until the pane has a point}. The default text is "nothing yet".
     images_per_step: if given, the curves also show the number of images seen.
-    enabled: False makes every method do nothing. say: called from the thread with one line of text: the address of the
-    page when a server answers, and errors.
+    enabled: with False, every method does nothing. say: a function that the thread calls with one line of text, such as
+    the address of the page or an error.
     interval: seconds between sends. backoff: shortest and longest wait after a failure in seconds.
     timeouts: seconds for (connecting, an answer). max_points: bound on the points of a curve, at least 2.
-    If VISDOM_USERNAME and VISDOM_PASSWORD are set in the environment, they are used as a login. The attribute `url` is
-    the address of the page (None: not enabled).
+    The environment variables VISDOM_USERNAME and VISDOM_PASSWORD are used as a login if both are set. The attribute
+    `url` is the address of the page, or None if the dashboard is not enabled.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Dashboard:
         self.url: str | None = None
         self._plots: dict[str, Plot] = {}
         self._panes: dict[str, dict[str, Any]] = {}  # the latest message of each pane without curves
-        self._changed: set[str] = set()  # those that are not sent yet
+        self._changed: set[str] = set()  # the names of panes that are not sent yet
         self._others: dict[str, dict[str, dict[str, Curve]]] = {}  # {run: {window: {trace: Curve}}}
         self._lock, self._closing = threading.Lock(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -95,7 +96,7 @@ class Dashboard:
         self._options: dict[str, Any] = dict(
             server=origin, port=port, base_url=path or "/", env=self.env, timeouts=timeouts
         )
-        self._up: bool | None = None  # whether the server answered last time; None: nothing is known yet
+        self._up: bool | None = None  # whether the server answered the last request; None before the first request
         login = {k: os.environ.get(f"VISDOM_{k.upper()}") for k in ("username", "password")}
         if all(login.values()):
             self._options.update(login)
@@ -127,7 +128,7 @@ class Dashboard:
                 self._plot(window).add(trace or window, step, value)
 
     def history(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add the points of an earlier run: dicts with 'step' and names as in scalars().
+        """Add the points of an earlier run. rows: dicts with 'step' and names as in scalars().
 
         Values that are not numbers and rows without 'step' are skipped. Call this method before scalars().
         """
@@ -135,7 +136,8 @@ class Dashboard:
             self.scalars(step, numbers)
 
     def compare(self, run: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Show the curves of another run in the plots of this run. run: its name; rows: as for history().
+        """Show the curves of another run in the plots of this run. run: the name of the other run. rows: its points, in
+        the form of history().
 
         Curves without a plot in this run are left out. Call this method before the first values of this run are sent.
         """
@@ -152,11 +154,12 @@ class Dashboard:
                 plot.compare(self._others_in(plot.name))
 
     def _others_in(self, window: str) -> dict[str, dict[str, Curve]]:
-        """The curves of all other runs in a window: {run: {trace: Curve}}."""
+        """Return the curves of all other runs in a window, as {run: {trace: Curve}}."""
         return {run: windows.get(window, {}) for run, windows in self._others.items()}
 
     def bars(self, name: str, values: Any, x: Any = None, xlabel: str = "", ylabel: str = "") -> None:
-        """Show bars of height `values` (n,) over `x` (n,), numbers or strings; by default 0 ... n-1.
+        """Show bars of heights `values` (n,) over `x` (n,), which are numbers or strings. The default of x is 0 ...
+        n-1.
 
         Only the latest bars of a name are kept. Values that are not finite have no bar. Raises ValueError for other
         shapes.
@@ -177,13 +180,12 @@ class Dashboard:
         """
         if not self.enabled:
             return
-        array = np.array(array)  # a copy: the caller may write into its buffer again
+        array = np.array(array)  # a copy, because the caller may reuse its buffer
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[0] != 3 or not array.size:
             raise ValueError(f"image {name!r}: {array.dtype} {array.shape} instead of uint8 (3, H, W)")
         scale = np.clip(max(array.shape), *PANE_SIZE) / max(array.shape)
         height, width = (math.ceil(n * scale) for n in array.shape[1:])
-        # The caption is the title of the pane. As visdom's caption it would appear twice, over the edges of the
-        # picture.
+        # The caption is the title of the pane. visdom's own caption would appear twice, over the edges of the picture.
         opts = dict(width=width, height=height, title=caption or name)
         self._put(dict(win=f"image-{name}", img=array, opts=opts))
 
@@ -193,7 +195,7 @@ class Dashboard:
             self._put(text_pane(name, "table.html", values=values))
 
     def progress(self, step: int, total: int, values: Mapping[str, Any], state: str = "running") -> None:
-        """Show the progress of a run. values: {name: value} to show below the bar; state: text that begins with one of
+        """Show the progress of a run. values: {name: value} to show below the bar. state: text that begins with one of
         utils.display.dashboard_panes.STATES."""
         if self.enabled:
             self._put(progress_pane(self.name, step, total, state, values))
@@ -210,7 +212,7 @@ class Dashboard:
             self._print_line = lambda text: None  # printing while the interpreter shuts down can crash it
 
     def _plot(self, window: str) -> Plot:
-        """The plot of this name, created if it does not exist."""
+        """Return the plot of this name. The plot is created if it does not exist."""
         if window not in self._plots:
             note = self._notes.get(f"curves-{window}", "")
             self._plots[window] = plot = Plot(window, self._max_points, self._images_per_step, self.name, note)
@@ -231,12 +233,12 @@ class Dashboard:
             self._panes[message["win"]] = message
             self._changed.add(message["win"])
 
-    # What follows runs in the thread.
+    # Only the thread calls the following methods.
 
     def _run(self) -> None:
         try:  # the import is here and not at the top, because it takes seconds
             self._client_class = client_class()
-        except Exception as error:  # a broken installation fails in many ways; training continues
+        except Exception as error:  # a broken installation can raise any exception; training continues
             self.enabled = False
             self._say(f"visdom cannot be imported ({_describe(error)}): no dashboard")
             return
@@ -250,12 +252,12 @@ class Dashboard:
         try:
             self._send(final)
         except (OSError, Refused) as error:
-            self._client = None  # logs in anew
+            self._client = None  # the next attempt logs in again
             self._forget()
             self._report_down(error)
             wait, self._delay = self._delay, min(2 * self._delay, self._backoff[1])
             return wait
-        except Exception as error:  # an error in here must end neither the dashboard nor training
+        except Exception as error:  # an error in the dashboard must not end the dashboard or training
             self._complain(error)
         else:
             self._report_up()
@@ -283,17 +285,17 @@ class Dashboard:
             try:
                 if news[win] is not None:
                     self._client.show(news[win])
-            except Refused as error:  # the server may refuse only this pane: try the others
+            except Refused as error:  # try the other panes, because the server may refuse only this pane
                 refused = refused or error
             except (OSError, WindowGone):
                 raise
-            except Exception as error:  # a pane that cannot be sent must not stop the others
+            except Exception as error:  # a pane that cannot be sent must not stop the other panes
                 self._complain(error)
         if refused:
             raise refused
 
     def _forget(self) -> None:
-        """Mark all data as not sent, so that they are sent again in full."""
+        """Mark all data as not sent. The next attempt then sends all data again."""
         with self._lock:
             for plot in self._plots.values():
                 plot.whole = True
@@ -318,12 +320,12 @@ class Dashboard:
         self._complained = True
 
     def _say(self, text: str) -> None:
-        with contextlib.suppress(Exception):  # the caller's function, in our thread
+        with contextlib.suppress(Exception):  # the function comes from the caller and may raise any exception
             self._print_line(text)
 
 
 def _numbers(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[int, dict[str, float]]]:
-    """(step, {name: number}) of the rows of an earlier run that have a step."""
+    """Yield (step, {name: number}) for each row of an earlier run that has a step."""
     for row in rows:
         numbers = {name: value for name, value in row.items() if is_number(value)}
         if "step" in numbers:

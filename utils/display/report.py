@@ -1,4 +1,5 @@
-"""Writes logs/<log_dir>/report.html from a saved run: one file that includes its pictures, for phones and printers."""
+"""Writes logs/<log_dir>/report.html from a saved run. The report is one file that includes its pictures, for phones and
+printers."""
 
 import base64
 import io
@@ -23,9 +24,10 @@ KINDS = {
     "train_sampler": "Stage 2: prior over codes",
     "calc_approximate_ELBO": "Approximate ELBO",
 }
-# The order of the curves; the others follow by name.
+# The report shows these curves first, in this order. Other curves follow, sorted by name.
 FIRST = "loss bits nll_loss l1 perceptual codebook_loss perplexity codes_used g_loss d_loss d_weight".split()
-# The numbers under the title, at most MOST_LARGE. A value with `val_` replaces the same value without it.
+# At most MOST_LARGE of these numbers are shown under the title. A value of validation (`val_...`) replaces the value of
+# training.
 LARGE = dict(
     val_bits="bits per code, validation",
     bits="bits per code",
@@ -41,10 +43,11 @@ HEAVIEST = 3 << 20  # bytes; larger pictures are compressed
 
 
 def report_at_end(folder: str | Path, say: Callable[[str], None]) -> None:
-    """Write the report of a run's folder at the end of a command. An error is only a warning, as all results exist."""
+    """Write the report of a run's folder at the end of a command. An error becomes a warning, because all results are
+    already written."""
     try:
         say(f"report: {write_report(SavedRun(folder))}")
-    except Exception as error:  # the disk, Pillow or matplotlib can cause it
+    except Exception as error:  # the disk, Pillow or matplotlib can cause an error
         again = commands.show_run(os.path.relpath(folder, LOGS))
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         say(f"warning: {os.path.join(folder, 'report.html')} could not be written ({reason}); to try again:\n  {again}")
@@ -82,7 +85,7 @@ def write_report(run: SavedRun) -> str:
 
 
 def _lead(run: SavedRun) -> Iterator[str]:
-    """The sentences under the title."""
+    """Yield the sentences under the title."""
     facts, step = run.facts, run.last_step()
     data, batch = as_text(run.hparams.get("dataset")), as_text(run.hparams.get("batch_size"))
     if is_number(facts.get("parameters")):
@@ -109,7 +112,7 @@ def _lead(run: SavedRun) -> Iterator[str]:
 
 
 def _large_numbers(run: SavedRun) -> dict[str, str]:
-    """{description: last value} of the most important curves."""
+    """Return {description: last value} of the most important curves."""
     latest = run.latest()
     chosen = [name for name in LARGE if name in latest and not (f"val_{name}" in LARGE and f"val_{name}" in latest)]
     return {LARGE[name]: f"{latest[name]:.4g}" for name in chosen[:MOST_LARGE]}
@@ -120,7 +123,7 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 
 def _pictures(run: SavedRun) -> Iterator[tuple[str, str, int]]:
-    """(data URI, caption, width in pixels) of the pictures; large ones are reduced."""
+    """Yield (data URI, caption, width in pixels) of each picture. Large pictures are reduced."""
     for picture in run.pictures():
         image = run.open(picture)
         if image is None:
@@ -138,7 +141,7 @@ def _pictures(run: SavedRun) -> Iterator[tuple[str, str, int]]:
 
 
 def _curves(run: SavedRun) -> Iterator[tuple[str, str]]:
-    """(name, data URI) of the plots of the curves."""
+    """Yield (name, data URI) of the plot of each curve."""
     traces = run.traces()
     for name in sorted(traces, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name)):
         if source := _plot(run, name, "curves", traces[name]):
@@ -146,7 +149,7 @@ def _curves(run: SavedRun) -> Iterator[tuple[str, str]]:
 
 
 def _bars(run: SavedRun) -> Iterator[tuple[str, str]]:
-    """(name, data URI) of the plots of the bars."""
+    """Yield (name, data URI) of the plot of each group of bars."""
     for name, bar in run.bars.items():
         labels = [printable(bar.get(label, "")) for label in ("xlabel", "ylabel")]
         if source := _plot(run, name, "bars", bar["values"], bar.get("x") or (), *labels):
@@ -154,21 +157,21 @@ def _bars(run: SavedRun) -> Iterator[tuple[str, str]]:
 
 
 def _plot(run: SavedRun, name: str, kind: str, *args: Any) -> str | None:
-    """The plot as a data URI. If matplotlib cannot draw it (a file may hold huge numbers), add a note and return None.
-    kind: the name of a function of report_plots."""
-    from utils.display import report_plots  # here, so that a run does not load matplotlib before its end
+    """Return a plot as a data URI. If matplotlib cannot draw the plot, add a note and return None. (A file may hold
+    huge numbers.) kind: the name of a function of report_plots."""
+    from utils.display import report_plots  # imported here, so that a run does not load matplotlib before its end
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # matplotlib warns of glyphs that a font lacks
             return _data_uri("svg+xml", getattr(report_plots, kind)(name, *args).encode())
-    except Exception as error:  # matplotlib can raise anything for such numbers
+    except Exception as error:  # matplotlib can raise any exception for huge numbers
         run.note(f"'{name}' cannot be drawn ({type(error).__name__})")
         return None
 
 
 def _metrics_row(row: dict[str, Any]) -> tuple[str, str, str, str]:
-    """A row of metrics.jsonl as (name of the metric, date, result, measured models)."""
+    """Convert a row of metrics.jsonl to (name of the metric, date, result, measured models)."""
     values, results = row["values"], []
     for name, value in values.items():
         if not name.endswith("_se"):

@@ -1,4 +1,4 @@
-"""Curves and bars as SVG, drawn by matplotlib."""
+"""Draws curves and bars as SVG with matplotlib."""
 
 import io
 from collections.abc import Sequence
@@ -27,14 +27,14 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "run",  # equal data give equal SVG files
     "text.parse_math": False,
 }
-MOST_POINTS = 1500  # points of a line: more are not visible
+MOST_POINTS = 1500  # the most points of a line, because more points are not visible
 MOST_LABELS = 40  # the most bars that have labels
-LONGEST = 120  # characters of a title or a label: matplotlib is slow with long texts
+LONGEST = 120  # the most characters of a title or a label, because long texts make matplotlib slow
 
 
 def curves(name: str, traces: dict[str, tuple[list[float], list[float]]]) -> str:
-    """One plot of {trace: (steps, values)} as SVG text, in one colour, with validation dashed. A long trace is pale,
-    and its smoothed form is drawn over it."""
+    """Draw one plot of {trace: (steps, values)} as SVG text. All traces have one colour, and validation is dashed. A
+    long trace is pale, and its smoothed form is drawn over the pale line."""
     with rc_context(STYLE):
         figure, axes = _new_plot(name)
         for trace, (xs, ys) in sorted(traces.items(), key=lambda item: item[0] == VALIDATION):
@@ -58,8 +58,8 @@ def curves(name: str, traces: dict[str, tuple[list[float], list[float]]]) -> str
 
 
 def bars(name: str, values: list[Any], x: Sequence[Any] = (), xlabel: str = "", ylabel: str = "") -> str:
-    """Bars of heights `values` (None: no bar) over x as SVG text. The bars of the codebook's usage are drawn a second
-    time in sorted order."""
+    """Draw bars of heights `values` over x as SVG text. A value of None has no bar. The bars of the codebook's usage
+    are drawn a second time in sorted order."""
     heights, words = np.array(values, float), any(isinstance(v, str) for v in x)
     places = np.arange(len(heights)) if words or not x else np.array(x, float)
     with rc_context(STYLE):
@@ -78,7 +78,7 @@ def bars(name: str, values: list[Any], x: Sequence[Any] = (), xlabel: str = "", 
 
 
 def _short(text: Any) -> str:
-    """A title or a label as one line of bounded length."""
+    """Convert a title or a label to one line of bounded length."""
     return " ".join(str(text).splitlines())[:LONGEST]
 
 

@@ -1,4 +1,5 @@
-"""Reads single files of a run: curves, bars, pictures. The files may be damaged or hostile. torch is not needed."""
+"""Reads single files of a run (curves, bars, pictures), which may be damaged or hostile. This module does not import
+torch."""
 
 import math
 import os
@@ -10,13 +11,13 @@ from utils.core.errors import DamagedFile, printable
 from utils.core.files import parse_json, read_json
 from utils.display.curves import VALIDATION
 
-LONGEST = 1 << 20  # characters of a line
+LONGEST = 1 << 20  # the most characters of a line
 PICTURE = re.compile(r"(?P<name>[^/]+)_(?P<step>\d{1,18})\.png")
-PART = re.compile(r".+_\d+_\d+\.png")  # files of --save_individually: <name>_<step>_<i>.png
+PART = re.compile(r".+_\d+_\d+\.png")  # --save_individually writes files <name>_<step>_<i>.png
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a JSON value is a finite number."""
+    """Return whether a JSON value is a finite number."""
     try:
         return type(value) in (int, float) and math.isfinite(float(value))
     except OverflowError:
@@ -24,13 +25,14 @@ def is_number(value: Any) -> TypeGuard[float]:
 
 
 def read_rows(path: str) -> tuple[list[dict[str, Any]], int]:
-    """(dicts of a .jsonl file, number of lines that are not dicts). ([], 0) if the file does not exist."""
+    """Return (dicts of a .jsonl file, number of lines that are not dicts). Return ([], 0) if the file does not
+    exist."""
     rows: list[dict[str, Any]] = []
     damaged = 0
     if not os.path.isfile(path):
         return rows, damaged
     with open(path, encoding="utf-8", errors="replace") as f:
-        while line := f.readline(LONGEST):  # a longer line is read in parts, which are damaged rows
+        while line := f.readline(LONGEST):  # a longer line is read in parts, and the parts count as damaged lines
             try:
                 row = parse_json(line)
             except ValueError:
@@ -43,15 +45,15 @@ def read_rows(path: str) -> tuple[list[dict[str, Any]], int]:
 
 
 def read_steps(path: str) -> tuple[list[dict[str, Any]], int]:
-    """(rows of stats.jsonl or speed.jsonl, the number of damaged lines). Each row has a step."""
+    """Return (rows of stats.jsonl or speed.jsonl, number of damaged lines). Each row has a step."""
     rows, damaged = read_rows(path)
     good = [row for row in rows if type(row.get("step")) is int and is_number(row["step"])]
     return good, damaged + len(rows) - len(good)
 
 
 def curves_of(row: dict[str, Any]) -> dict[str, float]:
-    """A row of stats.jsonl -> the dashboard's curves {window/trace: value}. Training and validation share a window.
-    Standard errors are left out."""
+    """Convert a row of stats.jsonl to the dashboard's curves {window/trace: value}. Training and validation share a
+    window. Standard errors are left out."""
     curves = {}
     for name, value in row.items():
         if is_number(value) and name not in ("step", "images") and not name.endswith("_se"):
@@ -62,12 +64,13 @@ def curves_of(row: dict[str, Any]) -> dict[str, float]:
 
 
 def curve_rows(path: str) -> list[dict[str, float]]:
-    """The curves in a stats.jsonl: for each row a dict of its step and curves_of(row). Damaged lines are skipped."""
+    """Return the curves in a stats.jsonl. The result has a dict for each row, with its step and curves_of(row). Damaged
+    lines are skipped."""
     return [dict(step=row["step"], **curves_of(row)) for row in read_steps(path)[0]]
 
 
 def read_bars(path: str) -> dict[str, dict[str, Any]]:
-    """{name: dict(step, values, x, xlabel, ylabel)} of bars.json, without damaged entries.
+    """Return {name: dict(step, values, x, xlabel, ylabel)} from bars.json, without damaged entries.
 
     Raises DamagedFile if the file is not a JSON object.
     """
@@ -91,8 +94,8 @@ def _is_bar(bar: Any) -> bool:
 
 
 def _picture_files(folder: str) -> Iterator[tuple[str, str]]:
-    """(name, path) of a folder's pictures, sorted by name, without the single images of --save_individually. Pipes are
-    left out because they would block, and links because they could lead to any file."""
+    """Yield (name, path) of each picture in a folder, sorted by name. The single images of --save_individually are left
+    out. Pipes are left out because a pipe would block. Links are left out because a link could lead to any file."""
     if not os.path.isdir(folder):
         return
     for name in sorted(os.listdir(folder)):
@@ -103,7 +106,7 @@ def _picture_files(folder: str) -> Iterator[tuple[str, str]]:
 
 
 def pictures_by_step(folder: str) -> dict[str, list[tuple[int, str]]]:
-    """The pictures <name>_<step>.png of a folder: {name: [(step, path), ...]} by rising step."""
+    """Return the pictures <name>_<step>.png of a folder as {name: [(step, path), ...]}, sorted by step."""
     found: dict[str, list[tuple[int, str]]] = {}
     for entry, path in _picture_files(folder):
         if match := PICTURE.fullmatch(entry):
@@ -112,5 +115,6 @@ def pictures_by_step(folder: str) -> dict[str, list[tuple[int, str]]]:
 
 
 def pictures_without_step(folder: str) -> dict[str, str]:
-    """The pictures of a folder without a step in their name, such as those of experiments: {file name: path}."""
+    """Return the pictures of a folder that have no step in their name, as {file name: path}. (Pictures of experiments
+    have no step.)"""
     return {name: path for name, path in _picture_files(folder) if not PICTURE.fullmatch(name)}

@@ -17,24 +17,24 @@ from utils.display import run_files
 from utils.display.grids import TRIPLES_CAPTION, open_picture, write_strips
 from utils.display.run_files import is_number
 
-LARGEST = 1600  # pixels of the longer side of a picture
-MOST_PICTURES = 24  # series of pictures, and the same number of pictures without a step in their name
-MOST_CURVES = 100  # each takes 50 ms to draw, and 17 KB of the page
+LARGEST = 1600  # the most pixels of the longer side of a picture
+MOST_PICTURES = 24  # the most series of pictures, and also the most pictures without a step in their name
+MOST_CURVES = 100  # a curve takes 50 ms to draw, and 17 KB of the page
 MOST_BARS = 24
-MOST_ROWS = 10_000  # rows with the same names: more points of a curve are not visible
+MOST_ROWS = 10_000  # the most rows with equal names, because more points of a curve are not visible
 CAPTIONS = dict(
     reconstructions=TRIPLES_CAPTION,
     codebook="the mean of the pixels where each code is used; most used codes first",
     denoising="samples while they are drawn, by the completed share of sampling",
 )
-LAST_LINES = 60  # lines of log.txt that are shown
-LAST_BYTES = 1 << 16  # bytes of log.txt that are read
+LAST_LINES = 60  # the number of lines of log.txt that are shown
+LAST_BYTES = 1 << 16  # the number of bytes of log.txt that are read
 
 Row = dict[str, Any]
 
 
 class Picture(NamedTuple):
-    """A picture file. name: without the step."""
+    """A picture file. name: the name of the file without the step."""
 
     name: str
     caption: str
@@ -42,7 +42,7 @@ class Picture(NamedTuple):
 
 
 class SavedRun:
-    """The contents of a run's folder. `notes`: one sentence for each missing or damaged file."""
+    """Holds the contents of a run's folder. The list `notes` has a sentence for each damaged or skipped file."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = str(folder)
@@ -68,7 +68,7 @@ class SavedRun:
             self.notes.append(printable(text))
 
     def _read(self, name: str, read: Callable[[str], Any], default: Any) -> Any:
-        """The result of read(path) for a file of this folder; the default if the file is missing or damaged."""
+        """Return read(path) for a file of this folder. If the file is missing or damaged, return the default."""
         path = os.path.join(self.folder, name)
         if os.path.islink(path):  # the link could lead to a private file
             self.note(f"{name} is a symbolic link; it is passed over")
@@ -86,14 +86,14 @@ class SavedRun:
         return rows
 
     def _first(self, named: Row, most: int, what: str) -> Row:
-        """The first `most` entries of a dict. If there are more, a note says how many."""
+        """Return the first `most` entries of a dict. If the dict has more entries, add a note with their number."""
         if len(named) > most:
             self.note(f"the first {most} of {len(named):,} {what} are shown")
         return dict(itertools.islice(named.items(), most))
 
     def _curves(self) -> list[dict[str, float]]:
-        """The rows of losses and speed by rising step: dicts with 'step' and names as on the dashboard. Values that are
-        always 0, such as a loss whose weight is 0, are left out."""
+        """Return the rows of losses and speed, sorted by step. Each row is a dict with 'step' and names as on the
+        dashboard. Values that are always 0, such as a loss whose weight is 0, are left out."""
         speed = [{printable(name): v for name, v in row.items() if is_number(v)} for row in _thinned(self.speed)]
         rows = [dict(step=row["step"], **run_files.curves_of(row)) for row in _thinned(self.rows)] + speed
         rows.sort(key=lambda row: row["step"])
@@ -118,7 +118,7 @@ class SavedRun:
         return max([0, *(row["step"] for row in self.rows[-1:]), *self.steps[-1:]])
 
     def traces(self) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
-        """{window: {trace: (steps, values)}}; if a step was recorded twice, the later line counts."""
+        """Return {window: {trace: (steps, values)}}. If a step was recorded twice, the later line counts."""
         windows: dict[str, dict[str, dict[float, float]]] = {}
         for row in self.curves:
             for name, value in row.items():
@@ -128,15 +128,15 @@ class SavedRun:
         return {w: {t: (list(p), list(p.values())) for t, p in traces.items()} for w, traces in windows.items()}
 
     def latest(self) -> dict[str, float]:
-        """{name: its last value} of stats.jsonl."""
+        """Return {name: last value} of stats.jsonl."""
         values: dict[str, float] = {}
         for row in _thinned(self.rows):
             values.update({k: v for k, v in row.items() if is_number(v)})
         return values
 
     def checkpoints(self, most: int) -> list[tuple[int, int, str]]:
-        """[(step, bytes, date and time)] of the newest steps that have a manifest, at most `most`. The files are not
-        verified."""
+        """Return [(step, bytes, date and time)] of the newest steps that have a manifest. At most `most` steps are
+        listed. The files are not verified."""
         store, found = Checkpoints(self.folder), []
         for step in self.steps[-most:]:
             files = [*store.models.glob(f"*_{step}.th"), store.stats_path(step)]
@@ -146,7 +146,7 @@ class SavedRun:
         return found
 
     def pictures(self) -> list[Picture]:
-        """The newest Picture of each series with its strip, and then the pictures without a step."""
+        """Return the newest Picture of each series with its strip, followed by the pictures without a step."""
         series, others = run_files.pictures_by_step(self.images), run_files.pictures_without_step(self.images)
         found = []
         for name, files in self._first(series, MOST_PICTURES, f"series of pictures in {self.images}").items():
@@ -156,12 +156,12 @@ class SavedRun:
             found.append(Picture(name, name + about, path))
             if strip := others.pop(f"{name}_progress.png", None):
                 found.append(Picture(f"{name}_progress", f"{name} through training", strip))
-        found.sort(key=lambda picture: picture.name == "codebook")  # the others first
+        found.sort(key=lambda picture: picture.name == "codebook")  # pictures of the codebook are last
         others = self._first(others, MOST_PICTURES, f"more pictures in {self.images}")
         return found + [Picture(name, name, path) for name, path in others.items()]
 
     def open(self, picture: Picture) -> Image.Image | None:
-        """A Picture as a Pillow image. If the file is damaged, add a note and return None."""
+        """Read a Picture as a Pillow image. If the file is damaged, add a note and return None."""
         try:
             return open_picture(picture.path)
         except DamagedFile as error:
@@ -169,14 +169,14 @@ class SavedRun:
             return None
 
     def arguments(self) -> dict[str, Any]:
-        """The hyperparameters, or the arguments of the last experiment recorded in this folder. Values from the command
-        lines are first."""
+        """Return the hyperparameters. A folder without hyperparameters gives the arguments of its last experiment.
+        Values from command lines are first."""
         experiments = [row["args"] for row in self.metrics if isinstance(row.get("args"), dict)]
         own = dict(sorted(self.hparams.items(), key=lambda item: item[0] not in self.given))
         return own or (experiments[-1] if experiments else {})
 
     def seconds(self) -> float:
-        """Seconds of training according to speed.jsonl, without the time between runs."""
+        """Return the seconds of training according to speed.jsonl, without the time between runs."""
         total, before, batch = 0.0, 0.0, self.hparams.get("batch_size")
         if not is_number(batch):
             return 0.0
@@ -189,15 +189,15 @@ class SavedRun:
 
 
 def reduced(image: Image.Image) -> Image.Image:
-    """A Pillow image as RGB, reduced to sides of at most LARGEST pixels."""
+    """Convert a Pillow image to RGB, and reduce its sides to at most LARGEST pixels."""
     image = image.convert("RGB")
     image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
     return image
 
 
 def _thinned(rows: list[Row]) -> list[Row]:
-    """About MOST_ROWS evenly spaced rows and the last row of all rows that have the same names. With fewer rows, the
-    report of a long run does not take longer than the report of a short run."""
+    """Reduce the rows that have equal names to about MOST_ROWS evenly spaced rows and the last row. The report of a
+    long run therefore does not take longer than the report of a short run."""
     kinds: dict[tuple[str, ...], list[int]] = {}
     for i, row in enumerate(rows):
         kinds.setdefault(tuple(row), []).append(i)
@@ -208,7 +208,7 @@ def _thinned(rows: list[Row]) -> list[Row]:
 
 
 def _dict(value: Any) -> dict[str, Any]:
-    """A JSON object as a dict; {} for any other value."""
+    """Return a JSON object as a dict, and {} for any other value."""
     return value if isinstance(value, dict) else {}
 
 

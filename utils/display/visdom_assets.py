@@ -23,14 +23,14 @@ from utils.core.errors import UserError
 VERSION = "0.2.4"  # the version of visdom that needs these files
 PATIENCE = 180  # seconds that npm may take for all packages (25 MB)
 OWN_PATIENCE = 60  # seconds that visdom's own download may take
-MARK = "version.built"  # visdom's own mark: all files exist
+MARK = "version.built"  # visdom writes this file when all files exist
 
 # {package: {path below static/: (path in the package, the first 32 digits of its sha256)}}
 FILES: dict[str, dict[str, list[str]]] = json.loads(Path(__file__).with_suffix(".json").read_text())
 
 
 class _NotAvailable(Exception):
-    """The reason why a source did not provide the files."""
+    """A source did not provide the files. The message gives the reason."""
 
 
 def install(static: Path, say: Callable[[str], object]) -> None:
@@ -66,14 +66,14 @@ def paths() -> list[str]:
 
 
 def _is_installed(static: Path) -> bool:
-    """Whether visdom's folder `static` has all files that the page needs, and the mark."""
+    """Return whether visdom's folder `static` has the mark and all files that the page needs."""
     with contextlib.suppress(OSError):
         return (static / MARK).read_text().strip() == VERSION and not _missing(static)
     return False
 
 
 def _missing(folder: Path) -> list[str]:
-    """The sorted names of needed files that are missing in `folder`, empty, or contain an error page."""
+    """Return the sorted names of needed files that are missing in `folder`, are empty, or contain an error page."""
     return sorted(path for path in paths() if not _looks_right(folder / path))
 
 
@@ -136,7 +136,7 @@ def _run(words: list[str], name: str, patience: float, cwd: Path) -> None:
 
 
 def _move(folder: Path, static: Path) -> None:
-    """Move the files, each of them complete or absent, and the mark last."""
+    """Move the files, and then the mark. Each file is complete or absent."""
     for path in paths():
         (static / path).parent.mkdir(parents=True, exist_ok=True)
         os.replace(folder / path, static / path)

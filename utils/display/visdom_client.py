@@ -1,11 +1,11 @@
-"""visdom's client, adapted to a thread: time-outs, checked answers, no output of its own."""
+"""Adapts visdom's client to a thread. The client has time-outs, checks answers and prints nothing."""
 
 import json
 from typing import Any
 
 
 class Refused(Exception):
-    """A server answers, but with an error, or not like visdom."""
+    """A server answers with an error, or does not answer like visdom."""
 
 
 class WindowGone(Exception):
@@ -25,8 +25,8 @@ def client_class() -> Any:
             self.send, self.timeouts, self._session = True, timeouts, requests.Session()
             self._session.trust_env = False  # do not use a proxy of the environment for localhost
             if self.username:
-                # The answer is ignored: it is an error even if no login is needed. A wrong login fails at a later
-                # request.
+                # The answer is ignored, because the server answers with an error even if no login is needed. A wrong
+                # login fails at a later request.
                 login = json.dumps(dict(username=self.username, password=self.password))
                 self._post(f"{self.server}:{self.port}{self.base_url}", login)
 
@@ -47,15 +47,15 @@ def client_class() -> Any:
                 raise Refused("not what visdom answers; is it another program?") from None
 
         def show(self, message: dict[str, Any]) -> None:
-            """Send a pane of utils/display/dashboard_panes.py, more points of one, or a picture."""
-            message = dict(message)  # a copy: visdom writes into it
+            """Send a pane of utils/display/dashboard_panes.py, more points for a pane, or a picture."""
+            message = dict(message)  # a copy, because visdom writes into the message
             if "img" in message:
                 self.image(**dict(message, opts=dict(message["opts"])))
             elif not message.get("append"):
                 self._send(message)
             else:
-                # If a window no longer exists, visdom would create one with only the new points, and its answer would
-                # be the same. (win_exists() would print a message if the connection fails.)
+                # If a window no longer exists, visdom would create a window with only the new points. Its answer would
+                # not show this. (win_exists() would print a message if the connection fails.)
                 if self._send({"win": message["win"]}, endpoint="win_exists") != "true":
                     raise WindowGone
                 self._send(message, endpoint="update")

@@ -1,9 +1,9 @@
-"""Features in files that a user names, with a header that records how they were computed.
+"""Reads and writes features in files that a user names. A header in the file records how the features were computed.
 
 A torch file holds {'features': (N, D) float32, 'header': JSON text}. A .npy file holds two arrays one after the other:
 the features, which numpy.load reads, and the header's JSON text as bytes. A copy of the file therefore keeps the
-header. The header contains the hash of the features: if features or header are changed, the file is treated as damaged.
-Files of other programs have no header.
+header. The header contains the hash of the features: a file with changed features or a changed header is treated as
+damaged. Files of other programs have no header.
 """
 
 import io
@@ -22,12 +22,13 @@ from utils.core.errors import DamagedFile, UserError
 from utils.core.files import atomic_write, hash_json, hash_tensors, load_tensors, save_tensors, sha256_file
 from utils.evaluation.features import is_plain, tensor_of_npy
 
-LARGEST_HEADER = 1 << 16  # characters
+LARGEST_HEADER = 1 << 16  # the most characters of a header
 
 
 @dataclass
 class FeatureFile:
-    """features (N, D) float32; sha256 of the file; made_by: JSON values by name, None if the file has no header."""
+    """The contents of a feature file. features: (N, D) float32. sha256: the hash of the file. made_by: {name: JSON
+    value} from the header, or None if the file has no header."""
 
     features: torch.Tensor
     sha256: str
@@ -35,8 +36,8 @@ class FeatureFile:
 
 
 def read(path: str | Path) -> FeatureFile:
-    """A .npy file, or a torch file of a tensor -> FeatureFile. Raises UserError if the file holds no features,
-    DamagedFile if features and header do not match."""
+    """Read a .npy file, or a torch file of a tensor. Returns a FeatureFile. Raises UserError if the file holds no
+    features, and DamagedFile if features and header do not match."""
     if str(path).endswith(".npy"):
         features, text = tensor_of_npy(path), _text_after_array(path)
     else:
@@ -58,9 +59,9 @@ def read(path: str | Path) -> FeatureFile:
 
 
 def write(path: str | Path, features: torch.Tensor, made_by: dict) -> str:
-    """Write features (N, D) float32 and a header to a .npy file, or to a torch file if the name ends differently. The
-    file is complete or absent. made_by: {name: JSON value} that states how they were computed. Returns the file's hash,
-    as in FeatureFile."""
+    """Write features (N, D) float32 and a header. The file is a .npy file if its name ends with .npy, and otherwise a
+    torch file. The file is complete or absent. made_by: {name: JSON value} that states how the features were computed.
+    Returns the file's hash, as in FeatureFile."""
     header = dict(made_by=made_by, features=hash_tensors(dict(x=features)))
     text = json.dumps(dict(header, digest=hash_json(header)))
     if str(path).endswith(".npy"):
@@ -72,27 +73,27 @@ def write(path: str | Path, features: torch.Tensor, made_by: dict) -> str:
 
 
 def _text_after_array(path: str | Path) -> str | None:
-    """The text in the second array of a .npy file. None if there is no second array of bytes."""
+    """Return the text in the second array of a .npy file. Return None if the file has no second array of bytes."""
     with open(path, "rb") as f:
         shape, _, dtype = _array_header(f)
         f.seek(int(np.prod(shape)) * dtype.itemsize, os.SEEK_CUR)
         rest = io.BytesIO(f.read(LARGEST_HEADER))
     try:
         is_bytes = _array_header(rest)[2] == np.uint8
-    except Exception:  # the reader can raise anything, as in utils.core.files.load_npy
+    except Exception:  # numpy's parser can raise any exception for damaged bytes
         return None
     return rest.read().decode("utf-8", "replace") if is_bytes else None
 
 
 def _array_header(file: IO[bytes]) -> Any:
-    """(shape, True for Fortran order, dtype) of the array that begins at the file's position."""
+    """Return (shape, True for Fortran order, dtype) of the array that begins at the file's position."""
     first = np.lib.format.read_magic(file) == (1, 0)
     return (np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0)(file)
 
 
 def differences(found: dict, wanted: dict) -> str:
-    """The first three differences between a header (found) and the expected one (wanted), as text; '' if there are
-    none. Names that only `found` has are ignored."""
+    """Return the first three differences between a header (found) and the expected header (wanted), as text. Return ''
+    if they are equal. Names that only `found` has are ignored."""
     found, wanted = json.loads(json.dumps([found, wanted]))
     return ", ".join(itertools.islice(_differences(found, wanted), 3))
 

@@ -1,4 +1,4 @@
-"""Inception features of images, their statistics, and a cache of both.
+"""Computes and caches features of images and the statistics of these features.
 
 Features are those of torch-fidelity's 'inception-v3-compat' (the weights of the original FID, converted).
 The name of a cache file depends on everything that the features depend on: the images, their size and
@@ -19,21 +19,21 @@ from utils.core.files import hash_json, load_npy, load_tensors, sha256_file
 from utils.core.job import FEATURES
 from utils.evaluation.weight_files import WEIGHT_FILES, missing
 
-FORMAT = 1  # part of the header
+FORMAT = 1  # the version of the file format, stored in the header
 EXTRACTOR = "inception-v3-compat"
 
 
 class Inception:
     """The feature extractor. Raises UserError if its weights are missing or do not fit.
 
-    weights_path: the file (default: torch-fidelity's own location).
+    weights_path: the file of the weights (default: torch-fidelity's own location).
     """
 
     def __init__(self, weights_path: str | Path | None, device: torch.device):
         if not weights_path and (line := missing("inception")):
             raise UserError(line)
         path = weights_path or WEIGHT_FILES["inception"].place
-        load_tensors(path)  # refuses a file with code, which torch-fidelity would run
+        load_tensors(path)  # torch-fidelity would run code in the file; load_tensors refuses such a file
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # takes seconds
 
         try:
@@ -48,7 +48,7 @@ class Inception:
 
     @torch.no_grad()
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """uint8 (B, 3 or 1, H, W) -> features (B, 2048) and logits (B, 1008), float32 on the CPU."""
+        """Compute features (B, 2048) and logits (B, 1008), float32 on the CPU, of images, uint8 (B, 3 or 1, H, W)."""
         x = x.to(self.device).expand(-1, 3, -1, -1)
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             features, logits = self.net(x)
@@ -80,8 +80,8 @@ def collect(pairs: Iterable, what: str, keep: bool = False, logits: bool = False
 
     The statistics are summed batch by batch in float64, so that millions of images need little memory. keep: also keep
     the features (8 KiB per image). logits: also keep the logits (4 KiB). what: the name of the images in the UserError
-    that is raised for fewer than 2 images. Only the main process has all pairs and gets the result; the others get
-    None.
+    that is raised for fewer than 2 images. Only the main process has all pairs and gets the result; the other processes
+    get None.
     """
     count, kept, kept_logits = 0, [], []
     first: Any = 0.0
@@ -103,13 +103,13 @@ def collect(pairs: Iterable, what: str, keep: bool = False, logits: bool = False
 
 
 def cache_path(header: dict) -> Path:
-    """features/<kind>_<key>.pt; the key is a hash of the whole header."""
+    """Return the path features/<kind>_<key>.pt. The key is a hash of the whole header."""
     return FEATURES / f"{header['kind']}_{hash_json(dict(header, format=FORMAT))}.pt"
 
 
 def origin(images: Any = None) -> dict:
-    """The origin of features in the sense of utils.core.cache.is_current. images: an ImageSet, or None for features of
-    samples."""
+    """Return the origin of features, which utils.core.cache.is_current compares. images: an ImageSet, or None for
+    features of samples."""
     own = cache.versions("torch-fidelity")
     if images is None:
         return dict(versions=own)
@@ -118,15 +118,16 @@ def origin(images: Any = None) -> dict:
 
 
 def store(header: dict, found: FeatureSet, say: Callable) -> None:
-    """Store the FeatureSet of samples, if the disk is writable. header: JSON values, everything that it depends on."""
+    """Store the FeatureSet of samples, if the disk is writable. header: a dict of JSON values with everything that the
+    features depend on."""
     header = dict(header, format=FORMAT)
     cache.store(cache_path(header), header, _tensors(found), say, f"{header['kind']} features", origin())
 
 
 def cached(header: dict, compute: Callable, say: Callable, images: Any = None) -> FeatureSet | None:
-    """The FeatureSet of this header, read from features/ or computed by compute() and then stored there. Only the main
-    process gets it; the others get None. images: the ImageSet of the features, whose missing images are reported; None
-    for samples, whose number is the header's `n`."""
+    """Return the FeatureSet of this header. The features are read from features/, or computed by compute() and then
+    stored. Only the main process gets the result; the other processes get None. images: the ImageSet of the features,
+    whose missing images are reported. For samples, `images` is None, and the number of samples is the header's `n`."""
     path = cache_path(header)
     n, most_missing = (header["n"], 0) if images is None else (len(images), images.most_broken())
 
@@ -151,7 +152,8 @@ def cached(header: dict, compute: Callable, say: Callable, images: Any = None) -
 
 
 def _fits(found: dict, header: dict, n: int, most_missing: int) -> bool:
-    """Whether the tensors of a file fit the header and n images. At most `most_missing` images may be missing."""
+    """Return whether the tensors of a file fit the header and n images. At most `most_missing` images may be
+    missing."""
     wanted = {"count", "mu", "sigma"}
     wanted |= {"features", "logits"} if header["kind"] == "samples" else {"features"} if header["keep"] else set()
     if not wanted <= set(found) <= {field.name for field in fields(FeatureSet)}:
@@ -175,7 +177,7 @@ def _tensors(s: FeatureSet | None) -> Any:
 
 
 def tensor_of_npy(path: str | Path) -> torch.Tensor:
-    """The array of a .npy file as a tensor. Raises UserError if a tensor cannot hold the array."""
+    """Load the array of a .npy file as a tensor. Raises UserError if a tensor cannot hold the array."""
     array = load_npy(path)
     try:
         return torch.from_numpy(array)
@@ -184,12 +186,14 @@ def tensor_of_npy(path: str | Path) -> torch.Tensor:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is an ordinary tensor of numbers: not sparse, not quantized, not on the meta device."""
+    """Return whether a value is an ordinary tensor of numbers. Sparse tensors, quantized tensors and tensors on the
+    meta device are not."""
     return torch.is_tensor(value) and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
 
 
 def regroup(batches: Iterable[torch.Tensor], size: int) -> Iterator[torch.Tensor]:
-    """Batches of any lengths -> batches of `size` (the last may be smaller), rows in the same order."""
+    """Convert batches of any lengths to batches of `size` rows. The order of the rows stays the same. The last batch
+    may be smaller."""
     waiting: list[torch.Tensor] = []
     n = 0
     for x in batches:

@@ -1,9 +1,10 @@
-"""Metrics that compare the features of real images with those of generated images. Each is one decorated function.
+"""Computes metrics that compare the features of real images with the features of generated images. Each metric is one
+decorated function.
 
-To add one, add a function `name(real, fake, H)` to this file, decorated by `@metric("what it is")`. It returns a
-dictionary of numbers. `calc_FID.py --name` then measures it. A network other than Inception is a function like
-`inception`, named in the decorator. Imports of other libraries belong inside the functions: the command line lists the
-metrics, and --help does not wait for PyTorch.
+To add a metric, add a function `name(real, fake, H)` to this file, decorated by `@metric("description")`. The function
+returns a dictionary of numbers. `calc_FID.py --name` then measures the metric. For a network other than Inception,
+write a function like `inception` and name it in the decorator. Import other libraries inside the functions. The command
+line imports this file, and --help must not wait for PyTorch.
 """
 
 import sys
@@ -23,9 +24,10 @@ ISC_SAMPLES = 5000
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric; the fields are the arguments of `metric`.
+    """One metric. The fields are the arguments of `metric`.
 
-    compute: called with the FeatureSet of the real images, that of the fake ones and H; returns {name: number}.
+    compute: a function of the FeatureSet of the real images, the FeatureSet of the fake images, and H. compute returns
+    {name: number}.
     """
 
     compute: Callable
@@ -40,11 +42,12 @@ METRICS: dict[str, Metric] = {}
 
 
 def inception(H: Any, device: "torch.device") -> "Inception":
-    """The Inception network of the original FID. With --extractor, experiments.common.measure uses another network.
+    """Load the Inception network of the original FID. With --extractor, experiments.common.measure uses another
+    network.
 
-    An extractor maps images, uint8 (B, 3 or 1, H, W), to features (B, D) and logits (B, K), both float32 on the CPU
-    (K is 0 if it has no logits). Its attribute `identity`, a dict of JSON values, is part of the keys of caches and
-    must differ from that of every other extractor."""
+    An extractor maps images, uint8 (B, 3 or 1, H, W), to features (B, D) and logits (B, K), both float32 on the CPU. K
+    is 0 if the network has no logits. The attribute `identity` of an extractor is a dict of JSON values and part of the
+    keys of caches. Different extractors must have different identities."""
     from utils.evaluation import features
 
     return features.Inception(H.feature_weights, device)
@@ -57,14 +60,14 @@ def metric(
     most_real: int = sys.maxsize,
     in_all_processes: bool = False,
 ) -> Callable:
-    """Decorator: enter a function in METRICS under its name.
+    """Decorate a function so that METRICS lists it under its name.
 
-    help: the help text of calc_FID.py's flag --<name>; None: there is no such flag.
-    extractor: called with H and the device; returns the network (see `inception`).
-    keep: whether the function reads `real.features`, (N, D). Otherwise only mean and covariance are kept.
-    most_real: the largest number of real images to compare; if there are more, evenly spaced ones are chosen.
-    in_all_processes: True: all processes of a job call the function, and `real` and `fake` are None in all but the main
-    process. False: only the main process calls it.
+    help: the help text of calc_FID.py's flag --<name>. With None there is no such flag.
+    extractor: a function of H and the device that returns the network (see `inception`).
+    keep: True if the function reads `real.features`, (N, D). With False, only mean and covariance are kept.
+    most_real: the largest number of real images to compare. If there are more images, evenly spaced images are chosen.
+    in_all_processes: True if all processes of a job call the function; `real` and `fake` are then None except in the
+    main process. With False, only the main process calls the function.
     """
 
     def enter(function: Callable) -> Callable:
@@ -75,14 +78,15 @@ def metric(
 
 
 def named(distance: str, H: Any) -> str:
-    """The name of a distance: 'fid' or 'kid' with the Inception network, otherwise 'fd_<network>' or 'kd_<network>'."""
+    """Return the name of a distance. The name is 'fid' or 'kid' for Inception, and 'fd_<network>' or 'kd_<network>' for
+    another network."""
     network = getattr(H, "extractor", EXTRACTORS[0])
     return distance if network == EXTRACTORS[0] else f"{distance[0]}d_{network}"
 
 
 @metric()
 def fid(real: "FeatureSet", fake: "FeatureSet", H: Any) -> dict[str, float]:
-    """Frechet inception distance (Heusel et al. 2017), by torch-fidelity."""
+    """Compute the Frechet inception distance (Heusel et al. 2017) with torch-fidelity."""
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
 
     distance = fid_statistics_to_metric(real.statistics(), fake.statistics(), verbose=False)[KEY_METRIC_FID]
@@ -91,7 +95,7 @@ def fid(real: "FeatureSet", fake: "FeatureSet", H: Any) -> dict[str, float]:
 
 @metric("the kernel inception distance (Binkowski et al. 2018) too", keep=True, most_real=100_000)
 def kid(real: "FeatureSet", fake: "FeatureSet", H: Any) -> dict[str, float]:
-    """Mean and standard deviation of the kernel inception distance over subsets, by torch-fidelity.
+    """Compute the mean and standard deviation of the kernel inception distance over subsets, with torch-fidelity.
 
     The samples are the first input, as on torch-fidelity's command line, because the random subsets depend on the
     order.
@@ -110,7 +114,7 @@ def kid(real: "FeatureSet", fake: "FeatureSet", H: Any) -> dict[str, float]:
 
 @metric("the inception score (Salimans et al. 2016) too, of 10 parts of the samples")
 def isc(real: "FeatureSet", fake: "FeatureSet", H: Any) -> dict[str, float]:
-    """Mean and standard deviation over parts of the samples of their inception score, by torch-fidelity."""
+    """Compute the mean and standard deviation of the inception score over parts of the samples, with torch-fidelity."""
     from torch_fidelity.metric_isc import isc_features_to_metric
 
     from utils.core.progress import say
@@ -123,7 +127,7 @@ def isc(real: "FeatureSet", fake: "FeatureSet", H: Any) -> dict[str, float]:
 
 @metric(keep=True, in_all_processes=True)
 def prdc(real: "FeatureSet", fake: "FeatureSet", H: Any) -> dict[str, float]:
-    """Precision, recall, density and coverage: see utils.evaluation.prdc. All processes share the work."""
+    """Compute precision, recall, density and coverage (see utils.evaluation.prdc). All processes share the work."""
     from functools import partial
 
     from utils.core import distributed

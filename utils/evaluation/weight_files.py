@@ -1,4 +1,4 @@
-"""The published weights of feature networks: their files, where these belong, and how to fetch them.
+"""Describes and fetches the files with the published weights of feature networks.
 
 torch.hub keeps such files in $TORCH_HOME/hub/checkpoints. The 8 hexadecimal digits at the end of their names are the
 beginning of their SHA-256.
@@ -16,14 +16,14 @@ import torch
 from utils.core.errors import UserError
 from utils.core.files import sha256_file
 
-PATIENCE = 60.0  # seconds that a server may be silent
+PATIENCE = 60.0  # the longest time in seconds that a server may send nothing
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A file of published weights. what: their name in messages. flag: the flag that names another path. folder: the
-    address without the file name; None: the address is in torch-fidelity's package. instead: flags of a script that
-    make these weights unnecessary."""
+    """A file of published weights. what: the name of the weights in messages. flag: the flag that names another path.
+    folder: the address without the file name. If folder is None, the address is taken from torch-fidelity's package.
+    instead: flags of a script that make these weights unnecessary."""
 
     what: str
     file: str
@@ -49,7 +49,7 @@ class WeightFile:
 
     @property
     def digits(self) -> str:
-        """The beginning of the file's SHA-256."""
+        """The first hexadecimal digits of the file's SHA-256."""
         return self.file.rpartition("-")[2].partition(".")[0]
 
 
@@ -72,7 +72,7 @@ WEIGHT_FILES = {
 
 
 def missing(name: str, given: str | None = None) -> str | None:
-    """One line that says that weights are missing and how to get them, or None if the file exists.
+    """Return one line that says that weights are missing and how to get them. Return None if the file exists.
 
     name: a key of WEIGHT_FILES. given: the path that the command line names, or None for the usual place.
     """
@@ -88,10 +88,11 @@ def missing(name: str, given: str | None = None) -> str | None:
 
 
 def fetch(name: str) -> bool:
-    """Fetch weights and put the file in its place, unless the right file is there. Returns True after a download.
+    """Fetch weights and put the file in its place, unless the place already holds the right file. Returns True after a
+    download.
 
-    The file is complete or absent: it gets its name after its SHA-256 was checked. Raises UserError if the network
-    fails or the server sends another file.
+    The file is complete or absent, because it gets its name after its SHA-256 was checked. Raises UserError if the
+    network fails or the server sends another file.
     """
     weights = WEIGHT_FILES[name]
     if weights.exists and sha256_file(weights.place).startswith(weights.digits):
@@ -101,7 +102,7 @@ def fetch(name: str) -> bool:
     socket.setdefaulttimeout(PATIENCE)
     try:
         torch.hub.download_url_to_file(weights.address, weights.place, weights.digits)
-    except RuntimeError:  # the only one that torch.hub raises
+    except RuntimeError:  # torch.hub raises RuntimeError for a wrong hash only
         reason = f"the download is incomplete or another file: its SHA-256 does not begin with {weights.digits}"
     except (urllib.error.URLError, http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError) as error:
         reason = str(error).strip("<>") or type(error).__name__

@@ -1,5 +1,5 @@
-"""The backward pass in float32, bf16 and fp16 (with loss scaling): automatic mixed precision, and losses that share
-one output of a network."""
+"""Runs the backward pass in float32, bf16 or fp16 (with loss scaling). The class Output combines several losses of one
+output of a network."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def cpu_has_bf16() -> bool:
-    """True if the processor multiplies bf16 in hardware; otherwise bf16 is emulated, and slow."""
+    """Return True if the processor multiplies bf16 in hardware. Otherwise PyTorch emulates bf16, which is slow."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
     return any(getattr(torch.cpu, name, bool)() for name in checks)
 
 
 def resolve_dtype(amp_dtype: str, device: torch.device) -> torch.dtype:
-    """'auto' -> bf16 if the device supports it, fp16 on older CUDA devices."""
+    """Return the dtype of --amp_dtype. 'auto' selects fp16 on CUDA devices without bf16, and otherwise bf16."""
     if amp_dtype != "auto":
         return DTYPES[amp_dtype]
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -78,8 +78,8 @@ class Output:
     only.
 
     A weighted sum of these gradients then goes through the network in a single backward pass. The adaptive weight
-    depends on these gradients, and yet LPIPS and the discriminator have only one backward pass per step, not two.
-    The loss scale multiplies all gradients of losses.
+    depends on the same gradients. Therefore LPIPS and the discriminator need only one backward pass per step instead of
+    two. The loss scale multiplies all gradients of losses.
     """
 
     def __init__(self, tensor: torch.Tensor, precision: Precision) -> None:
@@ -87,12 +87,13 @@ class Output:
         self.value = tensor.detach().requires_grad_()  # the input of the losses
 
     def gradient(self, loss: torch.Tensor) -> torch.Tensor:
-        """The gradient of a loss with respect to `value`."""
+        """Return the gradient of a loss with respect to `value`."""
         return torch.autograd.grad(self.precision.scale(loss), self.value)[0]
 
     def gradients_at(self, weight: torch.Tensor, *gradients: torch.Tensor) -> Any:
-        """Gradients with respect to the output -> gradients with respect to a weight of the last layer, stacked. Each
-        is a vector-Jacobian product through one layer, averaged over the processes, without the loss scale."""
+        """Convert gradients with respect to the output to gradients with respect to a weight of the last layer. The
+        result is one stacked tensor. Each gradient is a vector-Jacobian product through one layer. The gradients are
+        averaged over the processes, and the loss scale is removed."""
         rows = [torch.autograd.grad(self.tensor, weight, g, retain_graph=True)[0] for g in gradients]
         return self.precision.unscaled(distributed.all_reduce_mean(torch.stack(rows)))
 

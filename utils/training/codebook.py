@@ -1,4 +1,4 @@
-"""The codebook of a quantizer in training: how often each code is used, and codes that are moved."""
+"""Counts how often each code is used in training, and moves codes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -29,15 +29,15 @@ class Codebook:
         while sum(map(len, vectors)) < 32 * self.H.codebook_size:
             z = self.models[0].ae.encoder(to_float(next(batches)[0].to(self.device))).float()
             vectors.append(distributed.all_gather_rows(z).permute(0, 2, 3, 1).reshape(-1, self.H.emb_dim))
-        if distributed.is_main():  # k-means can give other results on another processor
+        if distributed.is_main():  # one process runs k-means, because its results depend on the processor
             self.quantizer.place_codes(torch.cat(vectors), derive_seed("kmeans", self.H.seed))
         distributed.broadcast_in_place([self.quantizer.codebook_weight()])
         self._copy(slice(None))
 
     @torch.no_grad()
     def update(self, ids: torch.Tensor | None, x: torch.Tensor, step: int) -> None:
-        """Count the codes of a step's images x (B, C, H, W). Every restart_steps steps, move the codes that were not
-        used since the last restart onto latents of x."""
+        """Count the codes `ids` of the images x (B, C, H, W) of a step. Every restart_steps steps, move unused codes
+        onto latents of x. A code is unused if no image has used it since the last restart."""
         if ids is None:
             return
         self.usage.add(ids)

@@ -1,4 +1,4 @@
-"""torch.compile for parts of a network: when it saves time, and what to do if it fails."""
+"""Compiles parts of a network with torch.compile, if compiling saves time."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import torch
 
 OPTIONS: dict[str, Any] = {}  # further arguments of torch.compile
-MANY_STEPS = 1000  # training steps from which compiling saves more time than it takes
-MANY_SAMPLES = 1000
+MANY_STEPS = 1000  # from this number of training steps on, compiling saves more time than it takes
+MANY_SAMPLES = 1000  # from this number of samples on, compiling saves more time than it takes
 
 
 def pays(choice: str, device: torch.device, much: bool = True) -> bool:
-    """Whether to compile. choice: --compile. 'auto' compiles on CUDA devices that Triton supports, if there is much
-    work (compiling takes about a minute)."""
+    """Return whether compiling saves time. choice: the value of --compile. 'auto' compiles only on CUDA devices that
+    Triton supports, and only if there is much work. (Compiling takes about a minute.)"""
     if choice != "auto":
         return choice == "on"
     return much and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
@@ -21,7 +21,7 @@ def pays(choice: str, device: torch.device, much: bool = True) -> bool:
 def compile_parts(choice: str, parts: Iterable[Any]) -> None:
     """Compile modules (their calls, not their methods) and bound methods in place, each at its first call. Names in
     state dicts stay the same. With 'auto', a part that cannot be compiled runs uncompiled, and PyTorch warns."""
-    import torch._dynamo  # here: importing it takes seconds
+    import torch._dynamo  # imported here, because the import takes seconds
 
     torch._dynamo.config.suppress_errors = choice == "auto"
     for part in parts:

@@ -9,11 +9,13 @@ from torch import nn
 
 
 class EMA:
-    """Keeps `model`, a copy whose parameters move towards the source's: m <- beta m + (1 - beta) p.
+    """Keeps `model`, a copy of the source. Each update moves the copy's parameters m towards the source's parameters p:
+    m <- beta m + (1 - beta) p.
 
     Only parameters are averaged, as in the published models. Buffers (batch-norm statistics, loss histories) keep their
-    initial values. shared: submodules that are never trained (LPIPS) and need no second copy. warmup: the decay of the
-    n-th update is at most (1 + n) / (10 + n). Otherwise the average of a short run would be mostly its first weights.
+    initial values. shared: submodules that are never trained (LPIPS) and therefore need no second copy. warmup: limit
+    the decay of the n-th update to (1 + n) / (10 + n). Without warmup, the average of a short run would consist mostly
+    of its first weights.
     """
 
     def __init__(
@@ -27,12 +29,12 @@ class EMA:
 
     @torch.no_grad()
     def update(self, n: int) -> None:
-        """The n-th move towards the source, n >= 1, in one kernel launch for all parameters."""
+        """Move towards the source for the n-th time, n >= 1. One kernel launch updates all parameters."""
         averaged, current = zip(*self.pairs, strict=True)
         torch._foreach_lerp_(averaged, current, 1.0 - self.decay(n))
 
     def decay(self, n: int) -> float:
-        """The decay of the n-th update."""
+        """Return the decay of the n-th update."""
         return min(self.beta, (1 + n) / (10 + n)) if self.warmup else self.beta
 
     def state_dict(self) -> dict[str, Any]:

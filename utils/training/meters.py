@@ -1,4 +1,4 @@
-"""Means that stay on the device until they are read."""
+"""Computes means that stay on the device until they are read."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from utils.core import distributed
 
 
 class Meters:
-    """Sums and counts of named scalars. Only reading them waits for the device."""
+    """Keeps the sums and counts of named scalars. Only reading the results waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = torch.device(device)
@@ -33,7 +33,7 @@ class Meters:
         return means
 
     def _totals(self) -> dict[str, list[float]]:
-        """{name: (sum, count)} over all processes. A process that had little work may lack some names."""
+        """Return {name: (sum, count)} over all processes. A process that had little work may lack some names."""
         table = torch.stack(list(self.sums.values())).cpu().tolist() if self.sums else []
         totals: dict[str, list[float]] = {}
         for own in distributed.from_all(dict(zip(self.sums, table, strict=True))):
@@ -42,8 +42,8 @@ class Meters:
         return totals
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The state that a single process would have. Any number of processes can resume from it. All processes call
-        it."""
+        """Return the state that a single process would have. Any number of processes can resume from this state. All
+        processes call this method."""
         totals = {name: torch.tensor(pair, dtype=self.dtype) for name, pair in self._totals().items()}
         return {name: pair / distributed.world_size() for name, pair in totals.items()}
 
@@ -52,7 +52,7 @@ class Meters:
 
 
 class CodeUsage:
-    """The number of uses of each code since the last reset: counts (K,) on the device."""
+    """Counts the uses of each code since the last reset, in a tensor (K,) on the device."""
 
     def __init__(self, codebook_size: int, device: torch.device) -> None:
         self.counts = torch.zeros(codebook_size, dtype=torch.int64, device=device)
@@ -69,10 +69,10 @@ class CodeUsage:
         return counts
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The counts of all processes together. All processes call it."""
+        """Return the sum of the counts of all processes. All processes call this method."""
         return dict(counts=distributed.all_reduce_sum(self.counts.clone()).cpu())
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         self.counts.copy_(state["counts"])
-        if not distributed.is_main():  # counted once
+        if not distributed.is_main():  # only the main process keeps the sum, so that it counts once
             self.counts.zero_()

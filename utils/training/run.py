@@ -1,4 +1,4 @@
-"""A training run: where it writes, how it resumes, when it logs, how it ends.
+"""Manages a training run. The class Run resumes the run, writes its logs and checkpoints, and ends it.
 
 The script computes the updates; the run handles everything between them:
 
@@ -10,8 +10,8 @@ The script computes the updates; the run handles everything between them:
             run.report(loss=loss)
             if run.due(H.steps_per_eval): ...
 
-Random numbers and data order are functions of (seed, step): checkpoints need not contain them. On the CPU, a resumed
-run equals the uninterrupted one bit for bit.
+Random numbers and the order of the data are functions of (seed, step). Therefore checkpoints do not contain them. On
+the CPU, a resumed run equals the uninterrupted run bit for bit.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ LESS_WORK = (
 
 
 def is_optimiser(name: str) -> bool:
-    """Whether a file of a checkpoint holds the state of an optimiser, not weights."""
+    """Return whether a file of a checkpoint holds the state of an optimiser instead of weights."""
     return name.endswith("_optim")
 
 
@@ -65,8 +65,9 @@ class Run:
         name_batch: Callable[[int], str] | None = None,
         loads: bool = True,
     ) -> None:
-        """name: the name of the model and of its files. name_batch: step -> text that names the images of its batch.
-        loads: True if --load_step names weights to start from; False if it names a model that the script measures."""
+        """name: the name of the model and of its files. name_batch: a function of a step that returns a text with the
+        names of the images in the batch of this step. loads: True if --load_step names weights to start from. False if
+        --load_step names a model that the script measures."""
         agree_on_steps(H)
         self.H, self.name, self.device, self.name_batch = H, name, device, name_batch
         self.load_step = H.load_step if loads else 0
@@ -74,9 +75,9 @@ class Run:
         self.folder = os.path.join(LOGS, H.log_dir)
         self.store = checkpoints_of(H.log_dir)
         self.meters = Meters(device)
-        self.first_bad = torch.zeros((), dtype=torch.int64, device=device)  # step of the first loss that is not finite
-        self.about: dict[str, Any] = {}  # JSON values for the manifests: data and models that the weights depend on
-        self.facts: dict[str, Any] = {}  # JSON values for config.json that are known only after the models are built
+        self.first_bad = torch.zeros((), dtype=torch.int64, device=device)  # the first step with a bad loss
+        self.about: dict[str, Any] = {}  # JSON values for the manifests (the data, the autoencoder)
+        self.facts: dict[str, Any] = {}  # JSON values for config.json, which are known after the models are built
         self._lock: FolderLock | None = None
         self._files: RunLogs | None = None
         self.progress: Progress | None = None
@@ -96,7 +97,7 @@ class Run:
 
     @property
     def source(self) -> Checkpoints:
-        """The Checkpoints with the weights that the run starts from."""
+        """The Checkpoints object that holds the weights at the start of the run."""
         return self.store if self.resumed or not self.load_step else checkpoints_of(self.H.load_dir)
 
     def __enter__(self) -> Self:
@@ -121,12 +122,12 @@ class Run:
         self.about["images"] = now
 
     def restore(self, files: dict[str, Any], extra: dict[str, Any], optional: dict[str, Any] | None = None) -> None:
-        """Declare the objects that a checkpoint holds, and load the state that this run starts from. A new run then
-        writes its config.json, before long work begins.
+        """Declare the objects that a checkpoint holds, and load the state at the start of this run. A new run also
+        writes its config.json here, before long work begins.
 
         files: {file name: object with state_dict and load_state_dict}, each saved in a .th file of its own.
-        extra: {name: object} of the same kind, saved together in stats_<step>.
-        optional: as extra, but a checkpoint may lack them: the flag that asks for them was given later.
+        extra: {name: object with state_dict and load_state_dict}, saved together in stats_<step>.
+        optional: like extra, but a checkpoint may lack these objects, because their flag may have been given later.
         """
         self.files, self.optional = files, optional or {}
         self.extra = dict(extra, meters=self.meters, **self.optional)
@@ -143,7 +144,7 @@ class Run:
             self.say(f"loaded step {self.load_step} of {LOGS}/{self.H.load_dir}{with_optimisers}")
         if not self.resumed:
             self._write_config()
-        for name, item in files.items():  # all processes start with the same values on any machine
+        for name, item in files.items():  # all processes start with the weights of the main process
             if not is_optimiser(name):
                 distributed.broadcast_in_place(item.state_dict().values())
 
@@ -167,7 +168,7 @@ class Run:
 
     def introduce(self, items: int, parameters: int, precision: str, of: str = "images", validate: int = 0) -> None:
         """Print the first lines: the model, its data and device, and the folder of the run. items: the number of
-        training items; of: their name ("images"); validate: the number of validation items."""
+        training items. of: the name of the items ("images"). validate: the number of validation items."""
         H, device = self.H, self.display.device_name
         split = f" ({items} train, {validate} validate)" if validate else ""
         self.say(
@@ -185,7 +186,7 @@ class Run:
     def steps(self, make_batches: Callable[[int], Iterator[Any]]) -> Iterator[tuple[int, Any]]:
         """Yield (step, batch) from the current step up to train_steps. Between steps, write logs and checkpoints.
 
-        make_batches(start_step) -> an endless iterator whose first item belongs to start_step.
+        make_batches: a function of start_step that returns an endless iterator. The first item belongs to start_step.
         """
         H = self.H
         if self.step >= H.train_steps:
@@ -223,11 +224,11 @@ class Run:
             warn(f"{text} {self._again()}")
 
     def due(self, every: int) -> bool:
-        """True if the current step is a multiple of `every` or the last step; always False if `every` is 0."""
+        """Return True if the current step is a multiple of `every`, or is the last step. With every=0, return False."""
         return every > 0 and (self.current % every == 0 or self.current == self.H.train_steps)
 
     def ends_epoch(self, n: int) -> bool:
-        """True if the current step completes a pass over n items."""
+        """Return True if the current step completes a pass over n items."""
         done = self.current * self.H.batch_size
         return done // n > (done - self.H.batch_size) // n
 
@@ -263,7 +264,7 @@ class Run:
         if self.progress is not None:
             self.progress.update(1, shown)
         if distributed.is_main() and self.step == H.train_steps:
-            self.display.strips()  # before the checkpoint, because a run resumed from it would not draw the strips
+            self.display.strips()  # draw strips before the checkpoint, because a resumed run would not draw them
         if checkpoint:
             self.save_checkpoint()
 
@@ -296,8 +297,8 @@ class Run:
             )
 
     def _check_weights(self) -> None:
-        """Raise UserError if the weights are not finite, before they are saved. (The loss would show it one step
-        later.)"""
+        """Raise UserError if weights are not finite. This check runs before weights are saved. (The loss would become
+        infinite only one step later.)"""
         for name, item in self.files.items():
             for key, value in item.state_dict().items() if not is_optimiser(name) else ():
                 if value.is_floating_point() and not value.isfinite().all():
@@ -319,8 +320,8 @@ class Run:
             self._files.write_message(message)
 
     def _write_config(self, **more: Any) -> None:
-        """Write config.json (configuration and facts). A new run writes it before its first step. A resumed run writes
-        it with its next checkpoint, so that a failed resume changes nothing. more: further JSON values."""
+        """Write config.json (configuration and facts). A new run writes the file before its first step. A resumed run
+        writes the file with its next checkpoint, so that a failed resume changes nothing. more: further JSON values."""
         if distributed.is_main():
             hparams, given = self.H.to_dict(), sorted({*self.H.explicit, *self.H.given_before})
             config = dict(format=1, script=self.H.script, hparams=hparams, digest=hash_json(hparams), facts=self.facts)
@@ -331,7 +332,7 @@ class Run:
         self._check_loss()
         if self._saved_step != self.step:
             self._check_weights()
-            extra = {name: item.state_dict() for name, item in self.extra.items()}  # sums all processes' counts
+            extra = {name: item.state_dict() for name, item in self.extra.items()}  # sums over processes
             if self._files is not None:
                 self._write_checkpoint(extra, self._files)
             self._saved_step = self.step
@@ -349,7 +350,7 @@ class Run:
     # ------------------------------------------------------------------ end
 
     def _again(self) -> str:
-        """The command line that continues the run."""
+        """Return the command line that continues the run."""
         again = commands.resume(self.H.script, vars(self.H), **self.H.given("dashboard"))
         return again or "the same command with --resume"
 
@@ -364,7 +365,7 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _traceback: Any) -> None:
         if isinstance(error, UserError) and self._files is not None:
-            with contextlib.suppress(OSError):  # the error being raised matters more
+            with contextlib.suppress(OSError):  # a full disk must not hide the error that is being raised
                 self._files.write_message(f"error: {error}")
         if kind is not None:
             state = "stopped, continue with --resume" if kind is SystemExit else "failed"
@@ -374,8 +375,8 @@ class Run:
             self._files.close()
         if self._lock is not None:
             self._lock.release()
-        if kind in (None, SystemExit):  # finished, or all processes agreed to stop after a signal
+        if kind in (None, SystemExit):  # the run has finished, or all processes agreed to stop after a signal
             distributed.cleanup()
-            if distributed.is_main():  # after everything else, so that Ctrl-C here loses only the report
+            if distributed.is_main():  # the report is last, so that Ctrl-C here loses only the report
                 report_at_end(self.folder, say)
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What a training run shows: curves, bars and pictures on the dashboard, and pictures in its folder."""
+"""Shows curves, bars and pictures of a training run on the dashboard, and writes pictures to its folder."""
 
 import math
 import os
@@ -22,13 +22,13 @@ from utils.display.run_files import curve_rows, curves_of, pictures_by_step, rea
 
 
 class RunDisplay:
-    """The dashboard and the pictures of a run. Only the main process shows anything. `step`: the step of the pictures
-    and bars."""
+    """Shows the dashboard and the pictures of a run. Only the main process shows anything. The attribute `step` is the
+    step of the pictures and bars."""
 
     def __init__(
         self, H: Any, name: str, device: torch.device, folder: str, step: int, say: Callable[[str], None]
     ) -> None:
-        """name: of the model. step: the last step that is done."""
+        """name: the name of the model. step: the last completed step."""
         self.H, self.folder, self.step, self.say = H, folder, step, say
         self.pictures = os.path.join(folder, "images")
         self.device_name = device_name(device)
@@ -49,7 +49,7 @@ class RunDisplay:
             self.dashboard.compare(other, curve_rows(os.path.join(LOGS, other, "stats.jsonl")))
 
     def _earlier_bars(self) -> dict[str, Any]:
-        """The bars that bars.json held when the run was stopped."""
+        """Return the bars that an earlier start of the run has written to bars.json."""
         try:
             return read_bars(os.path.join(self.folder, "bars.json"))
         except DamagedFile as error:
@@ -68,8 +68,8 @@ class RunDisplay:
     def progress(
         self, step: int, state: str, images_per_second: float | None = None, progress: Progress | None = None
     ) -> None:
-        """Show the progress of the run on the dashboard. progress: the Progress of this process, which gives an
-        estimate of the remaining time."""
+        """Show the progress of the run on the dashboard. progress: the Progress object of this process, from which the
+        remaining time is estimated."""
         total = self.H.train_steps
         shown = {"images seen": f"{step * self.H.batch_size:,}"}
         if progress is not None and progress.rate():
@@ -83,8 +83,8 @@ class RunDisplay:
     def bars(
         self, name: str, values: Sequence[float], xlabel: str, ylabel: str, x: Sequence[Any] | None = None
     ) -> None:
-        """Show bars of heights `values` (n,) over x on the dashboard. logs/<log_dir>/bars.json keeps the latest of each
-        name."""
+        """Show bars of heights `values` (n,) over x on the dashboard. logs/<log_dir>/bars.json keeps the latest bars of
+        each name."""
         if not distributed.is_main():
             return
         self.dashboard.bars(name, values, x, xlabel, ylabel)
@@ -93,13 +93,15 @@ class RunDisplay:
         write_json(os.path.join(self.folder, "bars.json"), self._bars)
 
     def images(self, name: str, images: torch.Tensor, save: bool) -> None:
-        """Show images, uint8 (N, C, H, W), on the dashboard; with save, write them to logs/<log_dir>/images."""
+        """Show images, uint8 (N, C, H, W), on the dashboard. If `save` is True, also write the images to
+        logs/<log_dir>/images."""
         self.picture(name, sheet(images), name, save, sheet_grid(images))
         if save:
             self._save_individually(name, images)
 
     def comparison(self, name: str, left: torch.Tensor, right: torch.Tensor, save: bool) -> None:
-        """Show originals, reconstructions and their difference, uint8 (N, C, H, W) each, as one picture."""
+        """Show originals (left), reconstructions (right) and their differences as one picture. Both arguments are uint8
+        (N, C, H, W)."""
         images, caption = triples(left, right), f"{name} ({TRIPLES_CAPTION})"
         self.picture(name, sheet(images, **TRIPLES), caption, save, sheet_grid(images, **TRIPLES))
         if save:
@@ -108,7 +110,8 @@ class RunDisplay:
     def picture(
         self, name: str, picture: torch.Tensor, caption: str, save: bool = True, grid: Any = None, min_side: int = 256
     ) -> None:
-        """Show one picture, uint8 (C, h, w), on the dashboard; with save, write it to logs/<log_dir>/images."""
+        """Show one picture, uint8 (C, h, w), on the dashboard. If `save` is True, also write the picture to
+        logs/<log_dir>/images."""
         if not distributed.is_main():
             return
         shown = enlarge(picture, min_side).expand(3, -1, -1).numpy()
@@ -122,11 +125,11 @@ class RunDisplay:
                 save_png(os.path.join(self.pictures, f"{name}_{self.step}_{i}.png"), image)
 
     def strips(self) -> None:
-        """Write one strip for each picture name, with pictures of several steps. Called at the end."""
+        """Write one strip for each picture name, with pictures of several steps. A run calls this method at its end."""
         write_strips(self.pictures, self.say)
 
     def saved(self) -> str:
-        """The names of the pictures in the run's folder, as the end of a sentence."""
+        """Return the names of the pictures in the run's folder, as the end of a sentence."""
         if not os.path.isdir(self.pictures):
             return ""
         return f"; {', '.join(pictures_by_step(self.pictures))} in {self.pictures}"

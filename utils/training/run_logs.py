@@ -1,4 +1,4 @@
-"""The files that a training run writes line by line."""
+"""Writes the files of a training run that grow line by line."""
 
 import itertools
 import json
@@ -11,10 +11,11 @@ from utils.core.progress import say
 
 
 class RunLogs:
-    """log.txt (messages), stats.jsonl (curves) and speed.jsonl in a run's folder. Only the main process has them."""
+    """Writes log.txt (messages), stats.jsonl (curves) and speed.jsonl in a run's folder. Only the main process has a
+    RunLogs."""
 
     def __init__(self, folder: str, manifest: dict[str, Any] | None) -> None:
-        """manifest: of the checkpoint that the run continues from, or None."""
+        """manifest: the manifest of the checkpoint that the run continues from, or None."""
         for place in (folder, os.path.join(folder, "images")):
             remove_temporaries(place)
         self.log = Lines(os.path.join(folder, "log.txt"))
@@ -36,8 +37,8 @@ class RunLogs:
 
 
 def _open_stats(path: str, manifest: dict[str, Any] | None) -> Lines:
-    """Open stats.jsonl, truncated to its size at the checkpoint, because the run writes the later lines again. Without
-    a checkpoint, an existing file is renamed."""
+    """Open stats.jsonl. The file is truncated to its size at the checkpoint, because the run writes the later lines
+    again. Without a checkpoint, an existing file is renamed."""
     if manifest is None and os.path.isfile(path) and os.path.getsize(path):
         numbered = (f"{path.removesuffix('.jsonl')}_{i}.jsonl" for i in itertools.count(1))
         aside = next(name for name in numbered if not os.path.lexists(name))

@@ -1,4 +1,5 @@
-"""What a training run starts from: its newest checkpoint, the weights that the command line names, or nothing."""
+"""Chooses the start of a training run. A run starts from its newest checkpoint, from weights that the command line
+names, or from new weights."""
 
 from typing import Any
 
@@ -9,17 +10,18 @@ from utils.core.progress import say
 
 
 def agree_on_steps(H: Any) -> None:
-    """Use the main process's choice of steps that the command line does not give. Another process may have found a
-    newer checkpoint, if that run is still training."""
+    """Use the main process's choice of the steps that the command line does not give. Without this agreement, processes
+    could choose different steps while another run writes new checkpoints."""
     names = [name for name in ("load_step", "ae_load_step") if hasattr(H, name) and name not in H.explicit]
     vars(H).update(distributed.from_main(lambda: {name: getattr(H, name) for name in names}))
 
 
 def choose_start(H: Any, name: str, load_step: int, store: Checkpoints) -> tuple[int, dict[str, Any] | None, bool]:
-    """(the last step that is done, the manifest of its checkpoint in the run's folder or None, whether the run is
-    resumed from it). Raises UserError rather than overwrite another run.
+    """Return (last completed step, manifest, resumed). manifest: the manifest of this step's checkpoint in the run's
+    folder, or None. resumed: whether the run continues from this checkpoint. Raises UserError if the run would
+    overwrite another run.
 
-    name: of the model's files. load_step: 0 if no weights are to be loaded. store: the run's checkpoints.
+    name: the name of the model's files. load_step: the step of the weights to load, or 0. store: the run's checkpoints.
     """
     folder, steps = store.folder, store.steps()
     config = _recorded_config(store)
@@ -41,7 +43,8 @@ def choose_start(H: Any, name: str, load_step: int, store: Checkpoints) -> tuple
             f"{folder} already holds checkpoints (newest: step {existing[-1]}): "
             "--resume continues it, another --log_dir starts afresh"
         )
-    # A run that was killed while it wrote its first checkpoint has left its config.json, too.
+    # If a run was killed in its first checkpoint, its folder holds weights and config.json. Weights without config.json
+    # come from another source.
     if existing and not config:
         raise UserError(
             f"{folder} holds weights (step {existing[-1]}) but nothing else that a resume needs: start "
@@ -54,7 +57,8 @@ def choose_start(H: Any, name: str, load_step: int, store: Checkpoints) -> tuple
 
 
 def _recorded_config(store: Checkpoints) -> dict[str, Any]:
-    """The contents of config.json; {} if it does not exist. A damaged one is reported, and is replaced later."""
+    """Return the contents of config.json, or {} if the file does not exist. A damaged file is reported, and is replaced
+    later."""
     try:
         return store.config()
     except DamagedFile as error:
@@ -63,7 +67,7 @@ def _recorded_config(store: Checkpoints) -> dict[str, Any]:
 
 
 def _refuse_if_lost(store: Checkpoints, config: dict[str, Any]) -> None:
-    """Raise UserError if checkpoints are missing: if a disk is not mounted, the run seems to have none."""
+    """Raise UserError if checkpoints are missing, for example because their disk is not mounted."""
     lost = store.lost_steps() + ([config["checkpoint"]] if config.get("checkpoint") else [])
     if lost:
         raise UserError(
