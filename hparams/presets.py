@@ -27,7 +27,7 @@ _SMALL_CODES = dict(codebook_init="kmeans", codebook_init_step=150, codebook_res
 _SMALL_LOSS = dict(perceptual_weight=0.0, ndf=32, disc_start_step=10**9)
 _SMALL_PRIOR = dict(bert_n_emb=192, bert_n_head=4, bert_n_layers=6, total_steps=64, sample_steps=64, temp=0.8)
 _SMALL_PRIOR_LOSS = dict(embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1, batch_size=32, lr=1e-3, warmup_iters=200)
-_SMALL_STEPS = dict(vqgan=dict(train_steps=4000), sampler=dict(train_steps=2000))
+_SMALL_STEPS = dict(vqgan=dict(train_steps=4000), sampler=dict(train_steps=1500))
 
 _DEMO_STEPS = dict(vqgan=dict(train_steps=4000), sampler=dict(train_steps=2000))
 

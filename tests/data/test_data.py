@@ -654,7 +654,7 @@ def test_a_file_that_vanishes_is_a_broken_image(tmp_path):
 def test_more_than_5_percent_broken_stop(tmp_path, workers):
     images = folder_set(tmp_path, 40, broken=(3, 4, 5, 39))
     said = []
-    with pytest.raises(UserError, match="^4 of 40 images cannot be decoded, .*003.png' among them; more than 5%"):
+    with pytest.raises(UserError, match="^4 of 40 images cannot be decoded, .*003.png' among them; at most 5%"):
         list(one_pass(images, 8, workers, say=said.append))
     assert said[0].startswith("too many images cannot be decoded: looking for all")
     assert said[1:] == [f"skipped: '{tmp_path}/{i:03d}.png' cannot be decoded" for i in (3, 4, 5, 39)], (
