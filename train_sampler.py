@@ -36,7 +36,7 @@ from utils.training.ema import EMA
 from utils.training.meters import Meters
 from utils.training.run import Run
 
-N_SHOWN = 16  # a sheet drawn in training shows so many samples
+N_SHOWN = 16  # the number of samples on a sheet that training draws
 
 
 def sampler_step(sampler, optimiser, precision, ids, rng, parts=1):

@@ -44,7 +44,7 @@ from utils.training.ema import EMA
 from utils.training.meters import CodeUsage, Meters
 from utils.training.run import Run
 
-N_FOR_CODES = 256  # the picture of the codebook is made from so many images
+N_FOR_CODES = 256  # the number of images that the picture of the codebook is made from
 ADAM_BETA1 = 0.9
 CODES_SHOWN = 1 << 15  # a larger codebook has no picture, because a picture takes some 25 KB of memory per code
 

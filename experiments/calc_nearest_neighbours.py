@@ -82,8 +82,8 @@ from utils.data.sources import find_images, read_file
 from utils.display.images import enlarge, sheet
 from utils.evaluation.neighbours import find_candidates, nearest_of
 
-MAX_ROWS = 50  # the picture has at most so many rows
-MIN_SHOWN = 96  # the picture shows smaller images enlarged to so many pixels
+MAX_ROWS = 50  # the largest number of rows of the picture
+MIN_SHOWN = 96  # pixels: the picture enlarges smaller images to this size
 
 
 def read_pictures(H):

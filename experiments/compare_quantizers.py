@@ -95,7 +95,7 @@ from utils.display.commands import command, new_name
 from utils.display.report_plots import STYLE
 
 EVALUATIONS = 8  # evaluations of the prior in one training; the lowest bits are reported
-MEASURED = 2000  # at most so many validation images are measured
+MEASURED = 2000  # the largest number of validation images that are measured
 # The prior is small and the same for all quantizers. The preset gives all other values.
 PRIOR = dict(sampler="absorbing", bert_n_emb=128, bert_n_head=4, bert_n_layers=6, ema=True)
 PRIOR_TRAINING = dict(batch_size=32, lr=1e-3, warmup_iters=100)
@@ -126,7 +126,7 @@ def as_typed(name, value):
 
 
 def events(steps):
-    """Return the flags that say when a training of so many steps validates and writes."""
+    """Return the flags that set when a training with this number of steps validates and writes."""
     often = max(1, steps // EVALUATIONS)
     return dict(steps_per_eval=often, steps_per_checkpoint=often, keep_checkpoints=2, steps_per_save_output=steps)
 

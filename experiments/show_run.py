@@ -58,7 +58,7 @@ from utils.display.live_dashboard import Dashboard
 from utils.display.report import write_report
 from utils.display.saved_run import SavedRun, reduced
 
-PATIENCE = 60.0  # sending all data of a long run to the server may take so many seconds
+PATIENCE = 60.0  # the number of seconds that sending all data of a long run to the server may take
 
 
 def show_on_dashboard(run, config):

@@ -36,6 +36,7 @@ ROLES = {
     "machine": "it depends on the machine: printed commands repeat it",
     "ignored": "accepted for old command lines, without effect",
     "general": "nothing is derived from it",
+    "advanced": "--help lists only its name, also in scripts that read it",
     "common": "--help shows it, unless the script does not read it or takes it from a checkpoint",
 }
 FACTS = set("min max above choices required metavar repeatable needs exclusive replaces older codes_from".split())
@@ -365,16 +366,17 @@ class SamplerConfig:
     temp_end: float = opt(
         None,
         "temperature at the last step, linear from --temp on (default: --temp)",
-        "sampling",
+        "sampling advanced",
         min=1e-37,
         needs="sampler absorbing",
         exclusive=True,
     )
     sample_order: str = opt(
         "random",
-        "order in which codes are revealed",
-        "sampling common",
+        f"order in which codes are revealed: {', '.join(ORDERS)}",
+        "sampling",
         choices=list(ORDERS),
+        metavar="NAME",
         needs="sampler absorbing",
         exclusive=True,
     )

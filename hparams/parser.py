@@ -16,7 +16,7 @@ from hparams.config import Flag
 from utils.core.errors import discard_output, printable
 from utils.core.job import first_to_report
 
-LINE = 65  # a line of 100 characters has room for so many characters of help text next to a flag
+LINE = 65  # the number of characters of help text next to a flag, in lines of 100 characters
 OTHERS = "others"
 LEAST_GROUP = 3  # in the short help, smaller groups of flags have no heading of their own
 YES_OR_NO = ("true", "false", "yes", "no", "on", "off", "1", "0")

@@ -35,7 +35,10 @@ def load_efficientnet() -> EfficientNetLite0:
 
 
 def load_distance() -> PerceptualDistance:
-    """Load the perceptual distance by the trained network. Raises the same errors as load_efficientnet."""
+    """Return the perceptual distance that compares features of the trained EfficientNet-Lite0.
+
+    Raises the same errors as load_efficientnet.
+    """
     return PerceptualDistance(load_efficientnet())
 
 

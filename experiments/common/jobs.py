@@ -49,7 +49,7 @@ SIZES: dict[str, dict] = {
         rows=4000,
     ),
 }
-CANVAS = (32, 16)  # the canvas has so many rows and columns of codes
+CANVAS = (32, 16)  # the numbers of rows and columns of codes of the canvas
 QUERIES, WIDTH = 16, 2048
 
 

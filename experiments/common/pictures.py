@@ -16,7 +16,7 @@ from utils.display.grids import fitted, labelled, write_gif, write_picture
 from utils.display.images import enlarge, sheet, to_pillow
 
 FRAMES = 8
-SHOWN = 5  # the strip shows so many samples; the animation shows all samples
+SHOWN = 5  # the number of samples in the strip; the animation shows all samples
 GREY = 0.55  # the value of pixels whose code is not known yet
 PAPER = 200  # the space between the means of codes is grey, because many means are white
 

@@ -38,7 +38,7 @@ class Quantizer(nn.Module):
 
     # `forward` quantizes from this step on. If start_step is not 0, training calls place_codes at the start of it.
     start_step = 0
-    # Training calls restart_codes once in so many steps; with 0, training never calls restart_codes.
+    # Training calls restart_codes every `restart_steps` steps; with 0, training never calls restart_codes.
     restart_steps = 0
 
     def __init__(self, codebook_size: int) -> None:

@@ -27,7 +27,7 @@ FLAGS = {
     "mask_schedule": {
         "default": "random",
         "help": "mask each code with probability t/T, or round(tL/T) codes (absorbing)",
-        "role": "training sampling keyed",
+        "role": "training sampling keyed advanced",
         "choices": ["random", "fixed"],
     },
     "total_steps": {
@@ -47,20 +47,21 @@ FLAGS = {
     "sample_type": {
         "default": "diffusion",
         "help": "how to sample (absorbing)",
-        "role": "sampling keyed",
+        "role": "sampling keyed advanced",
         "choices": ["diffusion", "mlm"],
     },
     "sample_schedule": {
         "default": "uniform",
-        "help": "number of codes that each step reveals; cosine and arccos: few at first",
-        "role": "sampling common",
+        "help": "how many codes each step reveals: uniform, cosine or arccos (few at first)",
+        "metavar": "NAME",
+        "role": "sampling",
         "choices": ["uniform", "cosine", "arccos"],
         "exclusive": True,
     },
     "remask_eta": {
         "default": 0.0,
         "help": "share of the codes that can be masked again and are (ReMDM); 0: none",
-        "role": "sampling",
+        "role": "sampling advanced",
         "min": 0.0,
         "max": 1.0,
         "exclusive": True,
@@ -68,13 +69,13 @@ FLAGS = {
     "top_k": {
         "default": 0,
         "help": "draw from the k most probable codes; 0: from all",
-        "role": "sampling",
+        "role": "sampling advanced",
         "min": 0,
     },
     "top_p": {
         "default": 1.0,
         "help": "draw from the most probable codes of this total probability",
-        "role": "sampling",
+        "role": "sampling advanced",
         "above": 0.0,
         "max": 1.0,
     },

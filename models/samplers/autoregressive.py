@@ -12,7 +12,7 @@ from models.fast import CachedDecoder, frozen
 from models.samplers.base import Sampler, SamplerLoss, draw_codes, no_progress, register
 from models.transformer import Transformer
 
-FLAGS: dict[str, dict] = {"top_k": {}, "top_p": {}}  # declared by the absorbing sampler
+FLAGS: dict[str, dict] = {"top_k": {}, "top_p": {}}  # the absorbing sampler declares these flags
 
 
 @register("autoregressive")

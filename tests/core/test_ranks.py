@@ -180,7 +180,7 @@ def test_processes_that_see_other_images_are_told(here, shapes):
     texts = together(2, work, here, codes=[1, 1])
     (line,) = [line for text in texts for line in text.splitlines() if line.startswith("error")]
     assert "the list of images (--custom_dataset_path) must be the same in all processes" in line
-    assert "not that of rank 0: rank 1." in line
+    assert "differs from that of rank 0 in rank 1." in line
 
 
 def test_broken_images_are_named_whoever_meets_them(here):

@@ -90,7 +90,7 @@ def test_the_flags_of_scaling(tmp_path):
     for words, named in [("--seconds 0", "--seconds 0.0"), ("--device mps", "mps"), ("--log_dir ../x", "'../x'")]:
         assert named in refused("experiments/scaling.py", words, tmp_path)
     code, _, err = call("experiments/scaling.py", "", tmp_path)
-    assert code == 1 and err.startswith("error: scaling is of several processes") and err.count("\n") == 1
+    assert code == 1 and err.startswith("error: scaling needs several processes") and err.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -530,7 +530,7 @@ def test_colour_means_run_and_dash_means_validation(fake, make):
         data = fake.sent("/events", f"curves-{window}")[-1]["data"]
         return [(trace["name"], (trace["line"]["color"], trace["line"]["dash"])) for trace in data]
 
-    until(lambda: len(fake.curves().get("l1", {})) == 5)
+    until(lambda: {window: len(fake.curves().get(window, {})) for window in expected} == {"l1": 5, "lr": 2})
     assert {window: styles(window) for window in expected} == {k: list(v.items()) for k, v in expected.items()}
 
 

@@ -170,8 +170,9 @@ def must_agree(value: Callable, what: str) -> None:
     others = [str(i) for i, digest in enumerate(digests) if digest != digests[0]]
     if others:
         raise UserError(
-            f"{what} must be the same in all processes of a job; not that of rank 0: rank {', '.join(others)}. Give "
-            "every machine the same flags and the same files under the same names (a shared file system)"
+            f"{what} must be the same in all processes of a job, but it differs from that of rank 0 in rank "
+            f"{', '.join(others)}. Give every machine the same flags and the same files under the same names (a shared "
+            "file system)"
         )
 
 
