@@ -21,7 +21,7 @@ INSTALL = .venv/bin/uv pip install --python $(RUN) --compile-bytecode --build-co
 	$(INSTALL) --requirement requirements.txt --requirement requirements-dev.txt
 	@touch $@
 
-demo: .venv/.ready  ## train both stages on emoji, draw samples (7 to 13 minutes on two cores)
+demo: .venv/.ready  ## train both stages on emoji, draw samples (10 minutes on two cores)
 	$(RUN) experiments/demo.py
 
 dashboard: .venv/.ready  ## the server of the dashboard, for this machine alone (others: FLAGS="--address 0.0.0.0")
