@@ -98,6 +98,10 @@ def run_main(main: Callable, *args: Any) -> None:
     try:
         main(*args)
         sys.stdout.flush()
+        if job.world_size() > 1:
+            # Threads of PyTorch's communication sometimes abort a process of a job that exits in the usual way.
+            sys.stderr.flush()
+            os._exit(0)
     except UserError as error:
         fail(error, error.exit_code)
     except KeyboardInterrupt:
