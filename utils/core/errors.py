@@ -1,6 +1,7 @@
 """Reports errors that the user can fix, in one line without a traceback. This module imports the standard library
 only."""
 
+import atexit
 import contextlib
 import errno
 import os
@@ -100,6 +101,8 @@ def run_main(main: Callable, *args: Any) -> None:
         sys.stdout.flush()
         if job.world_size() > 1:
             # Threads of PyTorch's communication sometimes abort a process of a job that exits in the usual way.
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
             sys.stderr.flush()
             os._exit(0)
     except UserError as error:
