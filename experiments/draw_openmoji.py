@@ -43,6 +43,12 @@ def sequences(folder):
     return wanted
 
 
+def load_font(folder, size):
+    """Load the font of the package's data folder, for emoji on squares of `size` pixels."""
+    path = str(folder / "font" / "glyf_colr0.ttf")
+    return ImageFont.truetype(path, int(size * 0.8), layout_engine=ImageFont.Layout.RAQM)
+
+
 def draw(text, font, size):
     """Draw one emoji, centred on a white square of `size` pixels. Return None if the font has no such glyph."""
     image = Image.new("RGB", (size, size), "white")
@@ -63,9 +69,7 @@ def draw_all(target, size):
     if not features.check("raqm"):
         raise UserError("this Pillow has no RAQM text layout, which emoji sequences need: reinstall pillow with pip")
     folder = package_folder()
-    font = ImageFont.truetype(
-        str(folder / "font" / "glyf_colr0.ttf"), int(size * 0.8), layout_engine=ImageFont.Layout.RAQM
-    )
+    font = load_font(folder, size)
     for name, text in track(sequences(folder), "drawing emoji", unit="img"):
         image = draw(text, font, size)
         if image is not None:

@@ -15,21 +15,16 @@ _DEMO.update((f"steps_per_{event}", 250) for event in ("eval", "checkpoint", "di
 _DEMO_MODEL = dict(img_size=32, nf=32, ch_mult=[1, 1, 2], res_blocks=1, emb_dim=32, codebook_size=256)
 # With codes that follow the latents, a squared error and faster averages, colours are learned early (docs/training.md).
 _EARLY_COLOURS = dict(quantizer="ema", codebook_decay=0.95, mse_weight=10.0, adam_beta2=0.99, lr=2e-3, batch_size=8)
-_DEMO_CODES = dict(codebook_init="kmeans", codebook_init_step=150, codebook_restart_steps=25)
-_DEMO_LOSS = dict(perceptual_weight=0.0, ndf=32, disc_layers=2, disc_start_step=10**9)
+_CODES = dict(codebook_init="kmeans", codebook_init_step=150, codebook_restart_steps=25)
+_LOSS: dict = dict(perceptual_weight=0.0, ndf=32, disc_start_step=10**9)
 _DEMO_PRIOR = dict(bert_n_emb=128, bert_n_head=4, bert_n_layers=6, total_steps=64, sample_steps=64, temp=0.8)
 
 # The preset "small" is for some hundred to some ten thousand images, on one GPU or two CPU cores.
 _SMALL: dict = dict(horizontal_flip=True, ema=True, steps_per_eval=250, steps_per_checkpoint=500)
 _SMALL.update(steps_per_display_output=500, steps_per_save_output=500)
 _SMALL_MODEL = dict(img_size=64, nf=32, ch_mult=[1, 1, 2, 2], res_blocks=1, emb_dim=64, codebook_size=256)
-_SMALL_CODES = dict(codebook_init="kmeans", codebook_init_step=150, codebook_restart_steps=25)
-_SMALL_LOSS = dict(perceptual_weight=0.0, ndf=32, disc_start_step=10**9)
 _SMALL_PRIOR = dict(bert_n_emb=192, bert_n_head=4, bert_n_layers=6, total_steps=64, sample_steps=64, temp=0.8)
 _SMALL_PRIOR_LOSS = dict(embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1, batch_size=32, lr=1e-3, warmup_iters=200)
-_SMALL_STEPS = dict(vqgan=dict(train_steps=4000), sampler=dict(train_steps=1500))
-
-_DEMO_STEPS = dict(vqgan=dict(train_steps=4000), sampler=dict(train_steps=2000))
 
 OF_DATA_SETS = ("churches", "bedrooms", "ffhq", "demo")  # a data set of this name has this preset by default
 PRESETS: dict[str, dict[str, dict]] = {
@@ -38,11 +33,11 @@ PRESETS: dict[str, dict[str, dict]] = {
     "ffhq": _FFHQ,
     "custom": _PAPER,
     "small": dict(
-        vqgan=dict(**_SMALL_MODEL, **_SMALL_CODES, **_SMALL_LOSS, **_EARLY_COLOURS, **_SMALL, **_SMALL_STEPS["vqgan"]),
-        sampler=dict(**_SMALL_PRIOR, **_SMALL_PRIOR_LOSS, **_SMALL, **_SMALL_STEPS["sampler"]),
+        vqgan=dict(**_SMALL_MODEL, **_CODES, **_LOSS, **_EARLY_COLOURS, **_SMALL, train_steps=4000),
+        sampler=dict(**_SMALL_PRIOR, **_SMALL_PRIOR_LOSS, **_SMALL, train_steps=1500),
     ),
     "demo": dict(
-        vqgan=dict(**_DEMO_MODEL, **_DEMO_CODES, **_DEMO_LOSS, **_EARLY_COLOURS, **_DEMO, **_DEMO_STEPS["vqgan"]),
-        sampler=dict(**_DEMO_PRIOR, **_DEMO, batch_size=32, lr=2e-3, warmup_iters=100, **_DEMO_STEPS["sampler"]),
+        vqgan=dict(**_DEMO_MODEL, **_CODES, **_LOSS, disc_layers=2, **_EARLY_COLOURS, **_DEMO, train_steps=4000),
+        sampler=dict(**_DEMO_PRIOR, **_DEMO, batch_size=32, lr=2e-3, warmup_iters=100, train_steps=2000),
     ),
 }

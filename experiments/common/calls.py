@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.core.manifests import Manifests
+
 
 def run_script(words: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> int:
     """Run a script, given by its path and its flags, and return its exit code.
@@ -35,7 +37,7 @@ def environment() -> dict[str, str]:
 
 def finished(folder: Path, step: int) -> bool:
     """Say whether the run in a folder has a complete checkpoint of a step."""
-    return (folder / "saved_models" / f"manifest_{step}.json").is_file()
+    return Manifests(folder).manifest_path(step).is_file()
 
 
 def curve(folder: Path, name: str) -> list[Any]:

@@ -4,7 +4,6 @@ Slow: it installs an environment of its own and trains both stages as printed. T
 NEWCOMER_STEPS="600 400": the steps of both stages, which are then appended to the commands.
 """
 
-import json
 import math
 import os
 import random
@@ -21,9 +20,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT
-from PIL import Image, ImageFont
+from PIL import Image
 
 from experiments import draw_examples, draw_openmoji
+from experiments.common.calls import curve
 from hparams.presets import PRESETS
 from models import load_pretrained
 from utils.display.images import sheet
@@ -115,7 +115,7 @@ def draw_flags(folder):
     """The emoji of flags, another kind of pictures, as PNG files of 128 pixels."""
     folder.mkdir()
     emoji = draw_openmoji.package_folder()
-    font = ImageFont.truetype(str(emoji / "font" / "glyf_colr0.ttf"), 102, layout_engine=ImageFont.Layout.RAQM)
+    font = draw_openmoji.load_font(emoji, 128)
     for name, text in draw_openmoji.sequences(emoji):
         if ord(text[0]) in range(0x1F1E6, 0x1F200):
             draw_openmoji.draw(text, font, 128).save(folder / f"{name}.png")
@@ -134,12 +134,6 @@ def distances(of, others):
     parts = [F.interpolate(images.float() / 255, (8, 8), mode="area").flatten(1) for images in (of, *others)]
     first, *rest = [collect([(colours, None)], "images") for colours in parts]
     return [fid(first, other, None)["fid"] for other in rest]
-
-
-def curve(folder, name):
-    """The values of a curve of a run, in the order of its steps."""
-    rows = map(json.loads, (folder / "stats.jsonl").read_text().splitlines())
-    return [row[name] for row in rows if name in row]
 
 
 def assert_resemblance(model, photos, other, drawn):
