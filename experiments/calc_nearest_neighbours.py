@@ -65,7 +65,7 @@ import torch
 
 from experiments.common.codes import decoded_batches
 from experiments.common.efficientnet import load_distance
-from experiments.common.images import load_images
+from experiments.common.images import find_pictures, load_images, read_picture
 from experiments.common.models import dry_run_on_images, load_models, require_size
 from experiments.common.results import Report
 from experiments.common.sampling import sample_batches
@@ -78,7 +78,6 @@ from utils.core.progress import Progress, track
 from utils.data.batches import one_pass
 from utils.data.decoding import decode
 from utils.data.pixels import to_float
-from utils.data.sources import find_images, read_file
 from utils.display.images import enlarge, sheet
 from utils.evaluation.neighbours import find_candidates, nearest_of
 
@@ -88,22 +87,9 @@ MIN_SHOWN = 96  # pixels: the picture enlarges smaller images to this size
 
 def read_pictures(H):
     """Read --query_images -> (names, images decoded like training images, uint8 (Q, C, H, W))."""
-    names, pictures = [], []
-    for path in H.query_images:
-        if not Path(path).exists():
-            raise UserError(f"--query_images: {path!r} does not exist")
-        found = sorted(find_images(path)) if Path(path).is_dir() else [path]
-        if not found:
-            raise UserError(f"--query_images: no images under {path!r}")
-        names += found
-    for name in names:
-        try:
-            pictures.append(decode(read_file(name), H.img_size, H.n_channels))
-        except UserError:
-            raise
-        except Exception:  # Pillow's readers can raise any exception
-            raise UserError(f"--query_images: {name!r} cannot be decoded") from None
-    return names, torch.stack(pictures)
+    names = find_pictures("query_images", H.query_images)
+    read = partial(decode, size=H.img_size, n_channels=H.n_channels)
+    return names, torch.stack([read_picture("query_images", name, read) for name in names])
 
 
 def read_again(images, i):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.common.flags import ModelsConfig
+from experiments.common.flags import ModelsConfig, check_show_steps
 from hparams import get_hparams
 from hparams.config import OF_SAMPLING, opt
-from utils.core.errors import UsageError, run_main
+from utils.core.errors import run_main
 
 SHEET = 25
 
@@ -37,25 +37,13 @@ EXAMPLES = """examples:
 """
 
 
-def settle(H):
-    """Refuse --show_steps for samples whose steps do not follow from their random numbers alone."""
-    if H.show_steps and H.sampler == "absorbing" and H.sample_type == "mlm":
-        raise UsageError("--show_steps shows --sample_type diffusion (and autoregressive sampling), not mlm")
-    if H.show_steps and H.remask_eta:
-        raise UsageError("--show_steps contradicts --remask_eta: it needs codes that are drawn once")
-    if H.show_steps and H.sample_order == "confidence":
-        raise UsageError(
-            "--show_steps contradicts --sample_order confidence: it needs an order that is known in advance"
-        )
-
-
 COMMAND_LINE = dict(
     family="sampler",
     description="Draw samples.",
     epilog=EXAMPLES,
     extra=(SampleConfig, ModelsConfig),
     reads=(*OF_SAMPLING, "save_individually"),
-    settle=settle,
+    settle=check_show_steps,
     reads_images=False,
 )
 if __name__ == "__main__":  # before the slow import of torch, so that --help and errors are fast
@@ -70,6 +58,7 @@ from experiments.common.pictures import show_denoising
 from experiments.common.results import Report
 from experiments.common.sampling import sample_batches
 from utils.core import distributed
+from utils.core.seed import sample_uniforms
 from utils.display.images import sheet
 from utils.evaluation.features import regroup
 
@@ -101,7 +90,9 @@ def main(H):
                 report.picture(f"samples_{number}-{number + SHEET - 1}", sheet(group, 5), shown="samples")
             number += len(group)
         if H.show_steps and distributed.is_main():
-            show_denoising(report, H, models, torch.cat(ids)[:SHEET], H.first_sample)
+            first, shape = H.first_sample, models.sampler.model.draws_per_sample()
+            u = sample_uniforms(H.seed, range(first, first + SHEET), shape, models.device)[:n]
+            show_denoising(report, H, models, torch.cat(ids)[:SHEET], u, f"denoising_{first}")
         if H.save_latents and distributed.is_main():
             write_latents(report.folder / "latents.pt", torch.cat(ids), models.autoencoder)
         seconds = time.monotonic() - start

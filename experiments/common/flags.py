@@ -2,8 +2,10 @@
 modules use only the standard library."""
 
 from dataclasses import dataclass, make_dataclass
+from typing import Any
 
 from hparams.config import opt
+from utils.core.errors import UsageError
 from utils.evaluation.metrics import EXTRACTORS, METRICS
 
 
@@ -36,3 +38,15 @@ class FeaturesConfig:
 MetricFlags = make_dataclass(
     "MetricFlags", [(name, bool, opt(False, metric.help)) for name, metric in METRICS.items() if metric.help]
 )
+
+
+def check_show_steps(H: Any) -> None:
+    """Refuse --show_steps for samples whose steps do not follow from their random numbers alone."""
+    if H.show_steps and H.sampler == "absorbing" and H.sample_type == "mlm":
+        raise UsageError("--show_steps shows --sample_type diffusion (and autoregressive sampling), not mlm")
+    if H.show_steps and H.remask_eta:
+        raise UsageError("--show_steps contradicts --remask_eta: it needs codes that are drawn once")
+    if H.show_steps and H.sample_order == "confidence":
+        raise UsageError(
+            "--show_steps contradicts --sample_order confidence: it needs an order that is known in advance"
+        )

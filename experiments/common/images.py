@@ -1,10 +1,15 @@
 """Loads the images that a command line names."""
 
-from typing import Any
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
 
 from utils.core.errors import UserError
 from utils.core.progress import say
 from utils.data.images import ImageSet, open_images
+from utils.data.sources import find_images, read_file
+
+Read = TypeVar("Read")
 
 
 def load_images(H: Any, split: str, hold_out: bool | None = None) -> ImageSet:
@@ -23,3 +28,27 @@ def note_images(H: Any) -> None:
         say(f"images of {H.data_entry['origin']}: {', '.join(counts)}")
     except UserError as error:
         say(f"note: {error}")
+
+
+def find_pictures(flag: str, paths: Iterable[str]) -> list[str]:
+    """Return the files of a flag that names files and folders of pictures. Raises UserError for a path that does not
+    exist, and for a folder without pictures."""
+    names: list[str] = []
+    for path in paths:
+        if not Path(path).exists():
+            raise UserError(f"--{flag}: {path!r} does not exist")
+        found = sorted(find_images(path)) if Path(path).is_dir() else [path]
+        if not found:
+            raise UserError(f"--{flag}: no images under {path!r}")
+        names += found
+    return names
+
+
+def read_picture(flag: str, name: str, decode: Callable[[bytes], Read], read: Callable[[str], Any] = read_file) -> Read:
+    """Read a file that a flag names and return decode(its bytes). Raises UserError if the file cannot be decoded."""
+    try:
+        return decode(read(name))
+    except UserError:
+        raise
+    except Exception:  # Pillow's readers can raise any exception
+        raise UserError(f"--{flag}: {name!r} cannot be decoded") from None

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.core import distributed
-from utils.core.seed import sample_uniforms
 from utils.data.batches import local_batch
 from utils.data.pixels import to_float, to_uint8
 from utils.display.grids import fitted, labelled, write_gif, write_picture
@@ -40,24 +39,25 @@ def decode_canvas(ae: Any, ids: Tensor, mask_id: int, latent_shape: tuple[int, i
     return to_uint8(torch.where(mask.repeat_interleave(cell, 2).repeat_interleave(cell, 3), GREY, x))
 
 
-def states_of_sampling(sampler: Any, uniforms: Tensor, ids: Tensor, n: int) -> Tensor:
+def states_of_sampling(sampler: Any, uniforms: Tensor, ids: Tensor, n: int, unknown: Tensor | None = None) -> Tensor:
     """Return the states of samples ids (B, L) at n evenly spaced times of sampling, from all masked to all known: (n,
     B, L). Codes that are not known yet are the sampler's mask_id. The samples are not drawn again. uniforms: the random
-    numbers that sampler.sample got."""
+    numbers that sampler.sample got. unknown (B, L) bool: the codes that were drawn (default: all)."""
     shares = torch.linspace(0, 1, n, device=ids.device)
-    return ids.masked_fill(sampler.revealed_at(uniforms) > shares[:, None, None], sampler.mask_id)
+    return ids.masked_fill(sampler.revealed_at(uniforms, unknown) > shares[:, None, None], sampler.mask_id)
 
 
-def show_denoising(report: Any, H: Any, models: Any, ids: Tensor, first: int) -> None:
-    """Write a strip of the first samples in FRAMES frames, denoising_<first>.png, and an animation of all samples,
-    denoising_<first>.gif.
+def show_denoising(
+    report: Any, H: Any, models: Any, ids: Tensor, uniforms: Tensor, name: str, unknown: Tensor | None = None
+) -> None:
+    """Write a strip of the first samples in FRAMES frames, <name>.png, and an animation of all samples, <name>.gif.
 
-    ids (N, L): the samples with the numbers first ... first + N - 1.
+    ids (N, L): the samples; uniforms: the random numbers that the sampler got; unknown (N, L) bool: the codes that were
+    drawn (default: all).
     """
     sampler, ae = models.sampler.model, models.autoencoder.model
-    u = sample_uniforms(H.seed, range(first, first + len(ids)), sampler.draws_per_sample(), models.device)
     frames = []
-    for canvas in states_of_sampling(sampler, u, ids.to(models.device), FRAMES):
+    for canvas in states_of_sampling(sampler, uniforms, ids.to(models.device), FRAMES, unknown):
         parts = [
             decode_canvas(ae, part, sampler.mask_id, H.latent_shape[1:], models.precision).cpu()
             for part in canvas.split(H.batch_size)
@@ -65,11 +65,9 @@ def show_denoising(report: Any, H: Any, models: Any, ids: Tensor, first: int) ->
         frames.append(torch.cat(parts))
     rows = [[fitted(to_pillow(frame[i])) for frame in frames] for i in range(min(SHOWN, len(ids)))]
     strip = labelled(rows, column_labels=[f"{100 * i / (FRAMES - 1):.0f}%" for i in range(FRAMES)])
-    write_picture(report.pictures.place(f"denoising_{first}.png"), strip)
-    write_gif(
-        report.pictures.place(f"denoising_{first}.gif"), [to_pillow(enlarge(sheet(frame), 256)) for frame in frames]
-    )
-    caption = f"samples from {first} on, by the completed share of sampling"
+    write_picture(report.pictures.place(f"{name}.png"), strip)
+    write_gif(report.pictures.place(f"{name}.gif"), [to_pillow(enlarge(sheet(frame), 256)) for frame in frames])
+    caption = f"{name}, by the completed share of sampling"
     report.dashboard.image("denoising", np.asarray(strip).transpose(2, 0, 1), caption)
 
 

@@ -173,8 +173,12 @@ class AbsorbingDiffusion(Sampler):
     def sample_many(self, draw, n, batch_size, temp=1.0, progress=SILENT):
         return self.procedure.sample_many(self, draw, n, batch_size, temp, progress)
 
-    def revealed_at(self, uniforms):
-        return self.procedure.revealed_at(self, uniforms)
+    @torch.no_grad()
+    def complete(self, known, uniforms, temp=1.0):
+        return self.procedure.sample(self, uniforms, temp, no_progress, known)
+
+    def revealed_at(self, uniforms, unknown=None):
+        return self.procedure.revealed_at(self, uniforms, unknown)
 
     def predict(self, ids, rows, cols):
         return self.net(ids, at=(rows, cols))

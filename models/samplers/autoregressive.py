@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from models.fast import CachedDecoder, frozen
 from models.samplers.base import Sampler, SamplerLoss, draw_codes, no_progress, register
 from models.transformer import Transformer
+from utils.core.errors import UserError
 
 FLAGS: dict[str, dict] = {"top_k": {}, "top_p": {}}  # the absorbing sampler declares these flags
 
@@ -47,14 +48,30 @@ class AutoregressiveSampler(Sampler):
     @torch.no_grad()
     def sample(self, uniforms, temp=1.0, progress=no_progress):
         """uniforms (B, L) -> ids (B, L); L network steps of one token each."""
-        ids = torch.empty(uniforms.shape, dtype=torch.int64, device=uniforms.device)
+        ids = torch.full(uniforms.shape, self.mask_id, device=uniforms.device)
+        return self._continued(ids, uniforms, temp, progress)
+
+    @torch.no_grad()
+    def complete(self, known, uniforms, temp=1.0):
+        """See the base class. All unknown tokens must come after the known ones of their sequence."""
+        unknown = known == self.mask_id
+        if (unknown[:, :-1] & ~unknown[:, 1:]).any():
+            raise UserError(
+                "the autoregressive sampler continues a picture row by row: it redraws only codes that come after all "
+                "kept codes, such as those of the lower half"
+            )
+        return self._continued(known.clone(), uniforms, temp, no_progress)
+
+    def _continued(self, ids, uniforms, temp, progress):
+        """Draw the tokens of ids (B, L) that are mask_id, in place."""
         decoder = CachedDecoder(self.net)
         with frozen(self):
             for i in progress(range(self.block_size)):
-                logits = decoder.next_logits(ids[:, :i])
-                ids[:, i] = draw_codes(logits, uniforms[:, i], temp, self.top_k, self.top_p)
+                drawn = draw_codes(decoder.next_logits(ids[:, :i]), uniforms[:, i], temp, self.top_k, self.top_p)
+                ids[:, i] = drawn.where(ids[:, i] == self.mask_id, ids[:, i])
         return ids
 
-    def revealed_at(self, uniforms):
+    def revealed_at(self, uniforms, unknown=None):
         L = self.block_size
-        return (torch.arange(1, L + 1, device=uniforms.device) / L).expand(len(uniforms), -1)
+        shares = (torch.arange(1, L + 1, device=uniforms.device) / L).expand(len(uniforms), -1)
+        return shares if unknown is None else shares.where(unknown, 0)

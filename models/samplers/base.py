@@ -51,8 +51,8 @@ class Sampler(nn.Module):
     (models/build.py).
 
     Subclasses set `net` and implement `loss`, `nll`, `draws_per_sample` and `sample`. `predict` is needed for larger
-    images only, `revealed_at` for pictures of the steps of sampling, `record` and `histories` for statistics of
-    training.
+    images only, `complete` to redraw a part of an image, `revealed_at` for pictures of the steps of sampling, `record`
+    and `histories` for statistics of training.
     """
 
     net: nn.Module  # ids (B, L) -> logits (B, L, K)
@@ -108,9 +108,18 @@ class Sampler(nn.Module):
             numbers = range(start, min(start + batch_size, n))
             yield self.sample(draw(numbers), temp, progress.within(len(numbers)))
 
-    def revealed_at(self, uniforms: Tensor) -> Tensor:
+    def complete(self, known: Tensor, uniforms: Tensor, temp: float = 1.0) -> Tensor:
+        """Draw the unknown tokens of sequences, given their known tokens, which stay as they are.
+
+        known (B, L): ids, with `mask_id` where a token is to be drawn, at least one in each row; uniforms: as for
+        `sample`. Returns ids (B, L). Raises UserError if the sampler cannot draw these tokens.
+        """
+        raise UserError("this sampler cannot redraw a part of an image")
+
+    def revealed_at(self, uniforms: Tensor, unknown: Tensor | None = None) -> Tensor:
         """When each token of the samples with these `uniforms` is revealed: (B, L) in (0, 1], as a share of all
-        sampling steps. Raises UserError if the sampler does not reveal each token once."""
+        sampling steps. unknown (B, L) bool: the tokens that are drawn (default: all); the result of the others is 0.
+        Raises UserError if the sampler does not reveal each token once."""
         raise UserError("this sampler does not reveal each code once: there are no steps to show")
 
     def predict(self, ids: Tensor, rows: Tensor, cols: Tensor) -> Tensor:

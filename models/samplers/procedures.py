@@ -24,14 +24,14 @@ class Reveal:
     def draws_per_sample(self, model):
         return (model.S, 3 if model.remask_eta else 2, model.block_size)
 
-    def sample(self, model, uniforms, temp, progress):
+    def sample(self, model, uniforms, temp, progress, known=None):
         with frozen(model):
-            return model.sample_plainly(uniforms, temp, progress)
+            return model.sample_plainly(uniforms, temp, progress, known)
 
     def sample_many(self, model, *args):
         return Sampler.sample_many(model, *args)  # one batch after the other
 
-    def revealed_at(self, model, uniforms):
+    def revealed_at(self, model, uniforms, unknown):
         return Sampler.revealed_at(model, uniforms)
 
 
@@ -41,32 +41,35 @@ class RevealInFullBatches(Reveal):
     def draws_per_sample(self, model):
         return (2, model.block_size)
 
-    def sample(self, model, uniforms, temp, progress):
+    def sample(self, model, uniforms, temp, progress, known=None):
         n = len(uniforms)
-        return torch.cat(list(self.sample_many(model, lambda numbers: uniforms, n, n, temp, SILENT)))
+        return torch.cat(list(self.sample_many(model, lambda numbers: uniforms, n, n, temp, SILENT, known)))
 
-    def sample_many(self, model, draw, n, batch_size, temp, progress):
+    def sample_many(self, model, draw, n, batch_size, temp, progress, known=None):
         if n > 0:
-            finished = draw_in_full_batches(model, draw, n, batch_size, temp, progress.has_begun)
+            finished = draw_in_full_batches(model, draw, n, batch_size, temp, progress.has_begun, known)
             with frozen(model):
                 yield from batches_by_number(finished, n, batch_size)
 
-    def revealed_at(self, model, uniforms):
+    def revealed_at(self, model, uniforms, unknown):
         u = uniforms[:, 0]
-        return (model.S + 1 - model.order_of(u, torch.ones_like(u, dtype=torch.bool)).times()) / model.S
+        unknown = torch.ones_like(u, dtype=torch.bool) if unknown is None else unknown
+        shares = (model.S + 1 - model.order_of(u, unknown).times()) / model.S
+        return shares.where(unknown, 0)
 
 
 class Redraw(Reveal):
     """Masked-language-model sampling: mask as at time t (from T down to 1) and draw again what is masked, S times."""
 
-    def sample(self, model, uniforms, temp, progress):
+    def sample(self, model, uniforms, temp, progress, known=None):
         B, S, _, L = uniforms.shape
-        ids = torch.zeros(B, L, dtype=torch.int64, device=uniforms.device)
+        ids = torch.full((B, L), model.mask_id, device=uniforms.device) if known is None else known.clone()
+        unknown = ids == model.mask_id
         times = torch.linspace(model.T, 1, S).round().long().tolist()  # at the first, T, everything is masked
         with frozen(model):
             for step, (t, step_u) in enumerate(zip(progress(times), uniforms.unbind(1), strict=True)):
                 mask_u, code_u = step_u.unbind(1)
-                mask = model.mask_of(torch.full((B,), t, device=ids.device), mask_u)
+                mask = unknown & model.mask_of(torch.full((B,), t, device=ids.device), mask_u)
                 at = mask.nonzero(as_tuple=True)
                 logits = model.net(ids.masked_fill(mask, model.mask_id), at=at)
                 ids[at] = model.draw_at(S - step, logits, code_u[at], temp)

@@ -26,28 +26,34 @@ class Rows(NamedTuple):
 
 
 def events_of(times):
-    """Times (B, L), of which the latest comes first -> the event that reveals each token: int64 array (B, L)."""
-    return np.stack([np.unique(-row, return_inverse=True)[1] for row in times.numpy()])
+    """Times (B, L), of which the latest comes first -> the event that reveals each token: int64 array (B, L). The time
+    0 has no event: -1."""
+    events = np.stack([np.unique(-row, return_inverse=True)[1] for row in times.numpy()])
+    return np.where(times.numpy() > 0, events, -1)
 
 
-def masked_rows(model, draw, numbers):
+def masked_rows(model, draw, numbers, known):
     """Rows of new samples. Their events are computed on the CPU, so that nothing waits for an accelerator."""
     order_u, code_u = draw(numbers).unbind(1)
-    ids = torch.full(code_u.shape, model.mask_id, device=code_u.device)
-    times = model.order_of(order_u.cpu(), torch.ones(order_u.shape, dtype=torch.bool)).times()
+    if known is None:
+        ids = torch.full(code_u.shape, model.mask_id, device=code_u.device)
+    else:
+        ids = known[numbers.start : numbers.stop].clone()
+    times = model.order_of(order_u.cpu(), (ids == model.mask_id).cpu()).times()
     return Rows(
         ids, code_u.clone(), times.numpy(), events_of(times), np.array(numbers), np.zeros(len(numbers), dtype=np.int64)
     )
 
 
 @torch.no_grad()
-def draw_in_full_batches(model, draw, n, batch_size, temp, on_pass):
+def draw_in_full_batches(model, draw, n, batch_size, temp, on_pass, known=None):
     """Draw samples 0 .. n-1. After each pass that finishes samples, yield their (numbers, ids (m, L)).
 
     draw: range of numbers -> uniforms (len, 2, L), of the order and of the codes; on_pass: called after each pass with
-    the share of a sample's work that it has done, summed over the batch.
+    the share of a sample's work that it has done, summed over the batch; known (n, L): ids to begin with, with mask_id
+    where a token is to be drawn, at least one in each sample.
     """
-    rows, waiting = masked_rows(model, draw, range(min(n, batch_size))), range(batch_size, n)
+    rows, waiting = masked_rows(model, draw, range(min(n, batch_size)), known), range(batch_size, n)
     while len(rows.numbers):
         next_tokens = np.nonzero(rows.events == rows.done[:, None])
         at = tuple(torch.from_numpy(index).to(rows.ids.device, non_blocking=True) for index in next_tokens)
@@ -61,7 +67,7 @@ def draw_in_full_batches(model, draw, n, batch_size, temp, on_pass):
         yield rows.numbers[finished].tolist(), rows.ids[finished]
         fresh, waiting = waiting[: len(finished)], waiting[len(finished) :]
         if fresh:
-            for old, new in zip(rows, masked_rows(model, draw, fresh), strict=True):
+            for old, new in zip(rows, masked_rows(model, draw, fresh, known), strict=True):
                 old[finished[: len(fresh)]] = new
         if len(fresh) < len(finished):  # no sample is left: the batch shrinks
             kept = np.setdiff1d(np.arange(len(rows.numbers)), finished[len(fresh) :])

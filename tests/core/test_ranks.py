@@ -24,6 +24,7 @@ from experiments import (
     calc_nearest_neighbours,
     calc_PRDC,
     calc_VQGAN_FID,
+    edit_images,
     generate_big_samples,
     get_samples,
 )
@@ -223,6 +224,7 @@ EXPERIMENTS = {
         "--train_steps 4 --steps_per_eval 2 --batch_size 2 --lr 1e-5 --elbo_passes 4 --steps_per_log 1",
     ),
     "neighbours": (calc_nearest_neighbours, "--n_samples 5 --n_neighbours 3 --query_batch 3 --batch_size 4"),
+    "edited pictures": (edit_images, "--numbers 0 1 --keep left --variants 3 --batch_size 2 --blend 1 --show_steps"),
     "larger images": (generate_big_samples, "--shape 6 5 --n_samples 3 --batch_size 1"),
 }
 
@@ -266,7 +268,7 @@ def everything_written(place):
             found[name] = [{**row, "seconds": 0} for row in rows]
         elif path.suffix == ".th":
             found[name] = list(load_tensors(path))
-        elif path.suffix in (".png", ".npy") or path.name in ("nearest_neighbours.json", "latents.pt"):
+        elif path.suffix in (".png", ".npy") or path.name in ("nearest_neighbours.json", "latents.pt", "edits.json"):
             found[name] = path.read_bytes()
         elif path.parent.name == "features":
             found[name] = {k: v.tolist() for k, v in load_tensors(path)["tensors"].items()}

@@ -21,6 +21,7 @@ SCRIPTS = ["train_vqgan.py", "train_sampler.py", *(f"experiments/{p.name}" for p
 REQUIRED = {  # flags of a script's own
     "experiments/calc_FID.py": "--n_samples 5",
     "experiments/calc_PRDC.py": "--n_samples 5",
+    "experiments/edit_images.py": "--numbers 0 --keep left",
     "experiments/generate_big_samples.py": "--shape 16 16",
 }
 AE = "--sampler absorbing --ae_load_dir ae --ae_load_step 15"

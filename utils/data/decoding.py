@@ -40,17 +40,23 @@ def decode(data: Any, size: int, n_channels: int = 3, crop: Crop | None = None) 
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if max(image.size) > LONGEST_SIDE:
-            raise ValueError(f"{image.size[0]} x {image.size[1]} pixels: too long")
-        image.load()
-        set_upright(image)
-        image = to_rgb(image)
+        image = to_rgb(open_image(data))
     if n_channels == 1:
         image = image.convert("L")
     image = resize_and_crop(image, size) if crop is None else crop_and_resize(image, size, crop)
     array = np.array(image, dtype=np.uint8).reshape(size, size, n_channels)
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+def open_image(data: Any) -> Image.Image:
+    """Decode bytes to a Pillow image of any mode, upright. Raises an Exception of any type if the bytes are not an
+    image."""
+    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if max(image.size) > LONGEST_SIDE:
+        raise ValueError(f"{image.size[0]} x {image.size[1]} pixels: too long")
+    image.load()
+    set_upright(image)
+    return image
 
 
 def set_upright(image: Image.Image) -> None:

@@ -1,0 +1,106 @@
+"""Redraws parts of pictures with the models of a command line, in batches and in any number of processes."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.common.codes import decode_batch, encode_batch
+from models.editing import blend, hide, random_cells, redraw, touched_cells
+from utils.core import distributed
+from utils.core.progress import Progress
+from utils.core.seed import derive_seed, sample_uniforms
+from utils.data.pixels import to_float, to_uint8
+
+ENCODED = 16  # pictures that are encoded at once
+
+
+class Edits:
+    """All results of a command: picture after picture, and for each picture share after share with all variants. The
+    number of a result counts in this order. The random numbers of a result depend on --seed, the picture and the
+    variant only."""
+
+    def __init__(
+        self,
+        H: Any,
+        models: Any,
+        pictures: Tensor,
+        masks: Tensor | None,
+        variants: int = 1,
+        dilate: int = 0,
+        blend: int | None = None,
+        shares: Sequence[float] | None = None,
+    ):
+        """pictures uint8 (N, C, H, W); masks (N, H, W) bool, or None if shares of random cells are redrawn; variants:
+        results for each picture (and share); dilate: cells around the mask that are redrawn, too; blend: the width in
+        pixels of the edge with which kept pixels are pasted back, or None."""
+        self.H, self.models, self.pictures, self.masks = H, models, pictures, masks
+        self.variants, self.dilate, self.blend = variants, dilate, blend
+        self.shares = shares or [1.0]
+        self.columns = len(self.shares) * variants
+        self.digests = [hashlib.sha256(picture.numpy().tobytes()).hexdigest() for picture in pictures]
+        x = to_float(pictures)
+        x = x if masks is None else hide(x, masks)
+        ae = models.autoencoder.model
+        self.ids = torch.cat([encode_batch(ae, part.to(models.device)).cpu() for part in x.split(ENCODED)])
+
+    def __len__(self) -> int:
+        return len(self.pictures) * self.columns
+
+    def numbers_of(self, number: int) -> tuple[int, float, int]:
+        """The number of a result -> (number of the picture, share, variant)."""
+        picture, column = divmod(number, self.columns)
+        return picture, self.shares[column // self.variants], column % self.variants
+
+    def uniforms(self, what: str, numbers: Iterable[int], shape: tuple[int, ...]) -> Tensor:
+        """Random numbers of some results for one purpose, (n, *shape)."""
+        rows = []
+        for picture, _, variant in map(self.numbers_of, numbers):
+            rows.append(sample_uniforms(derive_seed(what, self.H.seed, self.digests[picture]), [variant], shape))
+        return torch.cat(rows).to(self.models.device)
+
+    def sampler_uniforms(self, numbers: Iterable[int]) -> Tensor:
+        return self.uniforms("edit", numbers, self.models.sampler.model.draws_per_sample())
+
+    def cells(self, numbers: Iterable[int]) -> Tensor:
+        """The cells of some results that are redrawn, (n, h, w) bool on the CPU."""
+        (h, w), found = self.H.latent_shape[1:], []
+        for number in numbers:
+            picture, share, _ = self.numbers_of(number)
+            if self.masks is not None:
+                found.append(touched_cells(self.masks[picture : picture + 1], (h, w), self.dilate))
+            else:
+                found.append(random_cells(self.uniforms("cells", [number], (h, w)).cpu(), share))
+        return torch.cat(found)
+
+    def draw(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Draw some results -> (ids (n, L), pictures uint8 (n, C, H, W)), on the CPU."""
+        H, models, device = self.H, self.models, self.models.device
+        of = [self.numbers_of(number)[0] for number in numbers]
+        cells = self.cells(numbers)
+        with models.precision.autocast():
+            uniforms = self.sampler_uniforms(numbers)
+            ids = redraw(models.sampler.model, self.ids[of].to(device), cells.to(device), uniforms, H.temp)
+        drawn = decode_batch(models.autoencoder.model, ids, H, models.precision).cpu()
+        if self.blend is not None:
+            mask = to_pixels(cells, H.img_size) if self.masks is None else self.masks[of]
+            drawn = to_uint8(blend(to_float(self.pictures[of]), to_float(drawn), mask, self.blend))
+        return ids.cpu(), drawn
+
+    def all(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Draw all results and yield them as `draw` does, in order; only the main process gets them."""
+        with Progress(len(self), "editing", "img", workers=distributed.world_size()) as progress:
+
+            def share() -> Iterator[tuple[Tensor, Tensor]]:
+                for numbers, of_all in distributed.turns(0, len(self), self.H.batch_size):
+                    yield self.draw(numbers)
+                    progress.update(of_all)
+
+            yield from distributed.in_order(share())
+
+
+def to_pixels(cells: Tensor, size: int) -> Tensor:
+    """The pixels of cells: (n, h, w) bool -> (n, size, size) bool."""
+    return cells.repeat_interleave(size // cells.shape[1], 1).repeat_interleave(size // cells.shape[2], 2)

@@ -1,0 +1,170 @@
+"""experiments/edit_images.py: what it writes, what stays as it was, and what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import words
+from PIL import Image, ImageDraw
+from scripts import experiment, prior_flags
+
+from experiments import edit_images as script
+from experiments.common.editing import Edits
+from models import load_pretrained
+from utils.core.errors import UserError
+from utils.data.decoding import decode
+from utils.data.masks import file_mask, fitted_mask, mask_outside, region_mask, scaled_mask
+
+
+@pytest.fixture
+def place(trained, tmp_path, monkeypatch):
+    """The current folder, with the trained models and a picture."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained / "logs", "logs")
+    image = Image.new("RGBA", (32, 32), (240, 160, 20, 255))
+    ImageDraw.Draw(image).rectangle((0, 0, 15, 31), fill=(0, 0, 0, 0))
+    image.save("a.png")
+    Image.new("L", (20, 10), 90).save("grey.jpg")
+    return tmp_path
+
+
+def call(shapes, more, sampler="absorbing", log_dir="edits"):
+    """The script in this process. Returns (rows of edits.json, {name: picture (C, H, W)})."""
+    shutil.rmtree(f"logs/{log_dir}", ignore_errors=True)
+    script.main(experiment(script, prior_flags(shapes, log_dir, more, sampler)))
+    images = {p.name: pixels(p) for p in Path(f"logs/{log_dir}/images").glob("edit_*.png") if "steps" not in p.name}
+    return json.loads(Path(f"logs/{log_dir}/edits.json").read_text()), images
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def test_masks_are_resized_with_their_picture():
+    region = region_mask((40, 20), [(0, 10, 20, 5), (10, 29, 10, 1)])
+    assert np.array(region).nonzero()[0].size == 20 * 5 + 10
+    mask = fitted_mask(region, 20)  # columns 10 to 29 are seen
+    assert mask[:, :5].all() and not mask[:, 5:19].any() and mask[10:, 19].all() and not mask[:10, 19].any()
+    assert fitted_mask(region_mask((100, 100), [(50, 50, 1, 1)]), 10).sum() >= 1, "no pixel is lost"
+    with pytest.raises(ValueError, match="5 5 16 1 is not inside the picture, which has 20 rows and 40 columns"):
+        region_mask((40, 20), [(5, 5, 16, 1)])
+    assert scaled_mask(region, (80, 40)).size == (80, 40)
+    with pytest.raises(ValueError, match="40 x 20 pixels, and the picture 40 x 40"):
+        scaled_mask(region, (40, 40))
+
+
+def test_a_mask_file(tmp_path):
+    Image.fromarray(np.array([[0, 127, 128, 255]], dtype=np.uint8)).save(tmp_path / "m.png")
+    assert np.array(file_mask((tmp_path / "m.png").read_bytes())).tolist() == [[0, 0, 255, 255]]
+    Image.fromarray(np.array([[[0, 0, 0, 255], [0, 0, 0, 0]]], dtype=np.uint8)).save(tmp_path / "t.png")
+    assert np.array(file_mask((tmp_path / "t.png").read_bytes())).tolist() == [[0, 255]]
+
+
+def test_halves():
+    assert not mask_outside("left", 4)[:, :2].any() and mask_outside("left", 4)[:, 2:].all()
+    assert mask_outside("top", 4).tolist() == mask_outside("left", 4).T.tolist()
+    assert torch.equal(mask_outside("right", 8), ~mask_outside("left", 8))
+    assert torch.equal(mask_outside("bottom", 8), ~mask_outside("top", 8))
+    centre = ~mask_outside("centre", 8)
+    assert centre[2:6, 2:6].all() and centre.sum() == 16
+
+
+def test_kept_pixels_are_pasted_back(place, shapes):
+    rows, images = call(shapes, "--images a.png --keep right --blend 2 --variants 3 --show_steps")
+    original = decode(Path("a.png").read_bytes(), 16)
+    assert len(images) == 3 and not torch.equal(images["edit_0_0.png"], images["edit_0_1.png"])
+    for image in images.values():
+        assert torch.equal(image[:, :, 10:], original[:, :, 10:])
+        assert not torch.equal(image[:, :, :8], original[:, :, :8])
+    assert [row["redrawn"] for row in rows] == [8] * 3 and rows[1]["result"] == "edit_0_1.png"
+    images = Path("logs/edits/images")
+    with Image.open(images / "edits.png") as sheet, Image.open(images / "edit_steps.gif") as gif:
+        assert sheet.size == (5 * 98 + 2, 100) and 4 <= gif.n_frames <= 8  # equal frames are one
+    row = json.loads(Path("logs/edits/metrics.jsonl").read_text())["values"]
+    assert row["redrawn"] == 8 and row["codes"] == 16 and 0 < row["changed"] <= 8
+
+
+def test_what_is_hidden_has_no_influence(place, shapes):
+    """The hidden part of the file changes, the result does not; its transparency is the mask."""
+    random = [f"--images a.png --variants 2 --seed {seed}" for seed in (0, 0, 1)]
+    first, again, other = (call(shapes, more)[1] for more in random)
+    assert all(torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name]) for name in first)
+    H = experiment(script, prior_flags(shapes, "edits", "--images a.png --keep right"))
+    models = script.load_models(H)
+    names, pictures, masks = script.read_all(H)
+    edits = Edits(H, models, pictures, masks)
+    changed = Edits(H, models, torch.where(masks[:, None], 255 - pictures, pictures), masks)
+    assert torch.equal(edits.ids, changed.ids)
+    assert not torch.equal(edits.ids, load_pretrained("prior", device="cpu").encode(pictures))
+
+
+def test_results_do_not_depend_on_batches_or_other_pictures(place, shapes):
+    _, both = call(shapes, "--images a.png grey.jpg --keep top --variants 3 --batch_size 4")
+    _, one = call(shapes, "--images grey.jpg --keep top --variants 3 --batch_size 2")
+    assert len(both) == 6
+    for variant in range(3):
+        assert torch.equal(both[f"edit_1_{variant}.png"], one[f"edit_0_{variant}.png"])
+
+
+def test_variations(place, shapes):
+    rows, images = call(shapes, "--images a.png --redraw 0.25 1 --variants 2")
+    assert [(row["share"], row["variant"], row["redrawn"]) for row in rows] == [
+        (0.25, 0, 4), (0.25, 1, 4), (1.0, 0, 16), (1.0, 1, 16),
+    ]  # fmt: skip
+    assert len(images) == 4
+    _, blended = call(shapes, "--images a.png --redraw 0.25 --variants 1 --blend 0")
+    original = decode(Path("a.png").read_bytes(), 16)
+    same = (blended["edit_0_0.png"] == original).all(0).view(4, 4, 4, 4).transpose(1, 2).flatten(2).all(2)
+    assert same.sum() >= 12, "the other cells are those of the picture"
+
+
+def test_pictures_of_the_data_set(place, shapes):
+    rows, _ = call(shapes, "--numbers 3 0 --split train --region 0 0 1 1 --variants 1")
+    assert len({row["picture"] for row in rows}) == 2 and all(row["redrawn"] == 1 for row in rows)
+
+
+def test_the_autoregressive_sampler(place, shapes):
+    rows, _ = call(shapes, "--images a.png --keep top --variants 1 --show_steps", "autoregressive")
+    assert rows[0]["redrawn"] == 8
+    with pytest.raises(UserError, match="it redraws only codes that come after all kept codes"):
+        call(shapes, "--images a.png --keep left", "autoregressive")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("", "--images PATH ..., or --numbers"),
+        ("--images a.png --numbers 1", "--images PATH ..., or --numbers"),
+        ("--images a.png --redraw 0.5 --keep left", "contradicts --keep"),
+        ("--images a.png --region 1 2 3", "top left height width"),
+        ("--images a.png --mask nowhere.png", "--mask 'nowhere.png' does not exist"),
+    ],
+)
+def test_refused_flags(place, shapes, more, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        experiment(script, prior_flags(shapes, "edits", more))
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--images broken.png --keep left", "'broken.png' cannot be decoded"),
+        ("--images nowhere.png --keep left", "'nowhere.png' does not exist"),
+        ("--images grey.jpg", "'grey.jpg': no transparency"),
+        ("--images grey.jpg --mask broken.png", "--mask: 'broken.png' cannot be decoded"),
+        ("--images grey.jpg --mask a.png", "the mask has 32 x 32 pixels, and the picture 20 x 10"),
+        ("--images grey.jpg --region 0 0 11 5", "which has 10 rows and 20 columns"),
+        ("--images grey.jpg --region 0 0 10 4", "marks no pixel that the model sees"),
+        ("--numbers 99 --keep left", "there are 2 images, from 0 to 1"),
+    ],
+)
+def test_refused_pictures(place, shapes, more, message):
+    Path("broken.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=message):
+        call(shapes, words(more))
+    assert not Path("logs/edits").exists()
