@@ -20,36 +20,33 @@ class EditConfig:
     """editing"""
 
     images: list[str] = opt(None, "pictures, or folders of pictures, to edit", metavar="PATH")
-    numbers: list[int] = opt(
-        None, "numbers of pictures of the data set to edit, from 0 on, instead of --images", metavar="N", min=0
-    )
+    numbers: list[int] = opt(None, "numbers of pictures of the data set, from 0 on", metavar="N", min=0)
     split: str = opt("val", "with --numbers: the validation or the training images", choices=["val", "train"])
     mask: str = opt(
         None,
-        "picture whose white or transparent pixels are redrawn; without a mask, region or --keep: the transparency of "
-        "each picture",
+        "picture whose white or transparent pixels are redrawn",
         metavar="FILE",
     )
     region: list[int] = opt(
         None,
-        "top, left, height and width of a rectangle to redraw, in pixels of the file; may be given several times",
+        "rectangle to redraw: top left height width in pixels of the file (repeatable)",
         metavar="N",
         min=0,
         repeatable=True,
     )
-    keep: str = opt(None, "the half to keep (centre: a square of half the side); the rest is redrawn", choices=KEPT)
+    keep: str = opt(None, f"the half to keep: {', '.join(KEPT)} (a square)", choices=KEPT, metavar="HALF")
     redraw: list[float] = opt(
         None,
-        "variations: redraw a random share of the codes, in [0, 1]; several shares make a strip",
+        "share of the codes to redraw at random",
         metavar="SHARE",
         above=0.0,
         max=1.0,
     )
     variants: int = opt(4, "results for each picture", min=1, max=1000)
-    dilate: int = opt(0, "also redraw the codes at most this many cells away from the mask", min=0, max=1000)
+    dilate: int = opt(0, "also redraw this many cells around the mask", min=0, max=1000)
     blend: int = opt(
         None,
-        "paste the kept pixels back, with a soft edge of this many pixels (default: keep the decoder's pixels)",
+        "paste kept pixels back, with a soft edge of this width (default: no)",
         min=0,
         max=8192,
         metavar="PIXELS",
@@ -61,10 +58,7 @@ EXAMPLES = """examples:
   python experiments/edit_images.py --sampler absorbing --dataset churches --log_dir edits_churches \\
       --ae_load_dir vqgan_churches --load_dir absorbing_churches --images ~/church.jpg --region 0 0 300 200
   python experiments/edit_images.py ... --images ~/church.jpg --mask ~/mask.png --variants 8 --blend 8
-  python experiments/edit_images.py ... --numbers 0 1 2 --keep left
   python experiments/edit_images.py ... --numbers 0 1 2 --redraw 0.1 0.3 0.5
-
-The script writes a sheet (each row: picture, masked picture, results), single pictures, and logs/<log_dir>/edits.json.
 """
 
 

@@ -11,11 +11,13 @@ from conftest import words
 from PIL import Image, ImageDraw
 from scripts import experiment, prior_flags
 
+from experiments import compare_inpainting as compare
 from experiments import edit_images as script
 from experiments.common.editing import Edits
 from models import load_pretrained
 from utils.core.errors import UserError
 from utils.data.decoding import decode
+from utils.data.images import open_images
 from utils.data.masks import file_mask, fitted_mask, mask_outside, region_mask, scaled_mask
 
 
@@ -168,3 +170,34 @@ def test_refused_pictures(place, shapes, more, message):
     with pytest.raises(UserError, match=message):
         call(shapes, words(more))
     assert not Path("logs/edits").exists()
+
+
+# ---------------------------------------------------------------------- comparison
+
+
+def test_mean_colours_and_nearest_halves(shapes):
+    masks = mask_outside("left", 4).expand(2, -1, -1)
+    pictures = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    pictures[0, :, :, 0], pictures[1] = 100, 30
+    pictures[1, :, :, 2:] = 200  # masked: without influence
+    means = compare.mean_colours(pictures, masks)
+    assert (means[0] == 50).all() and (means[1] == 30).all()
+    assert compare.step_at_border(pictures, masks).tolist() == pytest.approx([0, 170 / 255])
+    images = open_images(dict(paths=[str(shapes)], name="x", origin="x"), "train", 16, hold_out=False)
+    chosen = torch.stack([images.load(i) for i in (7, 30)])
+    masks = mask_outside("top", 16).expand(2, -1, -1)
+    spoilt = torch.where(masks[:, None], 0, chosen).to(torch.uint8)
+    found = compare.nearest_halves(images, spoilt, masks, 8, 0)
+    assert torch.equal(found, chosen)
+
+
+def test_comparison(place, shapes):
+    compare.main(experiment(compare, prior_flags(shapes, "compared", "--compared_images 2")))
+    rows = [json.loads(line) for line in Path("logs/compared/metrics.jsonl").read_text().splitlines()]
+    values = {row["method"]: row["values"] for row in rows if "method" in row}
+    assert values["image"]["psnr"] == 100 and values["image"]["perceptual"] == 0
+    pasted, hard = values["model, edge 4"], values["model, edge 0"]
+    assert pasted["psnr"] == hard["psnr"] == values["model, not pasted"]["psnr"], "the masked pixels are the same"
+    assert pasted["step_at_border"] < hard["step_at_border"]
+    assert set(rows[-1]["values"]) == {"1 cells away", "2 cells away"}
+    assert Path("logs/compared/images/inpainting.png").is_file()

@@ -18,6 +18,7 @@ CALLS = {
     "experiments/calc_VQGAN_FID.py": "--dataset demo --ae_load_dir ae --ae_load_step 1",
     "experiments/calc_approximate_ELBO.py": f"--dataset demo {MODELS}",
     "experiments/calc_nearest_neighbours.py": f"--dataset demo {MODELS}",
+    "experiments/compare_inpainting.py": f"--dataset demo {MODELS}",
     "experiments/compare_quantizers.py": "--dataset demo",
     "experiments/dashboard.py": "",
     "experiments/demo.py": "",
