@@ -65,7 +65,7 @@ import torch
 
 from experiments.common.codes import decoded_batches
 from experiments.common.efficientnet import load_distance
-from experiments.common.images import find_pictures, load_images, read_picture
+from experiments.common.images import find_pictures, load_images, read_pictures
 from experiments.common.models import dry_run_on_images, load_models, require_size
 from experiments.common.results import Report
 from experiments.common.sampling import sample_batches
@@ -76,20 +76,12 @@ from utils.core.errors import UserError, run_main
 from utils.core.files import hash_tensors, write_json
 from utils.core.progress import Progress, track
 from utils.data.batches import one_pass
-from utils.data.decoding import decode
 from utils.data.pixels import to_float
 from utils.display.images import enlarge, sheet
 from utils.evaluation.neighbours import find_candidates, nearest_of
 
 MAX_ROWS = 50  # the largest number of rows of the picture
 MIN_SHOWN = 96  # pixels: the picture enlarges smaller images to this size
-
-
-def read_pictures(H):
-    """Read --query_images -> (names, images decoded like training images, uint8 (Q, C, H, W))."""
-    names = find_pictures("query_images", H.query_images)
-    read = partial(decode, size=H.img_size, n_channels=H.n_channels)
-    return names, torch.stack([read_picture("query_images", name, read) for name in names])
 
 
 def read_again(images, i):
@@ -159,7 +151,8 @@ def main(H):
     device, models = pick_device(H.device), None
     if H.query_images:
         require_size(H)
-        names, queries = read_pictures(H)
+        names = find_pictures("query_images", H.query_images)
+        queries = read_pictures(H, "query_images", names)
     distance, name_of_distance, weights = load_net(H)  # an error here must come before long work
     images = load_images(H, "train")
     if not H.query_images:

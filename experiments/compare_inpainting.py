@@ -66,7 +66,7 @@ def nearest_halves(images, pictures, masks, batch_size, num_workers):
     Returns these images, uint8 (N, C, H, W)."""
     kept = (~masks[:, None]).expand_as(pictures)
     best, found = torch.full((len(pictures),), torch.inf), pictures.clone()
-    for x, _ in track(list(one_pass(images, batch_size, num_workers)), "comparing training images", "batch"):
+    for x, _ in track(list(one_pass(images, batch_size, num_workers)), "comparing training images", unit="batch"):
         for i, picture in enumerate(pictures):
             errors = (to_float(x) - to_float(picture)).square().mul(kept[i]).flatten(1).sum(1)
             least, at = errors.min(0)

@@ -58,7 +58,6 @@ EXAMPLES = """examples:
   python experiments/edit_images.py --sampler absorbing --dataset churches --log_dir edits_churches \\
       --ae_load_dir vqgan_churches --load_dir absorbing_churches --images ~/church.jpg --region 0 0 300 200
   python experiments/edit_images.py ... --images ~/church.jpg --mask ~/mask.png --variants 8 --blend 8
-  python experiments/edit_images.py ... --numbers 0 1 2 --redraw 0.1 0.3 0.5
 """
 
 
@@ -90,18 +89,16 @@ COMMAND_LINE = dict(
 if __name__ == "__main__":  # before the slow import of torch, so that --help and errors are fast
     H = get_hparams(**COMMAND_LINE)
 
-from functools import partial
-
 import torch
 
 from experiments.common.editing import Edits, to_pixels
-from experiments.common.images import find_pictures, load_images, read_picture
+from experiments.common.images import find_pictures, load_images, read_picture, read_pictures
 from experiments.common.models import dry_run_of_sampler, load_models
 from experiments.common.pictures import GREY, show_denoising
 from experiments.common.results import Report
 from utils.core import distributed
 from utils.core.files import write_json
-from utils.data.decoding import decode, open_image
+from utils.data.decoding import open_image
 from utils.data.masks import file_mask, fitted_mask, mask_outside, region_mask, scaled_mask, transparent_mask
 from utils.data.sources import read_file
 from utils.display.images import enlarge, sheet
@@ -114,17 +111,17 @@ MIN_SHOWN = 96  # pixels: the sheet enlarges smaller pictures to this size
 def read_all(H):
     """Read the pictures -> (names, pictures uint8 (N, C, H, W), masks (N, H, W) bool, or None with --redraw)."""
     if H.numbers is None:
-        names, read, flag = find_pictures("images", H.images), read_file, "images"
+        names, read = find_pictures("images", H.images), read_file
+        pictures = read_pictures(H, "images", names)
     else:
-        images, flag = load_images(H, H.split, hold_out=True), "numbers"
+        images = load_images(H, H.split, hold_out=True)
         if max(H.numbers) >= len(images):
             raise UsageError(f"--numbers {max(H.numbers)}: there are {len(images)} images, from 0 to {len(images) - 1}")
         sources = {images.name(i): images.indices[i] for i in H.numbers}
         names, read = list(sources), lambda name: images.source.read(sources[name])
-    read_pixels = partial(decode, size=H.img_size, n_channels=H.n_channels)
-    pictures = [read_picture(flag, name, read_pixels, read) for name in names]
+        pictures = read_pictures(H, "numbers", names, read)
     if H.redraw:
-        return names, torch.stack(pictures), None
+        return names, pictures, None
     masks = []
     for name in names:
         try:
@@ -133,7 +130,7 @@ def read_all(H):
             raise
         except ValueError as error:
             raise UsageError(f"{name!r}: {error}") from None
-    return names, torch.stack(pictures), torch.stack(masks)
+    return names, pictures, torch.stack(masks)
 
 
 def mask_of(H, data):

@@ -1,11 +1,15 @@
 """Loads the images that a command line names."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from utils.core.errors import UserError
 from utils.core.progress import say
+from utils.data.decoding import decode
 from utils.data.images import ImageSet, open_images
 from utils.data.sources import find_images, read_file
 
@@ -52,3 +56,9 @@ def read_picture(flag: str, name: str, decode: Callable[[bytes], Read], read: Ca
         raise
     except Exception:  # Pillow's readers can raise any exception
         raise UserError(f"--{flag}: {name!r} cannot be decoded") from None
+
+
+def read_pictures(H: Any, flag: str, names: Iterable[str], read: Callable[[str], Any] = read_file) -> torch.Tensor:
+    """Read files that a flag names, and decode them like training images: uint8 (N, C, H, W)."""
+    to_pixels = partial(decode, size=H.img_size, n_channels=H.n_channels)
+    return torch.stack([read_picture(flag, name, to_pixels, read) for name in names])

@@ -28,6 +28,7 @@ CALLS = {
     "experiments/generate_big_samples.py": f"--dataset demo --shape 8 8 {MODELS}",
     "experiments/get_samples.py": f"--dataset demo {MODELS}",
     "experiments/get_weights.py": "vgg",
+    "experiments/judge_images.py": f"--dataset demo {MODELS}",
     "experiments/scaling.py": "",
     "experiments/show_run.py": "--log_dir ae",
 }
