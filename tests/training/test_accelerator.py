@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch._dynamo
 from conftest import assert_close
-from scripts import vqgan_flags
+from scripts import train_stage_1, vqgan_flags
 from test_samplers import tiny
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -63,7 +63,7 @@ def vgg_distance(device):
 
 
 def stage_2(name, precision):
-    """A sampler, and a function (number of a step) that makes a step of stage 2."""
+    """A sampler, and a function that makes one update of it: number of the step -> SamplerLoss."""
     sampler = tiny(name, attn_pdrop=0.1)
     sampler.fixed_shapes = True
     optimiser = torch.optim.Adam(sampler.parameters(), fused=True)
@@ -101,6 +101,23 @@ def test_stage_1_never_waits(quantizer, monkeypatch):
         with NoWait():
             meters.add(training.update(x, step, StepRandom("x", step)))
     assert {"d_loss", "g_loss", "lecam", "perceptual"} <= meters.pop_means().keys()
+
+
+def test_cudnn_measures_its_kernels_in_training_steps_only(shapes, tmp_path, monkeypatch):
+    def recorded(function):
+        def record(*args):
+            cudnn = torch.backends.cudnn
+            seen.append((function.__name__, cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32))
+            return function(*args)
+
+        return record
+
+    seen, rest = [], (torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train_vqgan.Training, "update", recorded(train_vqgan.Training.update))
+    monkeypatch.setattr(train_vqgan, "validate", recorded(train_vqgan.validate))
+    train_stage_1(shapes, "x", "--train_steps 1 --steps_per_eval 1")
+    assert seen == [("update", True, True, *rest), ("validate", True, False, *rest)]
 
 
 def test_stage_1_never_waits_with_a_loss_scale(monkeypatch):
