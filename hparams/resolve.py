@@ -56,7 +56,7 @@ class Hparams(SimpleNamespace):
         return dict(sorted(known.items(), key=lambda item: item[0] not in given))
 
     def given(self, *roles: str) -> dict[str, Any]:
-        """Return {flag: value} of the flags with one of these roles that the command line gave."""
+        """Return {flag: value} of the flags on the command line that have one of these roles."""
         return {name: getattr(self, name) for name in names_of(*roles) if name in self.explicit}
 
     def repeated(self, *roles: str) -> dict[str, Any]:
