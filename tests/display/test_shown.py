@@ -429,13 +429,16 @@ def test_what_a_run_offers_next_can_be_pasted(tmp_path, shapes, monkeypatch, cap
     out = called(stage_2, tmp_path)
     assert "absorbing: " in out
     assert following(out, "the weights that their FID needs")[1:] == [f"{ROOT}/experiments/get_weights.py", "inception"]
-    assert "calc_FID" not in out, "it cannot run without them"
+    distance = following(out, "their distance to the images, with a network that is installed")
+    assert distance[1] == f"{ROOT}/experiments/calc_FID.py" and distance[-2:] == ["--extractor", "efficientnet_lite0"]
+    assert out.count("calc_FID") == 1, "with Inception it cannot run without them"
     called(following(out, "samples"), tmp_path)
     place = Path(WEIGHT_FILES["inception"].place)
     place.parent.mkdir(parents=True)
     place.touch()
     again = called([*stage_2, "--resume", "--train_steps", "3"], tmp_path)
-    assert f"{ROOT}/experiments/calc_FID.py" in following(again, "their FID")
+    fid = following(again, "their FID")
+    assert f"{ROOT}/experiments/calc_FID.py" in fid and "--extractor" not in fid
     assert (tmp_path / "logs" / "my run_absorbing_samples" / "images" / "denoising_0.gif").is_file()
 
 
