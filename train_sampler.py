@@ -72,8 +72,8 @@ def warm_up(H, step):
 def validate(sampler, ids, H, run, precision):
     """Return the mean loss and the mean bits per token over all validation codes, ids (N, L).
 
-    Every validation draws the same masks, so that two results differ only by the weights. Validation does not change
-    the training state.
+    Every validation draws the same masks, so that two results differ only because the weights differ. Validation does
+    not change the training state.
     """
     meters = Meters(run.device)
     sampler.eval()

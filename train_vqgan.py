@@ -52,8 +52,9 @@ CODES_SHOWN = 1 << 15  # a larger codebook has no picture, because a picture tak
 def generator_step(vqgan, optimiser, precision, H, x, step, rng, parts=1):
     """One update of the autoencoder on images x (B, C, H, W) in [0, 1] (VQGAN, eq. 6 and 7).
 
-    parts: the number of parts of x that go through autoencoder and LPIPS one after the other (--accumulate_steps). The
-    discriminator sees all of x, because its batch norm needs all of x. The adaptive weight also depends on all of x.
+    parts: the number of parts that x is split into (--accumulate_steps). The autoencoder and LPIPS process one part at
+    a time. The discriminator sees all of x, because its batch norm needs all of x. The adaptive weight also depends on
+    all of x.
     Returns (scalars, x_hat (B, C, H, W) detached, quantizers.Quantized).
     """
     with precision.autocast():
@@ -212,8 +213,9 @@ def show_pictures(vqgan, fixed, images, H, run, precision):
 
 
 def find_perceptual(H, checkpoint):
-    """Return the perceptual distance, or None if its weight is 0. The distance is LPIPS with VGG16, or the distance by
-    EfficientNet-Lite0. The weights of VGG16 come from their file, or from the checkpoint that the run loads next."""
+    """Return the perceptual distance, or None if its weight is 0. It is LPIPS with VGG16, or a distance between
+    features of EfficientNet-Lite0. The weights of VGG16 come from their file, or from the checkpoint that the run loads
+    next."""
     if H.perceptual_weight == 0:
         return None
     if H.perceptual_net == "efficientnet_lite0":

@@ -73,7 +73,10 @@ def read_login():
 
 
 def listen(config):
-    """Open the sockets of the address. Raises UserError if the address is in use, or belongs to no interface here."""
+    """Open the listening sockets for the address and the port.
+
+    Raises UserError if the address is in use, or belongs to no interface here.
+    """
     from tornado.netutil import bind_sockets
 
     try:

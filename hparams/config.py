@@ -43,7 +43,9 @@ FACTS = set("min max above choices required metavar repeatable needs exclusive r
 
 
 def opt(default: Any, help: str, role: str = "", **facts: Any) -> Any:
-    """Declare a flag with its default, help text and role (of ROLES; none for a flag of one script).
+    """Declare a flag with its default, help text and roles.
+
+    role: names from ROLES, separated by spaces. A flag that belongs to a single script has no role.
 
     The following facts are optional:
 
@@ -194,7 +196,7 @@ class TrainConfig:
     )
     compile: str = opt(
         "auto",
-        "torch.compile for the large networks; auto: on CUDA, if there is much to compute",
+        "torch.compile for the large networks; auto: on CUDA, for long trainings and many samples",
         "general",
         choices=["auto", "on", "off"],
     )

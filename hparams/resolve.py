@@ -410,7 +410,8 @@ def of_resumed_run(
         if given.get("preset") not in (None, saved.get("preset")):
             raise UsageError(
                 f"--preset {given['preset']} contradicts --resume: logs/{load.folder} keeps the values that it "
-                "began with: leave --preset out and give the flags to change, or give another --log_dir"
+                "began with: leave --preset out and give only the flags that you want to change, or give another "
+                "--log_dir"
             )
         missing = unrecorded(saved, flags)
         older = {k: v for k, v in missing.items() if v != flags[k].default and flags[k].works(saved) and k not in given}

@@ -88,7 +88,7 @@ class AttnBlock(nn.Module):
 def attention(q, k, v, dropout_p=0.0, is_causal=False):
     """Return softmax(q k^T / sqrt(d)) v with q (B, N, Q, d), k and v (B, N, L, d).
 
-    The function takes the fastest implementation. PyTorch's fused kernel is the fastest, except on a CPU in bf16. On a
+    The function uses the fastest implementation. PyTorch's fused kernel is the fastest, except on a CPU in bf16. On a
     CPU in bf16 the fused kernel computes the attention matrix in float32. It then takes twice as long (measured forward
     and backward, B 8, N 8, L 256, d 64). In this case, this function computes the matrix explicitly if the matrix fits
     into the processor's cache.

@@ -156,7 +156,7 @@ def _is_loss_of_others(error: Exception) -> bool:
 
 def _disk_hint(error: OSError) -> str:
     hints = {
-        errno.ENOSPC: " (free some space; the last complete checkpoint is intact: --resume continues it)",
+        errno.ENOSPC: " (free some space; the last complete checkpoint is intact: --resume continues from it)",
         errno.EFBIG: " (a file-size limit was hit; the last complete checkpoint is intact)",
         errno.EROFS: " (the file system is read-only: choose another place for logs/ and latents/)",
         errno.EACCES: " (no permission: choose another place, or fix the folder's permissions)",

@@ -26,8 +26,8 @@ ISC_SAMPLES = 5000
 class Metric:
     """One metric. The fields are the arguments of `metric`.
 
-    compute: a function of the FeatureSet of the real images, the FeatureSet of the fake images, and H. compute returns
-    {name: number}.
+    compute: compute(real, fake, H) returns {name: number}. real and fake are the FeatureSets of the real and of the
+    fake images, H is the configuration.
     """
 
     compute: Callable

@@ -82,7 +82,7 @@ class QueryDistances:
     (measured at 256 x 256 pixels).
 
     queries: floats in [0, 1], (Q, C, H, W). The features of the queries stay in memory. Each query of 256 x 256 pixels
-    needs 2.5 MB, and each image of a batch needs 2.5 MB, too. Some hundreds of queries fit on any GPU.
+    needs 2.5 MB, and each image of a batch needs 2.5 MB, too. A few hundred queries fit on any GPU.
     """
 
     def __init__(self, model: Any, queries: torch.Tensor, progress: Callable = iter):
