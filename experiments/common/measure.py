@@ -69,7 +69,11 @@ class Images:
 
     def _made_by(self) -> dict:
         """Return what reconstructions depend on, except the images."""
-        return dict(autoencoder=self.models.autoencoder.hash, **self.models.numbers()) if self.models else {}
+        if (models := self.models) is None:
+            return {}
+        return dict(
+            autoencoder=models.autoencoder.hash, precision=models.precision.describe(), device=models.device.type
+        )
 
     def features(self, extractor: Any, keep: bool = True) -> FeatureSet | None:
         """Return the FeatureSet of these images, from the cache or computed. Only the main process gets a
@@ -146,7 +150,8 @@ class Samples:
         common = dict(
             kind="samples",
             autoencoder=models.autoencoder.hash,
-            **models.numbers(),
+            precision=models.precision.describe(),
+            device=models.device.type,
             n=self.n,
         )
         if self.ids is not None:

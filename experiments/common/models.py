@@ -31,10 +31,6 @@ class Models:
     autoencoder: Loaded
     sampler: Any  # Loaded or None
 
-    def numbers(self) -> dict[str, Any]:
-        """Return what the rounding of the models' results depends on, for the keys of caches."""
-        return dict(precision=self.precision.describe(), device=self.device.type)
-
 
 def load_models(H: SimpleNamespace, with_sampler: bool = True) -> Models:
     """Load the model of --ae_load_dir, and with with_sampler also the model of --load_dir."""
