@@ -163,14 +163,16 @@ class Samples:
         than the main process get None."""
         header = dict(extractor.identity, **self.header())
         if self.on_images is None:
-            return features.cached(header, lambda: self._compute(extractor), say)
-        found = self._compute(extractor)
+            return features.cached(header, lambda: self.compute(extractor), say)
+        found = self.compute(extractor)
         self.on_images = None
         if found is not None:
             features.store(header, found, say)
         return found
 
-    def _compute(self, extractor: Any) -> FeatureSet | None:
+    def compute(self, extractor: Any) -> FeatureSet | None:
+        """Compute the FeatureSet without the cache. Processes other than the main process get None."""
+
         def share() -> Iterator[tuple]:
             for images in decoded_batches(self.id_batches(), self.H, self.models):
                 pieces = zip(*map(extractor, images.split(self.H.feature_batch)), strict=True)
