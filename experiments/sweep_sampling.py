@@ -323,10 +323,11 @@ def gain(results, cell, row, floor):
     plain = best_plain(results, cell["sample_steps"])
     if plain is None or plain[0] == cell:
         return ""
-    least = floor.get("kernel", 0.0)
-    share = 1 - (row["kernel"] - least) / (plain[1]["kernel"] - least)
-    above = " above that of the reconstructions" if floor else ""
-    return f" (original order at its best: {number(plain[1], 'kernel')}; the distance{above} is {share:.0%} smaller)"
+    text = f"random, uniform at its best: {number(plain[1], 'kernel')}"
+    if (excess := plain[1]["kernel"] - floor.get("kernel", 0.0)) > 0:
+        share = (plain[1]["kernel"] - row["kernel"]) / excess
+        text += f"; the distance{' above that of the reconstructions' if floor else ''} is {share:.0%} smaller"
+    return f" ({text})"
 
 
 def dry_run(H):
