@@ -52,7 +52,7 @@ The same command continues a stopped sweep, and more values add cells: no cell i
 
 
 def grid(H):
-    """All cells, {flag: value}, those with the first number of passes first."""
+    """All cells, {flag: value}, in the order of --passes."""
     values = [dict.fromkeys(getattr(H, name)) for name in GRID.values()]
     return [dict(zip(GRID, cell, strict=True)) for cell in itertools.product(*values)]
 
@@ -105,7 +105,7 @@ from utils.display.report_plots import STYLE
 from utils.display.run_files import read_rows
 from utils.evaluation.features import FeatureSet
 from utils.evaluation.kernel import KernelDistance
-from utils.evaluation.metrics import METRICS, named
+from utils.evaluation.metrics import METRICS
 
 MOST_REAL = 20_000  # training images, evenly spaced, that samples are compared with
 MOST_KERNEL = 10_000  # rows of each side in the kernel distance
@@ -294,7 +294,7 @@ def show(report, results, floor, fresh, extractor):
     H, (winner, row) = report.H, best(results)
     ordered = sorted(results, key=lambda item: item[1]["kernel"])
     table = [(described(cell), row) for cell, row in ordered] + ([("reconstructions", floor)] if floor else [])
-    title = f"{H.seeds} x {H.n_samples} samples against {H.against} of '{H.dataset}', {named('fid', H)}"
+    title = f"{H.seeds} x {H.n_samples} samples against {H.against} of '{H.dataset}', features of {H.extractor}"
     again = as_markdown([(described(cell), row) for cell, row in fresh])
     with atomic_write(report.folder / "sweep.md") as f:
         f.write(f"{title}\n\n{as_markdown(table)}\n\nFresh samples\n\n{again}\n".encode())

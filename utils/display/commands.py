@@ -121,7 +121,9 @@ def after_sampler(H: Any, step: int, n_images: int) -> tuple[str, str]:
     """Return (command that draws samples, command that computes the FID) for this stage 2. n_images: the approximate
     number of training images. The paper uses 50000 samples."""
     models = _models(H, H.log_dir, step) | H.repeated("machine", "dashboard", "sampling")
-    shows = getattr(H, "sample_type", None) != "mlm"
+    # get_samples.py refuses --show_steps for these.
+    unknown = H.sample_type == "mlm" or H.sample_order == "confidence" or H.remask_eta
+    shows = H.sampler != "absorbing" or not unknown
     samples = command(
         "experiments/get_samples.py", **models, log_dir=new_name(f"{H.log_dir}_samples"), n_sheets=1, show_steps=shows
     )
