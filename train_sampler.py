@@ -155,11 +155,22 @@ def train(H):
                 run.validated(**validate(best, val_ids, H, run, precision))
             show_samples(sampler, best, autoencoder, fixed_draws, H, run, precision)
         if run.step >= H.train_steps:
-            samples, fid = commands.after_sampler(H, run.step, len(ids))
-            metric = ("their FID", fid)
-            if not WEIGHT_FILES["inception"].exists:
-                metric = ("the weights that their FID needs", commands.get_weights("inception"))
-            run.conclude(("samples", samples), metric)
+            conclude(run, H, len(ids))
+
+
+def conclude(run, H, n_images):
+    """Print the next commands. The FID of the paper needs Inception's weights, which may be missing."""
+    if WEIGHT_FILES["inception"].exists:
+        samples, fid = commands.after_sampler(H, run.step, n_images)
+        run.conclude(("samples", samples), ("their FID", fid))
+    else:
+        samples, distance = commands.after_sampler(H, run.step, n_images, "efficientnet_lite0")
+        weights = commands.get_weights("inception")
+        run.conclude(
+            ("samples", samples),
+            ("their distance to the images, with a network that is installed", distance),
+            ("the weights that their FID needs", weights),
+        )
 
 
 if __name__ == "__main__":

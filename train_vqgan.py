@@ -22,7 +22,7 @@ from experiments.common.efficientnet import load_distance
 from experiments.common.images import load_images, note_images
 from experiments.common.pictures import code_means
 from experiments.common.weights import load_lpips, note_missing_weights
-from hparams.resolve import continues, steps_of_stage_2
+from hparams.resolve import continues, size_of_stage_2
 from models.build import build_vqgan
 from models.discriminator import LeCam, adaptive_weight, diff_augment, hinge_discriminator_loss, ramp
 from models.layers import in_parts
@@ -261,7 +261,7 @@ def train(H):
                 run.validated(**validate(training.best, validation, H, run, training.precision, step))
             show_pictures(training.best, fixed, validation or images, H, run, training.precision)
         if run.step >= H.train_steps:
-            run.conclude(("a prior over these codes", commands.after_vqgan(H, run.step, steps_of_stage_2(H))))
+            run.conclude(("a prior over these codes", commands.after_vqgan(H, run.step, **size_of_stage_2(H))))
 
 
 def dry_run(H):

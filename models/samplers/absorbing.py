@@ -100,20 +100,20 @@ class AbsorbingDiffusion(Sampler):
         loss_type,
         mask_schedule,
         sample_type,
-        latent_shape=None,
-        sample_order="random",
-        sample_schedule="uniform",
-        temp_end=None,
-        top_k=0,
-        top_p=1.0,
-        remask_eta=0.0,
+        latent_shape,
+        sample_order,
+        sample_schedule,
+        temp_end,
+        top_k,
+        top_p,
+        remask_eta,
     ):
         super().__init__(codebook_size, block_size)
         self.T = total_steps
         self.S = sample_steps
         self.loss_type = loss_type
         self.mask_schedule = mask_schedule
-        self.grid = tuple(latent_shape[1:]) if latent_shape else (1, block_size)
+        self.grid = tuple(latent_shape[1:])
         self.order, self.schedule = ORDERS[sample_order], sample_schedule
         self.remask_eta = remask_eta
         self.temp_end, self.top_k, self.top_p = temp_end, top_k, top_p
