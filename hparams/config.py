@@ -465,7 +465,7 @@ def flags_of(config_classes: Iterable[type]) -> list[Flag]:
     for cls in config_classes:
         for f in fields(cls):
             kind: Any = f.type
-            is_list = kind in (list[int], list[str])
+            is_list = kind in (list[int], list[float], list[str])
             default = f.default_factory() if callable(f.default_factory) else f.default
             group = str(cls.__doc__)
             result.append(

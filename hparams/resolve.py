@@ -97,8 +97,9 @@ def get_hparams(
     flags = own + config.flags_of(config.vqgan_family() if family == "vqgan" else config.sampler_family())
     idle = set(names_of(*IGNORED[kind])) - set(reads)
     common = set(names_of("common")) - set(names_of(*HIDDEN[kind]))
-    shown = (common | set(reads)) - idle - set(names_of("advanced"))
-    parser = build_parser(flags, description, epilog, shown | {flag.name for flag in own})
+    shown = (common | set(reads)) - idle | {flag.name for flag in own}
+    shown -= {flag.name for flag in flags if "advanced" in flag.roles}
+    parser = build_parser(flags, description, epilog, shown)
     idle -= set(passes)
     given = parser.parse(argv)
     if argv is None:

@@ -149,9 +149,7 @@ class Pretrained:
             return self.sampler
         H = SimpleNamespace(**{**vars(self.H), **settings})
         check_sampling(H)
-        sampler = build_sampler(H)
-        sampler.load_state_dict(self.sampler.state_dict(), assign=True)
-        return freeze(sampler, self.device)
+        return with_settings(self.sampler, H, self.device)
 
 
 # ---------------------------------------------------------------------- runs
@@ -306,6 +304,13 @@ def loaded(model: nn.Module, state: dict[str, Tensor], path: str, device: torch.
         if not weight.isfinite().all():
             raise UserError(f"{path}: the weights '{name}' are not finite numbers: use the checkpoint of another step")
     return Loaded(freeze(model, device), path, hash_tensors(state))
+
+
+def with_settings(sampler: Sampler, H: SimpleNamespace, device: torch.device) -> Sampler:
+    """Build the sampler with the flags of sampling of another configuration H. Both samplers share the tensors."""
+    other = build_sampler(H)
+    other.load_state_dict(sampler.state_dict(), assign=True)
+    return freeze(other, device)
 
 
 def freeze(model: nn.Module, device: torch.device) -> Any:

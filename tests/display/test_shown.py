@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import DEFAULTS, ROOT, TINY_SAMPLER, words
 from PIL import Image
-from scripts import experiment, prior_flags, train_stage_1, vqgan_flags
+from scripts import experiment, prior_flags, sampler_flags, train_stage_1, vqgan_flags
 
 import train_vqgan
 from experiments import get_samples
@@ -360,6 +360,18 @@ def test_commands_are_quoted(tmp_path, monkeypatch):
     assert shlex.split(commands.command("train_vqgan.py"))[1] == "train_vqgan.py"
     assert commands.resume("rm", {}) is None
     assert commands.resume("train_vqgan", dict(dataset="x", log_dir="y")).endswith("--dataset x --log_dir y --resume")
+
+
+@pytest.mark.parametrize(
+    ("flags", "shows"),
+    [("", True), ("--sample_order confidence", False), ("--remask_eta 0.1", False), ("--sample_type mlm", False)],
+)
+def test_the_command_after_stage_2_is_not_refused(trained, shapes, monkeypatch, flags, shows):
+    """Samples whose order depends on the predictions have no --show_steps."""
+    monkeypatch.chdir(trained)
+    H = get_hparams("sampler", "", sampler_flags(shapes, "prior", "ae", 4, flags), script="train_sampler")
+    words = shlex.split(commands.after_sampler(H, 3, 40)[0].split("get_samples.py ")[1])
+    assert experiment(get_samples, words).show_steps == shows
 
 
 def test_commands_of_several_processes_begin_with_torchrun(tmp_path, monkeypatch):

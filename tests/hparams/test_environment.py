@@ -28,6 +28,7 @@ CALLS = {
     "experiments/get_weights.py": "vgg",
     "experiments/scaling.py": "",
     "experiments/show_run.py": "--log_dir ae",
+    "experiments/sweep_sampling.py": f"--dataset demo {MODELS}",
 }
 
 
