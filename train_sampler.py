@@ -24,7 +24,7 @@ from models.build import build_sampler
 from models.samplers.base import SamplerLoss
 from models.summary import count_parameters
 from utils.core import distributed
-from utils.core.device import pick_device
+from utils.core.device import pick_device, send
 from utils.core.errors import run_main
 from utils.core.seed import StepRandom, sample_uniforms, seed_everything
 from utils.data.batches import code_batches, local_batch
@@ -127,6 +127,7 @@ def train(H):
         check_autoencoder(run, autoencoder)
         seed_everything("init", H.seed)
         sampler = build_sampler(H).to(device)
+        sampler.fixed_shapes = device.type == "cuda"
         optimiser = torch.optim.Adam(sampler.parameters(), lr=H.lr, fused=device.type != "mps")
         ema = EMA(sampler, H.ema_beta, warmup=H.ema_warmup) if H.ema else None
         best = ema.model if ema else sampler
@@ -146,7 +147,7 @@ def train(H):
             rng = StepRandom("sampler", H.seed, step, device=device, rank=run.rank, world_size=run.world_size)
             lr = optimiser.param_groups[0]["lr"] = warm_up(H, step)
             sampler.train()
-            batch = batch.to(device, non_blocking=True)
+            batch = send(batch, device)
             out = sampler_step(sampler, optimiser, precision, batch, rng, H.accumulate_steps)
             if ema and step % H.steps_per_update_ema == 0:
                 ema.update(step // H.steps_per_update_ema)
@@ -155,11 +156,22 @@ def train(H):
                 run.validated(**validate(best, val_ids, H, run, precision))
             show_samples(sampler, best, autoencoder, fixed_draws, H, run, precision)
         if run.step >= H.train_steps:
-            samples, fid = commands.after_sampler(H, run.step, len(ids))
-            metric = ("their FID", fid)
-            if not WEIGHT_FILES["inception"].exists:
-                metric = ("the weights that their FID needs", commands.get_weights("inception"))
-            run.conclude(("samples", samples), metric)
+            conclude(run, H, len(ids))
+
+
+def conclude(run, H, n_images):
+    """Print the next commands. The FID of the paper needs Inception's weights, which may be missing."""
+    if WEIGHT_FILES["inception"].exists:
+        samples, fid = commands.after_sampler(H, run.step, n_images)
+        run.conclude(("samples", samples), ("their FID", fid))
+    else:
+        samples, distance = commands.after_sampler(H, run.step, n_images, "efficientnet_lite0")
+        weights = commands.get_weights("inception")
+        run.conclude(
+            ("samples", samples),
+            ("their distance to the images, with a network that is installed", distance),
+            ("the weights that their FID needs", weights),
+        )
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ from experiments.common.efficientnet import load_distance
 from experiments.common.images import load_images, note_images
 from experiments.common.pictures import code_means
 from experiments.common.weights import load_lpips, note_missing_weights
-from hparams.resolve import continues, steps_of_stage_2
+from hparams.resolve import continues, size_of_stage_2
 from models.build import build_vqgan
 from models.discriminator import LeCam, adaptive_weight, diff_augment, hinge_discriminator_loss, ramp
-from models.layers import in_parts
+from models.layers import in_layout_of, in_parts
 from models.quantizers import usage_figures
 from models.summary import count_parameters, describe_stage_1, print_dry_run
 from utils.core import distributed
@@ -120,7 +120,7 @@ def reconstruction_nll(x, x_hat, perceptual, perceptual_weight, mse_weight=0.0, 
     nll = l1 + mse_weight * error.square().mean() if mse_weight else l1
     if perceptual is None:
         return nll, l1, l1.new_zeros(())
-    distance = in_parts(parts, perceptual, x.contiguous(), x_hat.contiguous()).float().mean()
+    distance = in_parts(parts, perceptual, x, in_layout_of(x, x_hat)).float().mean()
     return nll + perceptual_weight * distance, l1, distance
 
 
@@ -252,7 +252,9 @@ def train(H):
             rng = StepRandom("vqgan", H.seed, step, device=device, rank=run.rank, world_size=run.world_size)
             if step == codebook.quantizer.start_step:
                 codebook.place(training_batches(images, H, step, run.say))
-            run.report(**training.update(x, step, rng))
+            with torch.backends.cudnn.flags(enabled=True, benchmark=True):  # all steps have the same shapes
+                scalars = training.update(x, step, rng)
+            run.report(**scalars)
             if run.ends_epoch(len(images)) and step >= codebook.quantizer.start_step:
                 counts = codebook.usage.pop_counts()
                 run.record(**usage_figures(counts))
@@ -261,7 +263,7 @@ def train(H):
                 run.validated(**validate(training.best, validation, H, run, training.precision, step))
             show_pictures(training.best, fixed, validation or images, H, run, training.precision)
         if run.step >= H.train_steps:
-            run.conclude(("a prior over these codes", commands.after_vqgan(H, run.step, steps_of_stage_2(H))))
+            run.conclude(("a prior over these codes", commands.after_vqgan(H, run.step, **size_of_stage_2(H))))
 
 
 def dry_run(H):

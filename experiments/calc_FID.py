@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.common.flags import FeaturesConfig, MetricFlags, ModelsConfig
+from experiments.common.flags import AgainstConfig, FeaturesConfig, MetricFlags, ModelsConfig
 from hparams import get_hparams
 from hparams.config import OF_SAMPLING, opt
 from utils.core.errors import UsageError, UserError, run_main
@@ -44,7 +44,7 @@ COMMAND_LINE = dict(
     family="sampler",
     description="FID of samples against the training images.",
     epilog=EXAMPLES,
-    extra=(FIDConfig, FeaturesConfig, ModelsConfig),
+    extra=(FIDConfig, FeaturesConfig, AgainstConfig, ModelsConfig),
     reads=OF_SAMPLING,
     settle=settle,
 )
@@ -53,7 +53,7 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes are 
 
 from experiments.common import measure
 from experiments.common.images import load_images
-from experiments.common.measure import Images, Samples
+from experiments.common.measure import Samples
 from experiments.common.models import dry_run_on_images, load_models
 from experiments.common.results import Report
 from utils.core.device import pick_device
@@ -71,7 +71,7 @@ def main(H):
         samples = Samples(H, models, H.n_samples, H.latents_path)
         if H.save_images:
             samples.on_images = measure.saving_images(report.folder / "samples")
-        values = measure.compare(H, names, extractors, Images(H, images), samples)
+        values = measure.compare(H, names, extractors, measure.reference(H, images, models), samples)
         ids = samples.all_ids() if H.save_latents else None
         if ids is not None:
             measure.write_latents(report.folder / "latents.pt", ids, models.autoencoder)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.common.flags import FeaturesConfig, ModelsConfig
+from experiments.common.flags import AGAINST, AgainstConfig, FeaturesConfig, ModelsConfig
 from hparams import get_hparams
 from hparams.config import OF_SAMPLING, opt
 
@@ -41,7 +41,7 @@ COMMAND_LINE = dict(
     family="sampler",
     description="Precision, recall, density and coverage of samples.",
     epilog=EXAMPLES,
-    extra=(PRDCConfig, FeaturesConfig, ModelsConfig),
+    extra=(PRDCConfig, FeaturesConfig, AgainstConfig, ModelsConfig),
     reads=OF_SAMPLING,
 )
 if __name__ == "__main__":  # before torch is imported: --help and mistakes are answered at once
@@ -50,7 +50,7 @@ if __name__ == "__main__":  # before torch is imported: --help and mistakes are 
 import os
 
 from experiments.common.images import load_images
-from experiments.common.measure import Images, Samples, compare, identity_of, load_extractors
+from experiments.common.measure import Images, Samples, compare, identity_of, load_extractors, reference
 from experiments.common.models import dry_run_on_images, load_models, require_size
 from experiments.common.results import Report
 from utils.core import distributed
@@ -63,12 +63,14 @@ from utils.evaluation import feature_files
 from utils.evaluation.features import FeatureSet
 
 
-def real_images(H):
-    """n_samples training images, evenly spaced in the set, or all if there are fewer."""
+def real_images(H, models=None):
+    """n_samples training images, or what --against names if there are models, evenly spaced in the set; all if there
+    are fewer."""
     images = load_images(H, "train")
     if len(images) < H.nearest_k + 2:
         raise UserError(f"{H.data_entry['origin']}: {len(images)} images are too few for --nearest_k {H.nearest_k}")
-    return Images(H, images, "real").at_most(H.n_samples)
+    side = reference(H, images, models) if models else Images(H, images)
+    return side.at_most(H.n_samples)
 
 
 def fake_images(H):
@@ -165,8 +167,12 @@ def describe(H, real, fake):
     elif H.fake_images_path or not real.exists or real.made_by:
         require_size(H)
     if not real.exists or real.made_by:
-        real.source = real_images(H)
-        real.source.what = f"{len(real.source.images)} training images of '{H.dataset}'"
+        rebuilt = H.against == AGAINST[1]
+        if rebuilt and models is None:
+            models = load_models(H, with_sampler=False)
+        real.source = real_images(H, models)
+        what = f"{len(real.source.images)} training images of '{H.dataset}'"
+        real.source.what = f"reconstructions of {what}" if rebuilt else what
     if H.fake_images_path:
         fake.source = fake_images(H)
     return models

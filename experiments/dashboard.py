@@ -160,10 +160,15 @@ def guarded(application, names):
     return Guarded
 
 
+def forbid_frames(handler):
+    """Set the header that forbids pages of other servers to show the dashboard in a frame."""
+    handler.set_header("Content-Security-Policy", "frame-ancestors 'self'")
+
+
 def make_app(config, login):
     """Build visdom's application as visdom's start_server does, but accept requests only from its own page."""
     from visdom.server import app as visdom_app
-    from visdom.server.handlers import web_handlers
+    from visdom.server.handlers import base_handlers, web_handlers
     from visdom.utils.server_utils import hash_password
 
     folder = Path(config.env_path)
@@ -174,6 +179,7 @@ def make_app(config, login):
     # the server's hash. But plotly writes into the page's copy. At every second update, the page therefore fetched all
     # panes again.
     web_handlers.stringify = lambda node: ""
+    base_handlers.BaseHandler.set_default_headers = forbid_frames
     os.environ.setdefault("LOGNAME", "user")  # visdom needs a user name, which may be missing in a container
     credential = None
     if login:

@@ -12,7 +12,7 @@ require_packages("numpy", "PIL", "tqdm")
 
 from PIL import Image, ImageDraw
 
-from hparams.parser import OneLineParser
+from hparams.parser import OneLineParser, whole_between
 from utils.core.errors import UserError, run_main
 from utils.core.progress import say, track
 from utils.display.grids import write_picture
@@ -128,7 +128,9 @@ def main():
     parser = OneLineParser(description=__doc__)
     parser.add_argument("kind", choices=["houses", "photographs"], help="what to draw")
     parser.add_argument("--target", required=True, metavar="DIR", help="folder, created if necessary")
-    parser.add_argument("--count", type=int, default=600, metavar="N", help="number of images (default: %(default)s)")
+    parser.add_argument(
+        "--count", type=whole_between(1, 10**6), default=600, metavar="N", help="images (default: %(default)s)"
+    )
     args = parser.parse_args()
     target = Path(args.target).expanduser()
     target.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ require_packages("numpy", "PIL", "tqdm")
 
 from PIL import Image, ImageDraw, ImageFont, features
 
-from hparams.parser import OneLineParser
+from hparams.parser import OneLineParser, whole_between
 from utils.core.errors import UserError, run_main
 from utils.core.job import in_root
 from utils.core.progress import say, track
@@ -84,7 +84,7 @@ def main():
     parser.add_argument(
         "--target", default=in_root(os.path.join("data", "openmoji")), help="folder (default: %(default)s)"
     )
-    parser.add_argument("--size", type=int, default=64, help="side in pixels (default: %(default)s)")
+    parser.add_argument("--size", type=whole_between(8, 8192), default=64, help="side in pixels (default: %(default)s)")
     args = parser.parse_args()
     target = Path(args.target)
     target.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from decimal import Decimal
 from typing import Any
 
-from hparams.config import Flag
+from hparams.config import ALL_FLAGS, Flag
 from hparams.presets import PAPER_LEVELS
 from hparams.sources import holds_training, require_folder, run_folder
 from utils.core.address import server_address
@@ -190,11 +190,11 @@ def check_sampling(H: Any, idle: Collection[str] = ()) -> None:
     if H.top_k > H.codebook_size:
         raise UsageError(f"--top_k {H.top_k} is more than there are codes, {H.codebook_size}: give fewer, or 0 for all")
     if H.sampler == "absorbing" and H.sample_type == "mlm" and "sample_type" not in idle:
-        for name, neutral in dict(sample_order="random", sample_schedule="uniform", remask_eta=0.0).items():
-            if getattr(H, name) != neutral:
+        for flag in ALL_FLAGS:
+            if flag.name in ("sample_order", "sample_schedule", "remask_eta") and getattr(H, flag.name) != flag.default:
                 raise UsageError(
-                    f"--{name} {getattr(H, name)} contradicts --sample_type mlm, which draws all codes again at each "
-                    "step: leave one of them out"
+                    f"--{flag.name} {getattr(H, flag.name)} contradicts --sample_type mlm, which draws all codes again "
+                    "at each step: leave one of them out"
                 )
 
 

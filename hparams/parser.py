@@ -62,6 +62,18 @@ def whole_number(word: str) -> int:
         return int(value)
 
 
+def whole_between(least: int, most: int) -> Callable[[str], int]:
+    """Return a reader of whole numbers from `least` to `most`, for argparse."""
+
+    def read(word: str) -> int:
+        value = whole_number(word)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{value} is not possible: give {least} to {most}")
+        return value
+
+    return read
+
+
 def number(word: str) -> float:
     try:
         return float(word)

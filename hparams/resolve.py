@@ -18,7 +18,7 @@ from hparams.config import ARCHITECTURE, Flag, Values, names_of
 from hparams.environment import COMMON, require_packages
 from hparams.parser import build_parser
 from utils.core.errors import UsageError, quit_quietly_at_interrupt
-from utils.core.job import is_main, recorded
+from utils.core.job import is_main, recorded, world_size
 from utils.core.manifests import Manifests
 
 # For each kind of script, IGNORED has the roles of flags that the script ignores. HIDDEN has the roles of common flags
@@ -56,7 +56,7 @@ class Hparams(SimpleNamespace):
         return dict(sorted(known.items(), key=lambda item: item[0] not in given))
 
     def given(self, *roles: str) -> dict[str, Any]:
-        """Return {flag: value} of the flags with one of these roles that the command line gave."""
+        """Return {flag: value} of the flags on the command line that have one of these roles."""
         return {name: getattr(self, name) for name in names_of(*roles) if name in self.explicit}
 
     def repeated(self, *roles: str) -> dict[str, Any]:
@@ -97,8 +97,9 @@ def get_hparams(
     flags = own + config.flags_of(config.vqgan_family() if family == "vqgan" else config.sampler_family())
     idle = set(names_of(*IGNORED[kind])) - set(reads)
     common = set(names_of("common")) - set(names_of(*HIDDEN[kind]))
-    shown = (common | set(reads)) - idle - set(names_of("advanced"))
-    parser = build_parser(flags, description, epilog, shown | {flag.name for flag in own})
+    shown = (common | set(reads)) - idle | {flag.name for flag in own}
+    shown -= {flag.name for flag in flags if "advanced" in flag.roles}
+    parser = build_parser(flags, description, epilog, shown)
     idle -= set(passes)
     given = parser.parse(argv)
     if argv is None:
@@ -180,12 +181,19 @@ def resolve(
     return H
 
 
-def steps_of_stage_2(H: Hparams) -> int:
-    """Return the default --train_steps of stage 2 on the codes of this stage 1. The preset or the data set gives the
-    number; otherwise it is the number of stage 1."""
+def size_of_stage_2(H: Hparams) -> dict[str, int]:
+    """Return {flag: value} for the size of stage 2 on the codes of this stage 1.
+
+    The preset or the data set gives --train_steps; otherwise it is the number of stage 1. The result has --batch_size
+    only if the processes of this job cannot share the default equally: the next larger number that they can share.
+    """
     flags = {flag.name: flag for flag in config.ALL_FLAGS}
     values = sources.preset_values(H.preset or sources.preset_of(H.data_entry), "sampler")
-    return (values | sources.own_hparams(H.data_entry, "sampler", flags)).get("train_steps", H.train_steps)
+    values |= sources.own_hparams(H.data_entry, "sampler", flags)
+    size = dict(train_steps=values.get("train_steps", H.train_steps))
+    if missing := -values["batch_size"] % world_size():
+        size["batch_size"] = values["batch_size"] + missing
+    return size
 
 
 # ---------------------------------------------------------------------- loaded models

@@ -12,10 +12,8 @@ from models.vqgan import VQGAN
 
 
 def from_fields(cls, fields):
-    """Make an instance of cls. The dictionary `fields` gives the arguments of the constructor by name. Arguments with
-    a default may be missing."""
-    parameters = inspect.signature(cls).parameters.values()
-    return cls(**{p.name: fields[p.name] for p in parameters if p.name in fields or p.default is p.empty})
+    """Make an instance of cls. The dictionary `fields` gives the arguments of the constructor by name."""
+    return cls(**{name: fields[name] for name in inspect.signature(cls).parameters})
 
 
 def build_autoencoder(H):

@@ -5,10 +5,12 @@ canvas, with N windows and Q readings in total. A reading is the prediction of o
 cell is row * W + column.
 """
 
+import numpy as np
 import torch
 
 from models.fast import frozen
 from models.samplers.base import invert_cdf, no_progress, temperature, tempered, truncated
+from utils.core.device import send
 
 FIXED_POINT = 2.0**46  # this integer stands for the probability 1; 2^16 such integers sum to less than 2^63
 
@@ -49,31 +51,36 @@ def sample_canvas(
         raise ValueError("this sampler needs raster order, one cell a step")
     ids = torch.full((B, H, W), sampler.mask_id, dtype=torch.int64, device=uniforms.device)
     if order is None:
-        sequence = torch.arange(H * W, device=ids.device).expand(B, -1)
+        sequence = np.tile(np.arange(H * W), (B, 1))
     else:
-        sequence = order.to(ids.device).flatten(1).argsort(dim=1, stable=True)
-    steps = sequence.split(cells_per_step, dim=1)
+        sequence = order.flatten(1).argsort(dim=1, stable=True).cpu().numpy()
+    steps = [sequence[:, start : start + cells_per_step] for start in range(0, H * W, cells_per_step)]
     with frozen(sampler):
         for step, cells in enumerate(progress(steps)):
             now = temperature(temp, temp_end, step / max(len(steps) - 1, 1), ids.device)
             probs = cell_probabilities(sampler, ids, cells, window, max_batch)
             sharpened = truncated(tempered(probs.log(), now), top_k, top_p)
-            ids.view(B, -1).scatter_(1, cells, invert_cdf(sharpened, uniforms.flatten(1).gather(1, cells)))
+            at = send(torch.from_numpy(cells), ids.device)
+            ids.view(B, -1).scatter_(1, at, invert_cdf(sharpened, uniforms.flatten(1).gather(1, at)))
     return ids
 
 
 def cell_probabilities(sampler, ids, cells, window, max_batch):
-    """Return the distributions at cells (B, C), averaged over all windows that cover a cell: (B, C, K) float32."""
+    """Return the distributions at cells (B, C), averaged over all windows that cover a cell: (B, C, K) float32.
+
+    cells: an array. The windows are computed on the CPU, because their number depends on the cells. Nothing waits for
+    an accelerator.
+    """
     h, w = window
     corners, readings = needed_windows(cells, ids.shape[1:], window)
     views = ids.unfold(1, h, 1).unfold(2, w, 1)  # (B, H-h+1, W-w+1, h, w), nothing copied
     # A sum of integers does not depend on the order of its terms. The result is therefore the same for any grouping of
     # windows into passes, and for any order of the threads of a GPU.
-    total = torch.zeros(cells.numel(), sampler.codebook_size, dtype=torch.int64, device=ids.device)
-    passes = corners.split(max_batch)
+    total = torch.zeros(cells.size, sampler.codebook_size, dtype=torch.int64, device=ids.device)
     # The readings are sorted by window, so the readings of one pass are adjacent.
-    sizes = (readings[:, 1] // max_batch).bincount(minlength=len(passes)).tolist()
-    for some, at in zip(passes, readings.split(sizes), strict=True):
+    sizes = np.bincount(readings[:, 1] // max_batch).tolist()
+    passes, readings = (send(torch.from_numpy(rows), ids.device) for rows in (corners, readings))
+    for some, at in zip(passes.split(max_batch), readings.split(sizes), strict=True):
         cell, number, position = at.unbind(1)
         logits = sampler.predict(views[some.unbind(1)].flatten(1), number % max_batch, position)
         probs = logits.float().softmax(-1)
@@ -84,6 +91,7 @@ def cell_probabilities(sampler, ids, cells, window, max_batch):
 
 def needed_windows(cells, canvas, window):
     """Find the windows on a canvas (H, W) that cover any of the cells (B, C), and the positions of the cells inside.
+    All arrays are int64 numpy arrays.
 
     Returns corners (N, 3) int64 and readings (Q, 3) int64. Each window has one row (number of the canvas, top, left) in
     corners. Each row of readings is (cell as b * C + c, number of the window, position in the window), and the rows are
@@ -91,12 +99,12 @@ def needed_windows(cells, canvas, window):
     """
     (H, W), (h, w) = canvas, window
     B, C = cells.shape
-    inside = torch.arange(h * w, device=cells.device)
+    inside = np.arange(h * w)
     top = (cells // W)[..., None] - inside // w  # (B, C, h*w): the top of the window with the cell at this position
     left = (cells % W)[..., None] - inside % w
     fits = (top >= 0) & (top <= H - h) & (left >= 0) & (left <= W - w)
-    b, c, position = fits.nonzero(as_tuple=True)
-    keys, number = ((b * H + top[fits]) * W + left[fits]).unique(return_inverse=True)
-    corners = torch.stack((keys // (H * W), keys // W % H, keys % W), dim=1)
-    readings = torch.stack((b * C + c, number, position), dim=1)
-    return corners, readings[number.argsort(stable=True)]
+    b, c, position = np.nonzero(fits)
+    keys, number = np.unique((b * H + top[fits]) * W + left[fits], return_inverse=True)
+    corners = np.stack((keys // (H * W), keys // W % H, keys % W), axis=1)
+    readings = np.stack((b * C + c, number, position), axis=1)
+    return corners, readings[number.argsort(kind="stable")]

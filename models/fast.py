@@ -77,15 +77,17 @@ def frozen(net):
     device = weights[0].device.type if weights else "cpu"
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     attentions = [m for m in net.modules() if hasattr(m, "joined_projection")]
-    kept = [p.data for p in weights]
+    kept = [(p.data, p.grad) for p in weights]
     try:
         for p in weights:
+            p.grad = None  # torch.compile refuses a weight whose gradient has another number format
             p.data = p.data.to(dtype)  # the dtype None changes nothing
-        for module in attentions:
-            module.joined = module.joined_projection()
+        with torch.no_grad():
+            for module in attentions:
+                module.joined = module.joined_projection()
         yield
     finally:
-        for p, data in zip(weights, kept, strict=True):
-            p.data = data
+        for p, (data, gradient) in zip(weights, kept, strict=True):
+            p.data, p.grad = data, gradient
         for module in attentions:
             module.joined = None

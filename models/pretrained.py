@@ -149,9 +149,7 @@ class Pretrained:
             return self.sampler
         H = SimpleNamespace(**{**vars(self.H), **settings})
         check_sampling(H)
-        sampler = build_sampler(H)
-        sampler.load_state_dict(self.sampler.state_dict(), assign=True)
-        return freeze(sampler, self.device)
+        return with_settings(self.sampler, H, self.device)
 
 
 # ---------------------------------------------------------------------- runs
@@ -290,16 +288,29 @@ def named(state: Any, path: str) -> dict[str, Tensor]:
 def autoencoder_of(H: SimpleNamespace, state: dict[str, Tensor], path: str, device: torch.device) -> Loaded:
     """Build the autoencoder from a VQGAN's state dict. The discriminator and `perceptual.*` are ignored."""
     state = {k.removeprefix("ae."): v for k, v in state.items() if k.startswith("ae.")}
-    model = build_autoencoder(H)
-    load_into(model, state, path)
-    return Loaded(freeze(model, device), path, hash_tensors(state))
+    return loaded(build_autoencoder(H), state, path, device)
 
 
 def sampler_of(H: SimpleNamespace, state: dict[str, Tensor], path: str, device: torch.device) -> Loaded:
     """Build the sampler from a state dict."""
-    model = build_sampler(H)
+    return loaded(build_sampler(H), state, path, device)
+
+
+def loaded(model: nn.Module, state: dict[str, Tensor], path: str, device: torch.device) -> Loaded:
+    """Load a state dict into a model. Raises UserError if a weight is not a finite number: the model would draw or find
+    the same code everywhere."""
     load_into(model, state, path)
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise UserError(f"{path}: the weights '{name}' are not finite numbers: use the checkpoint of another step")
     return Loaded(freeze(model, device), path, hash_tensors(state))
+
+
+def with_settings(sampler: Sampler, H: SimpleNamespace, device: torch.device) -> Sampler:
+    """Build the sampler with the flags of sampling of another configuration H. Both samplers share the tensors."""
+    other = build_sampler(H)
+    other.load_state_dict(sampler.state_dict(), assign=True)
+    return freeze(other, device)
 
 
 def freeze(model: nn.Module, device: torch.device) -> Any:

@@ -23,9 +23,9 @@ class TransformerConfig:
     bert_n_emb: int
     bert_n_head: int
     bert_n_layers: int
-    embd_pdrop: float = 0.0
-    attn_pdrop: float = 0.0
-    resid_pdrop: float = 0.0
+    embd_pdrop: float
+    attn_pdrop: float
+    resid_pdrop: float
 
 
 class SelfAttention(nn.Module):

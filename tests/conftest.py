@@ -23,8 +23,11 @@ torch.set_num_threads(1)
 os.environ["UNLEASHING_ROOT"] = "."  # the folder that a test works in, also if it holds no logs/ yet
 
 from experiments.common import results  # noqa: E402 (after the repository is on the path)
+from hparams.config import ALL_FLAGS  # noqa: E402
 from utils.display import report  # noqa: E402
 from utils.training import run  # noqa: E402
+
+DEFAULTS = {flag.name: flag.default for flag in ALL_FLAGS}
 
 # The report at the end of a run takes longer than the runs of most tests.
 run.report_at_end = results.report_at_end = lambda folder, say: None
@@ -49,11 +52,12 @@ def words(text):
 
 
 class Golden:
-    """One golden case: configuration H, arrays as tensors."""
+    """One golden case: configuration H (the defaults of the flags, `defaults`, the saved one), arrays as tensors."""
 
     def __init__(self, name, **defaults):
         self.arrays = np.load(GOLDEN / f"{name}.npz")
-        self.H = SimpleNamespace(**defaults, **json.loads((GOLDEN / f"{name}.json").read_text()))
+        saved = json.loads((GOLDEN / f"{name}.json").read_text())
+        self.H = SimpleNamespace(**{**DEFAULTS, **defaults, **saved})
 
     def __getitem__(self, key):
         return torch.from_numpy(self.arrays[key])

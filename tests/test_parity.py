@@ -17,14 +17,6 @@ from models.quantizers import perplexity
 from train_sampler import sampler_step
 from utils.training.amp import Precision
 
-SAMPLER_DEFAULTS = dict(
-    embd_pdrop=0.0,
-    attn_pdrop=0.0,
-    resid_pdrop=0.0,
-    loss_type="reweighted_elbo",
-    mask_schedule="random",
-    sample_type="diffusion",
-)
 FLOAT32 = Precision(False, "auto", torch.device("cpu"))
 
 
@@ -35,18 +27,7 @@ def mean_squared(x, x_hat):
 
 @pytest.fixture
 def vqgan_case(golden):
-    case = golden(
-        "vqgan",
-        quantizer="nearest",
-        codebook_init="uniform",
-        codebook_init_step=500,
-        codebook_restart_steps=0,
-        diff_aug=False,
-        disc_warmup_steps=0,
-        disc_ramp_steps=0,
-        lecam_weight=0.0,
-        mse_weight=0.0,
-    )
+    case = golden("vqgan")
     model = build_vqgan(case.H)
     model.load_state_dict(case.state())
     return case, model
@@ -112,7 +93,7 @@ def mean_squared_module():
 
 @pytest.fixture
 def absorbing_case(golden):
-    case = golden("absorbing", sampler="absorbing", sample_steps=64, **SAMPLER_DEFAULTS)
+    case = golden("absorbing", sampler="absorbing", sample_steps=64)
     model = build_sampler(case.H)
     model.load_state_dict(case.state())
     return case, model
@@ -155,7 +136,7 @@ def test_larger_canvas(absorbing_case):
 
 
 def test_autoregressive(golden):
-    case = golden("autoregressive", sampler="autoregressive", **SAMPLER_DEFAULTS)
+    case = golden("autoregressive", sampler="autoregressive")
     model = build_sampler(case.H)
     model.load_state_dict(case.state())
     with torch.no_grad():
@@ -211,7 +192,7 @@ def test_sampler_names_and_shapes(name):
 
 
 def test_autoregressive_checkpoint_may_lack_the_causal_masks(golden):
-    case = golden("autoregressive", sampler="autoregressive", **SAMPLER_DEFAULTS)
+    case = golden("autoregressive", sampler="autoregressive")
     state = case.state()
     assert not any("attn.mask" in k for k in state)
     model = build_sampler(case.H)

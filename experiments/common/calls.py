@@ -40,7 +40,11 @@ def finished(folder: Path, step: int) -> bool:
     return Manifests(folder).manifest_path(step).is_file()
 
 
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run's stats.jsonl, in order."""
+    return [json.loads(line) for line in (folder / "stats.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def curve(folder: Path, name: str) -> list[Any]:
     """Return the values of a curve in a run's stats.jsonl, in order."""
-    rows = [json.loads(line) for line in (folder / "stats.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [row[name] for row in rows if name in row]
+    return [row[name] for row in rows(folder) if name in row]

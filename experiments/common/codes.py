@@ -44,7 +44,7 @@ def cached_codes(
         images=distributed.from_main(images.identity),
         precision=precision.describe(),
     )
-    batch_size = min(ENCODED_IMAGES, max(1, ENCODED_PIXELS // H.img_size**2))
+    batch_size = encoded_at_once(H)
     what = f"encoding {split} images" + (f", crop {images.view[1]}" if images.view else "")
     what += " (mirrored)" if flip else ""
 
@@ -60,6 +60,11 @@ def cached_codes(
         return codes.cached(header, images, H.codebook_size, batch_size, encode, say).long()
 
 
+def encoded_at_once(H: Any) -> int:
+    """Return the largest number of images that are encoded at once."""
+    return min(ENCODED_IMAGES, max(1, ENCODED_PIXELS // H.img_size**2))
+
+
 def encode_batches(
     ae: Any, batches: Iterable[Batch], device: torch.device, precision: Precision, dtype: torch.dtype
 ) -> Iterator[torch.Tensor | None]:
@@ -73,6 +78,13 @@ def decode_batch(ae: Any, ids: torch.Tensor, H: Any, precision: Precision) -> to
     """Decode codes to images: ids (B, L) -> uint8 (B, C, H, W)."""
     with precision.autocast():
         return to_uint8(ae.decode(ids, *H.latent_shape[1:]))
+
+
+def reconstruct_batch(x: torch.Tensor, H: Any, models: Any) -> torch.Tensor:
+    """Encode images in float32, as for stage 2, and decode the codes, as of samples: uint8 (B, C, H, W) -> uint8
+    (B, C, H, W). models: experiments.common.models.Models."""
+    ae, parts = models.autoencoder.model, x.to(models.device).split(encoded_at_once(H))
+    return torch.cat([decode_batch(ae, encode_batch(ae, to_float(part)), H, models.precision) for part in parts])
 
 
 def decoded_batches(id_batches: Iterable[torch.Tensor], H: Any, models: Any) -> Iterator[torch.Tensor]:

@@ -8,6 +8,8 @@ from hparams.config import opt
 from utils.core.errors import UsageError
 from utils.evaluation.metrics import EXTRACTORS, METRICS
 
+AGAINST = ("images", "reconstructions")  # values of --against
+
 
 @dataclass
 class ModelsConfig:
@@ -31,7 +33,22 @@ class FeaturesConfig:
         metavar="PATH",
         needs=f"extractor {EXTRACTORS[0]}",
     )
-    feature_batch: int = opt(64, "images in one pass of the network (of samples at most --batch_size)", min=1)
+    feature_batch: int = opt(
+        64, "images in one pass of the network (of samples at most --batch_size)", "advanced", min=1
+    )
+
+
+@dataclass
+class AgainstConfig:
+    """features"""
+
+    against: str = opt(
+        AGAINST[0],
+        f"{' or '.join(AGAINST)}: what samples are compared with; reconstructions, those of the training images by the "
+        "autoencoder, leave the error of the prior alone",
+        choices=list(AGAINST),
+        metavar="NAME",
+    )
 
 
 # Each metric with a help text has a flag --<name>.

@@ -101,7 +101,9 @@ class Bench:
 
     def sampler(self, H: Hparams) -> Sampler:
         torch.manual_seed(0)
-        return build_sampler(H).to(self.device).eval()
+        sampler = build_sampler(H).to(self.device).eval()
+        sampler.fixed_shapes = self.device.type == "cuda"
+        return sampler
 
     def random_ids(self, H: Hparams, n: int) -> torch.Tensor:
         return torch.randint(0, H.codebook_size, (n, H.block_size), device=self.device)

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from experiments.common.codes import decoded_batches
+from experiments.common.codes import decoded_batches, reconstruct_batch
 from experiments.common.efficientnet import EfficientNetExtractor
+from experiments.common.flags import AGAINST
 from experiments.common.models import Models
 from experiments.common.sampling import sample_batches
 from experiments.common.weights import Loaded
@@ -47,38 +48,57 @@ def each_image(images: ImageSet, H: Hparams, work: Callable, what: str) -> Itera
 
 
 class Images:
-    """One side of a comparison, made of the images of an ImageSet. kind: 'real' or 'fake'. what: a name for
-    messages."""
+    """One side of a comparison, made of the images of an ImageSet, or of their reconstructions if there are models.
 
-    def __init__(self, H: Hparams, images: ImageSet, kind: str = "real", what: str = ""):
-        self.H, self.images, self.kind, self.what = H, images, kind, what
+    kind: 'real' or 'fake'. what: a name for messages."""
+
+    def __init__(self, H: Hparams, images: ImageSet, kind: str = "real", what: str = "", models: Models | None = None):
+        self.H, self.images, self.what, self.models = H, images, what, models
+        self.kind = "reconstructions" if models else kind
 
     def at_most(self, n: int) -> "Images":
         """Return these images, or n evenly spaced images if there are more than n."""
         if len(self.images) <= n:
             return self
-        return Images(self.H, self.images.evenly(n), self.kind, self.what)
+        return Images(self.H, self.images.evenly(n), self.kind, self.what, self.models)
 
     def header(self) -> dict:
         """Return all values that determine the features, except the extractor, for files of features."""
         images = distributed.from_main(lambda: dict(self.images.identity(), contents=self.images.origin()["contents"]))
-        return dict(kind=self.kind, images=images)
+        return dict(kind=self.kind, images=images, **self._made_by())
+
+    def _made_by(self) -> dict:
+        """Return what reconstructions depend on, except the images."""
+        if (models := self.models) is None:
+            return {}
+        return dict(
+            autoencoder=models.autoencoder.hash, precision=models.precision.describe(), device=models.device.type
+        )
 
     def features(self, extractor: Any, keep: bool = True) -> FeatureSet | None:
         """Return the FeatureSet of these images, from the cache or computed. Only the main process gets a
         FeatureSet."""
-        header = dict(kind=self.kind, **extractor.identity, images=distributed.from_main(self.images.identity))
+        identity = distributed.from_main(self.images.identity)
+        header = dict(kind=self.kind, **extractor.identity, images=identity, **self._made_by())
         if distributed.from_main(features.cache_path(dict(header, keep=True)).is_file):
             keep = True  # use the larger cache that exists
-        what = f"features of {self.kind} images"
+        what = "features of reconstructions" if self.models else f"features of {self.kind} images"
+
+        def work(x: torch.Tensor) -> tuple:
+            return extractor(reconstruct_batch(x, self.H, self.models) if self.models else x)
 
         def compute() -> FeatureSet | None:
-            found = collect(each_image(self.images, self.H, extractor, what), what, keep)
+            found = collect(each_image(self.images, self.H, work, what), what, keep)
             if found is not None:
                 found.left_out = self.images.left_out(range(len(self.images)))
             return found
 
         return features.cached(dict(header, keep=keep), compute, say, self.images)
+
+
+def reference(H: Hparams, images: ImageSet, models: Models) -> Images:
+    """Return what --against names: these images, or their reconstructions."""
+    return Images(H, images, models=models if H.against == AGAINST[1] else None)
 
 
 class Samples:
@@ -143,14 +163,16 @@ class Samples:
         than the main process get None."""
         header = dict(extractor.identity, **self.header())
         if self.on_images is None:
-            return features.cached(header, lambda: self._compute(extractor), say)
-        found = self._compute(extractor)
+            return features.cached(header, lambda: self.compute(extractor), say)
+        found = self.compute(extractor)
         self.on_images = None
         if found is not None:
             features.store(header, found, say)
         return found
 
-    def _compute(self, extractor: Any) -> FeatureSet | None:
+    def compute(self, extractor: Any) -> FeatureSet | None:
+        """Compute the FeatureSet without the cache. Processes other than the main process get None."""
+
         def share() -> Iterator[tuple]:
             for images in decoded_batches(self.id_batches(), self.H, self.models):
                 pieces = zip(*map(extractor, images.split(self.H.feature_batch)), strict=True)

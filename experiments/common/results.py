@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from experiments.common.flags import AGAINST
 from experiments.common.weights import Loaded
 from hparams.checks import shown
 from hparams.config import names_of
@@ -145,7 +146,8 @@ class Report:
     def compared(self, values: dict, more: str = "", **about: Any) -> None:
         """Report the result of measure.compare in the same way as `values`. more: text for the end of the title."""
         if self.is_main:
-            sides = f"{values['samples']} samples against {values['training_images']} training images"
+            rebuilt = "reconstructions of " if self.H.against == AGAINST[1] else ""
+            sides = f"{values['samples']} samples against {values['training_images']} {rebuilt}training images"
             network = "" if self.H.extractor == EXTRACTORS[0] else f", features of {self.H.extractor}"
             self.values(f"{sides} of '{self.H.dataset}'{more}{network}", values, **about)
 

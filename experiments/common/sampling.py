@@ -25,6 +25,7 @@ def sample_batches(
     def draw(rows: range) -> Tensor:
         return sample_uniforms(H.seed, [numbers[i] for i in rows], sampler.draws_per_sample(), device)
 
+    sampler.fixed_shapes = device.type == "cuda"
     compilation.compile_model(sampler, H.compile, device, n >= compilation.MANY_SAMPLES)
     with Progress(n, "sampling", "img", workers=distributed.world_size()) as progress:
         batches = sampler.sample_many(draw, len(numbers), len(own[0][0]) if own else 1, H.temp, progress)

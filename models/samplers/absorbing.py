@@ -100,20 +100,20 @@ class AbsorbingDiffusion(Sampler):
         loss_type,
         mask_schedule,
         sample_type,
-        latent_shape=None,
-        sample_order="random",
-        sample_schedule="uniform",
-        temp_end=None,
-        top_k=0,
-        top_p=1.0,
-        remask_eta=0.0,
+        latent_shape,
+        sample_order,
+        sample_schedule,
+        temp_end,
+        top_k,
+        top_p,
+        remask_eta,
     ):
         super().__init__(codebook_size, block_size)
         self.T = total_steps
         self.S = sample_steps
         self.loss_type = loss_type
         self.mask_schedule = mask_schedule
-        self.grid = tuple(latent_shape[1:]) if latent_shape else (1, block_size)
+        self.grid = tuple(latent_shape[1:])
         self.order, self.schedule = ORDERS[sample_order], sample_schedule
         self.remask_eta = remask_eta
         self.temp_end, self.top_k, self.top_p = temp_end, top_k, top_p
@@ -199,8 +199,16 @@ class AbsorbingDiffusion(Sampler):
         """Mask each token with probability t/T. The bound uses these masks, whatever the schedule in training."""
         return u < (t / self.T)[:, None]
 
-    def cross_entropy(self, ids, mask):
-        """Sum of the masked tokens' cross entropies, ids and mask (B, L) -> (B,) in nats."""
+    def cross_entropy(self, ids, mask, fixed_shapes=False):
+        """Sum of the masked tokens' cross entropies, ids and mask (B, L) -> (B,) in nats.
+
+        fixed_shapes: compute the logits of all tokens. Otherwise only those of the masked ones are computed, and the
+        host must know how many there are.
+        """
+        if fixed_shapes:
+            logits = self.net(ids.masked_fill(mask, self.mask_id))  # (B, L, K)
+            nats = F.cross_entropy(logits.float().transpose(1, 2), ids, reduction="none")
+            return nats.where(mask, 0.0).sum(1)
         rows, cols = mask.nonzero(as_tuple=True)
         logits = self.net(ids.masked_fill(mask, self.mask_id), at=(rows, cols))
         nats = F.cross_entropy(logits.float(), ids[rows, cols], reduction="none")
@@ -218,7 +226,7 @@ class AbsorbingDiffusion(Sampler):
             t = (rng.rand(B) * self.T).long() + 1
         if mask is None:
             mask = self.mask_of(t, rng.rand(B, L))
-        ce = self.cross_entropy(ids, mask)
+        ce = self.cross_entropy(ids, mask, self.fixed_shapes)
         vb = ce * (self.T / t) / (math.log(2) * L)
         if self.loss_type == "elbo":
             per_sample = vb

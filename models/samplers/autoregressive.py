@@ -22,7 +22,7 @@ class AutoregressiveSampler(Sampler):
 
     needs_raster_order = True
 
-    def __init__(self, codebook_size, block_size, transformer, top_k=0, top_p=1.0):
+    def __init__(self, codebook_size, block_size, transformer, top_k, top_p):
         super().__init__(codebook_size, block_size)
         self.top_k, self.top_p = top_k, top_p
         self.net = Transformer(transformer, vocab_size=codebook_size, n_classes=codebook_size, causal=True)

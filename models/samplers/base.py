@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.registry import Registry
+from utils.core.device import send
 from utils.core.errors import UserError
 from utils.core.progress import Progress
 from utils.core.seed import StepRandom
@@ -56,6 +57,9 @@ class Sampler(nn.Module):
     """
 
     net: nn.Module  # ids (B, L) -> logits (B, L, K)
+    # Whether `loss` and `sample_many` compute tensors of the same shapes at each step. The caller sets it on a CUDA
+    # device: the host would wait for other shapes, and torch.compile would compile again.
+    fixed_shapes = False
     # Whether `predict` is right only if all tokens before a position are known and none after it.
     needs_raster_order = False
 
@@ -163,7 +167,7 @@ def temperature(temp: float, temp_end: float | None, share: Any, device: torch.d
     Returns a float32 tensor of the share's shape, or temp if temp_end is None."""
     if temp_end is None:
         return temp
-    return torch.as_tensor(temp + (temp_end - temp) * share, dtype=torch.float32, device=device)
+    return send(torch.as_tensor(temp + (temp_end - temp) * share, dtype=torch.float32), device)
 
 
 def truncated(probs: Tensor, top_k: int, top_p: float) -> Tensor:

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.core.device import send
+
 
 class Rows(NamedTuple):
     """The samples that are being drawn, one in each row. The tensors are on the device, the arrays on the CPU."""
@@ -54,13 +56,13 @@ def draw_in_full_batches(model, draw, n, batch_size, temp, on_pass, known=None):
     where a token is to be drawn, at least one in each sample.
     """
     rows, waiting = masked_rows(model, draw, range(min(n, batch_size)), known), range(batch_size, n)
-    while len(rows.numbers):
+    while (rows.done <= rows.events.max(1)).any():
         next_tokens = np.nonzero(rows.events == rows.done[:, None])
-        at = tuple(torch.from_numpy(index).to(rows.ids.device, non_blocking=True) for index in next_tokens)
+        at = tuple(send(torch.from_numpy(index), rows.ids.device) for index in next_tokens)
         rows.ids[at] = model.draw_at(rows.times[next_tokens], model.net(rows.ids, at=at), rows.code_u[at], temp)
         rows.done[:] += 1
         length = rows.events.max(1) + 1
-        on_pass((1 / length).sum())
+        on_pass((1 / length[rows.done <= length]).sum())
         finished = np.flatnonzero(rows.done == length)
         if not len(finished):
             continue
@@ -69,7 +71,7 @@ def draw_in_full_batches(model, draw, n, batch_size, temp, on_pass, known=None):
         if fresh:
             for old, new in zip(rows, masked_rows(model, draw, fresh, known), strict=True):
                 old[finished[: len(fresh)]] = new
-        if len(fresh) < len(finished):  # no sample is left: the batch shrinks
+        if len(fresh) < len(finished) and not model.fixed_shapes:  # no sample is left: the batch shrinks
             kept = np.setdiff1d(np.arange(len(rows.numbers)), finished[len(fresh) :])
             rows = Rows(*(field[kept] for field in rows))
 

@@ -27,6 +27,7 @@ from experiments import (
     edit_images,
     generate_big_samples,
     get_samples,
+    sweep_sampling,
 )
 from hparams import get_hparams
 from models.build import build_vqgan
@@ -225,6 +226,10 @@ EXPERIMENTS = {
     ),
     "neighbours": (calc_nearest_neighbours, "--n_samples 5 --n_neighbours 3 --query_batch 3 --batch_size 4"),
     "edited pictures": (edit_images, "--numbers 0 1 --keep left --variants 3 --batch_size 2 --blend 1 --show_steps"),
+    "sweep": (
+        sweep_sampling,
+        "--n_samples 10 --seeds 1 --passes 2 --temps 1 --orders random halton confidence --schedules uniform",
+    ),
     "larger images": (generate_big_samples, "--shape 6 5 --n_samples 3 --batch_size 1"),
 }
 
@@ -235,6 +240,9 @@ def test_an_experiment_finds_the_same(here, shapes, trained, alexnet, name):
     flags = prior_flags(shapes, "out", more)
     if module is calc_VQGAN_FID:
         flags = vqgan_flags(shapes, "out", f"--load_dir ae --load_step 4 {more}")
+    if module is sweep_sampling:
+        at = flags.index("--sample_steps")
+        del flags[at : at + 2]
     if module is calc_nearest_neighbours:
         flags += ["--alexnet_weights", str(alexnet)]
 

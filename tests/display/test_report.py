@@ -256,6 +256,13 @@ def test_an_empty_run_says_so(tmp_path, monkeypatch):
     assert "Nothing is written yet" in page.text and not page.places and not run.notes
 
 
+def test_the_report_of_an_experiment_shows_hyperparameters_of_the_model_only(here):
+    args = dict(lr=3e-3, train_steps=40, batch_size=20, amp=False, steps_per_eval=0)
+    Path("logs/samples").mkdir(parents=True)
+    Path("logs/samples/metrics.jsonl").write_text(json.dumps(dict(metric="get_samples", values={}, args=args)) + "\n")
+    assert report("samples")[1].arguments() == dict(lr=3e-3, train_steps=40)
+
+
 def test_names_of_anything_run_nothing(here, capsys):
     values = {HOSTILE: 1.0, "val_</svg>": 2.0}
     with open("logs/ae/stats.jsonl", "a") as f:

@@ -10,6 +10,7 @@ import socket
 import sys
 import tarfile
 import threading
+import urllib.request
 
 import pytest
 from conftest import ROOT
@@ -306,6 +307,13 @@ def test_foreign_pages_are_refused(serve, host, origin, said):
             assert status == 403 and said in text and text.count("\n") == 1 and text.endswith("\n")
     environments = json.loads(asks(port, "POST", "/env_state", dict(Host="localhost"), "{}")[1])
     assert ("new" in environments) == (said is None)
+
+
+def test_other_servers_may_not_frame_the_pages(serve):
+    port = serve()
+    for path in ("/", "/env/run"):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as answer:
+            assert answer.headers["Content-Security-Policy"] == "frame-ancestors 'self'"
 
 
 def test_the_full_name_is_allowed_if_other_machines_can_connect(monkeypatch):

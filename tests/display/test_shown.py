@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY_SAMPLER, words
+from conftest import DEFAULTS, ROOT, TINY_SAMPLER, words
 from PIL import Image
-from scripts import experiment, prior_flags, train_stage_1, vqgan_flags
+from scripts import experiment, prior_flags, sampler_flags, train_stage_1, vqgan_flags
 
 import train_vqgan
 from experiments import get_samples
@@ -121,25 +121,21 @@ def test_labels_and_animations(tmp_path):
 
 
 def sampler_of(name, sample_type="diffusion"):
-    H = SimpleNamespace(
+    given = dict(
         sampler=name,
         codebook_size=11,
         block_size=12,
         bert_n_emb=16,
         bert_n_head=2,
         bert_n_layers=1,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        resid_pdrop=0.0,
         total_steps=9,
         sample_steps=9,
         loss_type="elbo",
-        mask_schedule="random",
         sample_type=sample_type,
         latent_shape=[1, 3, 4],
     )
     torch.manual_seed(0)
-    return build_sampler(H).eval()
+    return build_sampler(SimpleNamespace(**{**DEFAULTS, **given})).eval()
 
 
 def test_the_canvases_are_those_that_the_network_saw():
@@ -366,6 +362,18 @@ def test_commands_are_quoted(tmp_path, monkeypatch):
     assert commands.resume("train_vqgan", dict(dataset="x", log_dir="y")).endswith("--dataset x --log_dir y --resume")
 
 
+@pytest.mark.parametrize(
+    ("flags", "shows"),
+    [("", True), ("--sample_order confidence", False), ("--remask_eta 0.1", False), ("--sample_type mlm", False)],
+)
+def test_the_command_after_stage_2_is_not_refused(trained, shapes, monkeypatch, flags, shows):
+    """Samples whose order depends on the predictions have no --show_steps."""
+    monkeypatch.chdir(trained)
+    H = get_hparams("sampler", "", sampler_flags(shapes, "prior", "ae", 4, flags), script="train_sampler")
+    words = shlex.split(commands.after_sampler(H, 3, 40)[0].split("get_samples.py ")[1])
+    assert experiment(get_samples, words).show_steps == shows
+
+
 def test_commands_of_several_processes_begin_with_torchrun(tmp_path, monkeypatch):
     for name in ("python", "torchrun"):
         (tmp_path / name).touch(mode=0o755)
@@ -433,13 +441,16 @@ def test_what_a_run_offers_next_can_be_pasted(tmp_path, shapes, monkeypatch, cap
     out = called(stage_2, tmp_path)
     assert "absorbing: " in out
     assert following(out, "the weights that their FID needs")[1:] == [f"{ROOT}/experiments/get_weights.py", "inception"]
-    assert "calc_FID" not in out, "it cannot run without them"
+    distance = following(out, "their distance to the images, with a network that is installed")
+    assert distance[1] == f"{ROOT}/experiments/calc_FID.py" and distance[-2:] == ["--extractor", "efficientnet_lite0"]
+    assert out.count("calc_FID") == 1, "with Inception it cannot run without them"
     called(following(out, "samples"), tmp_path)
     place = Path(WEIGHT_FILES["inception"].place)
     place.parent.mkdir(parents=True)
     place.touch()
     again = called([*stage_2, "--resume", "--train_steps", "3"], tmp_path)
-    assert f"{ROOT}/experiments/calc_FID.py" in following(again, "their FID")
+    fid = following(again, "their FID")
+    assert f"{ROOT}/experiments/calc_FID.py" in fid and "--extractor" not in fid
     assert (tmp_path / "logs" / "my run_absorbing_samples" / "images" / "denoising_0.gif").is_file()
 
 

@@ -59,6 +59,16 @@ def refused(script, words, cwd):
 # ---------------------------------------------------------------------- answered at once
 
 
+@pytest.mark.parametrize(
+    ("script", "words", "least"),
+    [("draw_examples.py", "houses --target x --count -5", 1), ("draw_openmoji.py", "--target x --size 0", 8)],
+)
+def test_numbers_of_pictures_without_sense_are_refused(script, words, least, tmp_path):
+    line = refused(f"experiments/{script}", words, tmp_path)
+    assert f"{words.split()[-2]}: {words.split()[-1]} is not possible: give {least} to" in line
+    assert not (tmp_path / "x").exists()
+
+
 def listed(out):
     """The flags that a help lists, in order."""
     return re.findall(r"^  (?:-h, )?--(\w+)", out, re.MULTILINE)

@@ -1,6 +1,5 @@
 """Numbers with which training cannot continue, and numbers at the limits of what makes sense."""
 
-import json
 import math
 import re
 import shutil
@@ -15,6 +14,7 @@ from test_resume import assert_same_runs
 import train_sampler
 import train_vqgan
 from experiments import get_samples
+from experiments.common.calls import curve, rows
 from faults.forks import forked
 from faults.hostile import assert_one_line, measuring
 from faults.stages import STAGES, stage_1, stage_2
@@ -29,14 +29,6 @@ BOTH = pytest.mark.parametrize("stage", STAGES)
 LAST = 8  # step; a checkpoint every 2
 SHORT = ("--train_steps", str(LAST))
 ERRORS = (torch.cuda.OutOfMemoryError, "CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")
-
-
-def rows(place, log_dir="run"):
-    return [json.loads(line) for line in (place / "logs" / log_dir / "stats.jsonl").read_text().splitlines()]
-
-
-def curve(place, name, log_dir="run"):
-    return [row[name] for row in rows(place, log_dir) if name in row]
 
 
 def weights(path):
@@ -144,9 +136,9 @@ def test_fp16_updates_that_overflow_are_skipped_and_counted(place, flags, figure
 
     outcome = forked(scaled, place)
     assert outcome.code == 0, outcome.text
-    skipped = curve(place, "skipped_updates")
+    skipped = curve(place / "logs/run", "skipped_updates")
     assert skipped[0] >= 1 and 5 < skipped[-1] < 100 and skipped[-1] == skipped[-10]
-    assert all(map(math.isfinite, curve(place, "loss")))
+    assert all(map(math.isfinite, curve(place / "logs/run", "loss")))
     assert_all_checkpoints_good(place)
     scaler = load_tensors(place / "logs/run/saved_stats/stats_60")["precision"]["scaler"]
     assert scaler["scale"] < 2.0**36
@@ -196,7 +188,7 @@ def test_one_image(place, stage):
     one = ["--dataset", "custom", "--custom_dataset_path", "one", "--train_steps", "2", "--batch_size", "5"]
     outcome = forked(STAGES[stage](*one, "--steps_per_eval", "0"), place)
     assert outcome.code == 0, outcome.text
-    assert len(curve(place, "loss")) == 2
+    assert len(curve(place / "logs/run", "loss")) == 2
     shutil.rmtree(place / "logs" / "run")
     assert_one_line(forked(STAGES[stage](*one, "--steps_per_eval", "1"), place), 1, "(--steps_per_eval)")
 
@@ -234,7 +226,7 @@ def both_stages(place, vqgan="", sampler=""):
     for work in works:
         outcome = forked(work, place)
         assert outcome.code == 0, outcome.text
-    assert all(math.isfinite(v) for row in rows(place) + rows(place, "edge") for v in row.values())
+    assert all(math.isfinite(v) for row in rows(place / "logs/run") + rows(place / "logs/edge") for v in row.values())
     assert len(list((place / "logs" / "out" / "images").iterdir())) == 3
 
 
@@ -245,10 +237,10 @@ def test_a_codebook_of_one_or_two(place, quantizer, size):
     more = placed if "codebook_init" in config.QUANTIZERS[quantizer] else ""
     sampler = "--sampler autoregressive" if size == 2 else ""
     both_stages(place, f"--codebook_size {size} --quantizer {quantizer} {more}", sampler)
-    for figure in curve(place, "perplexity", "edge") + curve(place, "val_perplexity", "edge"):
+    for figure in curve(place / "logs/edge", "perplexity") + curve(place / "logs/edge", "val_perplexity"):
         assert 1 <= figure <= size + 1e-5
     if size == 1:
-        assert set(curve(place, "bits")) == {0.0}, "a code that is certain costs nothing"
+        assert set(curve(place / "logs/run", "bits")) == {0.0}, "a code that is certain costs nothing"
 
 
 @pytest.mark.parametrize(

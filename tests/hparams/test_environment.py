@@ -31,6 +31,7 @@ CALLS = {
     "experiments/judge_images.py": f"--dataset demo {MODELS}",
     "experiments/scaling.py": "",
     "experiments/show_run.py": "--log_dir ae",
+    "experiments/sweep_sampling.py": f"--dataset demo {MODELS}",
 }
 
 

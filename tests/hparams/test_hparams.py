@@ -18,6 +18,7 @@ from experiments.calc_VQGAN_FID import ReconstructionConfig
 from hparams import config, get_hparams, sources
 from hparams.checks import shown
 from hparams.presets import PRESETS
+from hparams.resolve import size_of_stage_2
 from utils.core.errors import UsageError
 
 SAMPLER = "--sampler absorbing --ae_load_dir ae --ae_load_step 1"
@@ -462,6 +463,14 @@ def test_a_preset_gives_way_without_contradiction():
 
 def test_custom_needs_a_path():
     assert "--custom_dataset_path" in refused("", dataset="custom")
+
+
+def test_the_printed_stage_2_has_a_batch_that_the_processes_can_share(monkeypatch):
+    H = {name: resolved(f"--preset {name}") for name in PRESETS}
+    assert all("batch_size" not in size_of_stage_2(each) for each in H.values())
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    batches = {name: size_of_stage_2(each).get("batch_size") for name, each in H.items()}
+    assert batches == dict(bedrooms=24, churches=24, custom=24, demo=None, ffhq=24, small=None)
 
 
 def test_every_process_takes_as_much_of_a_batch(monkeypatch):

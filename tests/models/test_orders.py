@@ -8,7 +8,18 @@ import numpy as np
 import plain
 import pytest
 import torch
-from test_samplers import STATES, K, L, Oracle, chi_square_p, conditional, data_distribution, draws, tiny, with_oracle
+from test_samplers import (
+    STATES,
+    K,
+    L,
+    Oracle,
+    chi_square_p,
+    conditional,
+    data_distribution,
+    draws,
+    lively,
+    with_oracle,
+)
 
 from hparams import config
 from models.samplers.absorbing import FLAGS
@@ -21,16 +32,6 @@ from utils.core.seed import sample_uniforms
 
 KNOWN = sorted(name for name, order in ORDERS.items() if issubclass(order, KnownOrder))
 GRID = dict(latent_shape=[1, 2, 2])  # of the L = 4 tokens of the oracle
-
-
-def lively(name="absorbing", **given):
-    """A sampler of 16 codes that looks at its context and draws all of them."""
-    model = tiny(name, block_size=16, codebook_size=16, total_steps=20, sample_steps=20, **given)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(1.5)
-        model.net.pos_emb.normal_(generator=torch.Generator().manual_seed(2))
-    return model.eval()
 
 
 def test_the_flags_name_what_there_is():

@@ -6,7 +6,7 @@ import lpips
 import plain
 import pytest
 import torch
-from test_samplers import tiny
+from test_samplers import lively
 
 import train_sampler
 import train_vqgan
@@ -28,15 +28,6 @@ FLOAT32 = Precision(False, "auto", torch.device("cpu"))
 
 def close(a, b):
     return all((x - y).abs().max() <= 1e-4 * x.abs().max() + 1e-5 for x, y in zip(a, b, strict=True))
-
-
-def prior(name="absorbing", **given):
-    """Of 16 codes, with weights that make its predictions uneven."""
-    model = tiny(name, block_size=16, codebook_size=16, total_steps=20, sample_steps=20, **given)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3)
-    return model.eval()
 
 
 class SmallLPIPS(torch.nn.Module):
@@ -90,7 +81,7 @@ class SkipsAugmentation:
 @pytest.mark.parametrize("schedule", ["random", "fixed"])
 def test_a_step_of_stage_2(schedule):
     H = get_hparams("sampler", "", f"{SMALL} --sampler absorbing --ae_load_dir x --ae_load_step 1 --dry_run".split())
-    one = prior(loss_type="reweighted_elbo", mask_schedule=schedule)
+    one = lively(loss_type="reweighted_elbo", mask_schedule=schedule)
     other = copy.deepcopy(one)
     average, other_average = EMA(one, H.ema_beta), copy.deepcopy(other)
     optimisers = [torch.optim.SGD(m.parameters(), 0.1) for m in (one, other)]
@@ -106,7 +97,7 @@ def test_a_step_of_stage_2(schedule):
 
 @pytest.mark.parametrize("steps", [3, 20, 200])
 def test_diffusion_samples(steps):
-    model = prior()
+    model = lively()
     model.S = steps
     u = torch.rand(50, *model.draws_per_sample(), generator=torch.Generator().manual_seed(1))
     assert torch.equal(model.sample(u, 0.7), plain.sample_diffusion(model, u, 0.7))
@@ -114,27 +105,27 @@ def test_diffusion_samples(steps):
 
 @pytest.mark.parametrize("steps", [3, 16, 40])
 def test_samples_in_raster_order(steps):
-    model = prior()
+    model = lively()
     model.S, model.order = steps, ORDERS["raster"]
     u = torch.rand(20, *model.draws_per_sample(), generator=torch.Generator().manual_seed(1))
     assert torch.equal(model.sample(u, 0.7), plain.sample_diffusion(model, u, 0.7))
 
 
 def test_autoregressive_samples():
-    model = prior("autoregressive")
+    model = lively("autoregressive")
     u = torch.rand(50, 16, generator=torch.Generator().manual_seed(1))
     assert torch.equal(model.sample(u, 0.7), plain.sample_autoregressive(model, u, 0.7))
 
 
 @pytest.mark.parametrize("schedule", ["random", "fixed"])
 def test_the_bound_by_all_passes(schedule):
-    model = prior(mask_schedule=schedule)
+    model = lively(mask_schedule=schedule)
     ids = torch.randint(0, 16, (8, 16))
     assert torch.allclose(model.nll(ids, StepRandom("x")), plain.nll(model, ids, StepRandom("x")), rtol=1e-4)
 
 
 def test_a_canvas():
-    model = prior()
+    model = lively()
     u = torch.rand(2, 6, 5, generator=torch.Generator().manual_seed(1))
     ids = sample_canvas(model, u, (4, 4), temp=0.8)
     for canvas, row in zip(ids, u, strict=True):

@@ -1,6 +1,7 @@
 """load_pretrained: the pictures of get_samples, from runs and from published files, and ordinary exceptions."""
 
 import dataclasses
+import math
 import re
 import runpy
 import shutil
@@ -120,6 +121,15 @@ def published(place, monkeypatch):
     for path in Path("logs").rglob("*"):
         if path.is_file() and not re.fullmatch(r"\w+_ema_\d\.th", path.name):
             path.unlink()
+
+
+def test_weights_that_are_not_numbers_are_refused(published):
+    path = "logs/prior/saved_models/absorbing_ema_3.th"
+    state = load_tensors(path)
+    state["_denoise_fn.head.weight"][0, 0] = math.nan
+    save_tensors(path, state)
+    with pytest.raises(UserError, match=r"absorbing_ema_3\.th.*'_denoise_fn\.head\.weight' are not finite"):
+        load_pretrained("prior", autoencoder="logs/ae", device="cpu")
 
 
 def test_published_folders_take_the_autoencoder(published):

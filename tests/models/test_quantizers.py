@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import draw_shapes
+from conftest import DEFAULTS, draw_shapes
 from copies import Copy
 from scripts import experiment, sampler_flags, train_stage_1, train_stage_2, vqgan_flags
 from test_metrics import SmallExtractor
@@ -15,7 +15,6 @@ from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
 
 from experiments import calc_VQGAN_FID
 from experiments.common.measure import read_latents
-from hparams import config
 from models.build import from_fields
 from models.quantizers import QUANTIZERS, Quantizer
 from models.quantizers.fsq import levels_of
@@ -87,8 +86,7 @@ def test_a_new_quantizer_is_one_file(tmp_path):
 
 def build(name, codebook_size=12, emb_dim=8, **flags):
     torch.manual_seed(0)
-    defaults = {f.name: f.default for f in config.flags_of([config.QuantizerConfig])}
-    return from_fields(QUANTIZERS[name], {**defaults, **flags, "codebook_size": codebook_size, "emb_dim": emb_dim})
+    return from_fields(QUANTIZERS[name], {**DEFAULTS, **flags, "codebook_size": codebook_size, "emb_dim": emb_dim})
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)

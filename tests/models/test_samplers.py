@@ -8,6 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
+from conftest import DEFAULTS
 from scipy.stats import chi2
 
 from models.build import build_sampler
@@ -29,20 +30,26 @@ def tiny(sampler="absorbing", **given):
         sampler=sampler,
         codebook_size=K,
         block_size=L,
+        latent_shape=[1, 1, given.get("block_size", L)],
         bert_n_emb=8,
         bert_n_head=2,
         bert_n_layers=2,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        resid_pdrop=0.0,
         loss_type="elbo",
-        mask_schedule="random",
-        sample_type="diffusion",
         total_steps=5,
         sample_steps=5,
     )
     torch.manual_seed(0)
-    return build_sampler(SimpleNamespace(**{**values, **given}))
+    return build_sampler(SimpleNamespace(**{**DEFAULTS, **values, **given}))
+
+
+def lively(name="absorbing", **given):
+    """A sampler of 16 codes that looks at its context and draws all of them."""
+    model = tiny(name, **{**dict(block_size=16, codebook_size=16, total_steps=20, sample_steps=20), **given})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+        model.net.pos_emb.normal_(generator=torch.Generator().manual_seed(2))
+    return model.eval()
 
 
 def data_distribution(seed=1):

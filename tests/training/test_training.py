@@ -15,6 +15,7 @@ from scripts import run, sampler_flags, train_stage_1, train_stage_2, vqgan_flag
 import train_sampler
 import train_vqgan
 import utils.training.run_display
+from experiments.common.calls import curve, rows
 from experiments.common.weights import has_perceptual, load_autoencoder, load_sampler
 from hparams import get_hparams
 from hparams.config import QUANTIZERS
@@ -28,14 +29,6 @@ from utils.core.files import load_tensors, save_tensors
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def rows(log_dir):
-    return [json.loads(line) for line in Path("logs", log_dir, "stats.jsonl").read_text().splitlines()]
-
-
-def curve(log_dir, name):
-    return [row[name] for row in rows(log_dir) if name in row]
 
 
 def vqgan_H(*args):
@@ -57,15 +50,15 @@ def write_lmdb(path, images):
 def test_both_stages_learn_and_sample(here, shapes):
     events = "--train_steps 60 --steps_per_eval 30 --steps_per_save_output 30 --ema --steps_per_log 5"
     train_stage_1(shapes, "ae", events)
-    loss = curve("ae", "loss")
+    loss = curve(Path("logs/ae"), "loss")
     assert len(loss) == 12
     assert loss[-1] < 0.6 * loss[0]
-    assert len(curve("ae", "val_l1")) == 2
-    assert 1 <= curve("ae", "perplexity")[-1] <= 16
+    assert len(curve(Path("logs/ae"), "val_l1")) == 2
+    assert 1 <= curve(Path("logs/ae"), "perplexity")[-1] <= 16
     train_stage_2(shapes, "prior", "ae", 60, events)
-    bits = curve("prior", "bits")
+    bits = curve(Path("logs/prior"), "bits")
     assert bits[-1] < bits[0]
-    assert len(curve("prior", "val_bits")) == 2
+    assert len(curve(Path("logs/prior"), "val_bits")) == 2
     assert any(json.loads(Path("logs/prior/bars.json").read_text())["loss_history"]["values"]), "of the trained sampler"
     for name in ("logs/ae/images/reconstructions_60.png", "logs/prior/images/samples_60.png"):
         with Image.open(name) as picture:
@@ -151,7 +144,7 @@ def test_gumbel_codes_feed_every_sampler(here, shapes, sampler, more):
         f"--train_steps 6 --steps_per_save_output 6 --steps_per_eval 3 {more}",
         sampler=sampler,
     )
-    assert all(value == value for value in curve("prior", "loss"))
+    assert all(value == value for value in curve(Path("logs/prior"), "loss"))
     assert Path(f"logs/prior/saved_models/{sampler}_6.th").is_file()
 
 
@@ -160,7 +153,7 @@ def test_mixed_precision(here, shapes, dtype):
     amp = f"--amp --amp_dtype {dtype}"
     train_stage_1(shapes, "ae", f"--train_steps 12 --disc_start_step 4 --diff_aug {amp}")
     train_stage_2(shapes, "prior", "ae", 12, f"--train_steps 12 {amp}")
-    assert (dtype in Path("logs/ae/log.txt").read_text()) and curve("ae", "d_loss")
+    assert (dtype in Path("logs/ae/log.txt").read_text()) and curve(Path("logs/ae"), "d_loss")
     if dtype == "fp16":
         assert load_tensors("logs/ae/saved_stats/stats_12")["precision"]["scaler"]["scale"] > 0
 
@@ -170,7 +163,7 @@ def test_crops_of_both_stages(here, shapes, capsys):
     events = "--steps_per_eval 2 --horizontal_flip"
     train_stage_1(shapes, "plain", f"--train_steps 2 {events}")
     train_stage_1(shapes, "ae", f"--train_steps 2 --random_crop 0.5 {events}")
-    assert curve("ae", "l1") != curve("plain", "l1")
+    assert curve(Path("logs/ae"), "l1") != curve(Path("logs/plain"), "l1")
     train_stage_2(shapes, "one", "ae", 2, f"--train_steps 2 {events}")
     before = sorted(Path("latents").iterdir())
     train_stage_2(shapes, "three", "ae", 2, f"--train_steps 2 --crops 3 {events}")
@@ -178,7 +171,7 @@ def test_crops_of_both_stages(here, shapes, capsys):
     assert "230 code sequences of 'custom' (228 train, 2 validate)" in Path("logs/three/log.txt").read_text()
     assert json.loads(Path("logs/three/config.json").read_text())["hparams"]["random_crop"] == 0.5
     for name in ("one", "three"):
-        assert len(curve(name, "val_bits")) == 1
+        assert len(curve(Path("logs", name), "val_bits")) == 1
     train_stage_2(shapes, "three", "ae", 2, f"--train_steps 4 {events} --resume")
     with pytest.raises(SystemExit):
         sampler_H(shapes, "other", "plain", 2, "--crops 3")
@@ -190,7 +183,7 @@ def test_crops_of_both_stages(here, shapes, capsys):
 
 def test_discriminator_joins_when_it_should(here, shapes):
     train_stage_1(shapes, "ae", "--train_steps 6 --disc_start_step 3 --steps_per_log 1")
-    by_step = {row["step"]: row for row in rows("ae") if "loss" in row}
+    by_step = {row["step"]: row for row in rows(Path("logs/ae")) if "loss" in row}
     assert [step for step in by_step if "g_loss" in by_step[step]] == [3, 4, 5, 6]
     assert [step for step in by_step if "d_loss" in by_step[step]] == [4, 5, 6]
 
@@ -198,7 +191,7 @@ def test_discriminator_joins_when_it_should(here, shapes):
 def test_discriminator_learns_first_and_its_weight_grows(here, shapes):
     common = "--train_steps 9 --disc_start_step 3 --steps_per_log 1 --disc_weight_max 1e-9"
     train_stage_1(shapes, "ae", f"{common} --disc_warmup_steps 2 --disc_ramp_steps 2 --lecam_weight 0.1")
-    by_step = {row["step"]: row for row in rows("ae") if "loss" in row}
+    by_step = {row["step"]: row for row in rows(Path("logs/ae")) if "loss" in row}
     assert [step for step in by_step if "d_loss" in by_step[step]] == [3, 4, 5, 6, 7, 8, 9]
     assert [step for step in by_step if "lecam" in by_step[step]] == [3, 4, 5, 6, 7, 8, 9]
     # From step 5 on it counts: 0, 1/2, 1, 1, 1 of the adaptive weight, which is at its maximum here.
@@ -230,7 +223,7 @@ def test_grey_images(here, shapes):
 def test_kmeans_codebook_uses_many_codes(here, shapes, quantizer):
     flags = "--codebook_init kmeans --codebook_init_step 10 --codebook_restart_steps 5 --train_steps 40 --ema"
     train_stage_1(shapes, "ae", f"--quantizer {quantizer} {flags} --codebook_size 8")
-    assert curve("ae", "codes_used")[-1] >= 6
+    assert curve(Path("logs/ae"), "codes_used")[-1] >= 6
 
 
 # ---------------------------------------------------------------------- starting from weights
@@ -239,7 +232,7 @@ def test_kmeans_codebook_uses_many_codes(here, shapes, quantizer):
 def test_load_step_goes_on_at_the_next_step_in_another_folder(here, shapes):
     train_stage_1(shapes, "a", "--train_steps 4 --ema --steps_per_update_ema 1")
     train_stage_1(shapes, "b", "--train_steps 6 --load_dir a --load_step 4 --load_optim --steps_per_log 1 --ema")
-    assert [row["step"] for row in rows("b") if "loss" in row] == [5, 6]
+    assert [row["step"] for row in rows(Path("logs/b")) if "loss" in row] == [5, 6]
     assert not Path("logs/a/saved_models/vqgan_6.th").exists()
     assert load_tensors("logs/b/saved_models/ae_optim_6.th")["state"][0]["step"] == 6
     train_stage_1(shapes, "c", "--train_steps 5 --load_dir a --load_step 4")
@@ -322,7 +315,7 @@ def test_perceptual_weights_come_from_a_file_or_a_checkpoint(here, shapes, monke
     train_stage_1(shapes, "ae", "--img_size 32 --perceptual_weight 1 --perceptual_weights vgg.pth --train_steps 1")
     state = load_tensors("logs/ae/saved_models/vqgan_1.th")
     assert torch.equal(state["perceptual.net.slice3.10.weight"], vgg["10.weight"])
-    assert curve("ae", "perceptual")[0] > 0
+    assert curve(Path("logs/ae"), "perceptual")[0] > 0
     Path("vgg.pth").unlink()  # from now on the checkpoint itself has what is needed
     train_stage_1(
         shapes,
@@ -338,7 +331,7 @@ def test_the_perceptual_network_that_needs_no_file(here, shapes, monkeypatch):
         train_stage_1(shapes, "vgg", "--perceptual_weight 1 --train_steps 1")
     flags = "--perceptual_weight 1 --perceptual_net efficientnet_lite0 --ema --steps_per_eval 2"
     train_stage_1(shapes, "whole", f"{flags} --train_steps 4")
-    assert all(value > 0 for name in ("perceptual", "val_perceptual") for value in curve("whole", name))
+    assert all(value > 0 for name in ("perceptual", "val_perceptual") for value in curve(Path("logs/whole"), name))
     for name in ("vqgan", "vqgan_ema"):
         path = f"logs/whole/saved_models/{name}_4.th"
         assert {key.split(".")[0] for key in load_tensors(path)} == {"ae", "disc"} and not has_perceptual(path)

@@ -29,6 +29,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a CPU tensor to a device. The program does not wait for the device (CUDA needs pinned memory for this)."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
 def device_name(device: torch.device) -> str:
     """Return the name of a CUDA device, or the type of any other device ('cpu', 'mps')."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

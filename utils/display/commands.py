@@ -90,9 +90,9 @@ def show_run(name: str) -> str:
     return command("experiments/show_run.py", log_dir=name, no_visdom=True)
 
 
-def after_vqgan(H: Any, step: int, train_steps: int) -> str:
-    """Return the command that trains stage 2 on the codes of this stage 1. train_steps: the number of steps of stage
-    2."""
+def after_vqgan(H: Any, step: int, **size: int) -> str:
+    """Return the command that trains stage 2 on the codes of this stage 1. size: flags of stage 2, such as
+    train_steps."""
     return command(
         "train_sampler.py",
         sampler="absorbing",
@@ -100,29 +100,36 @@ def after_vqgan(H: Any, step: int, train_steps: int) -> str:
         log_dir=new_name(f"{H.log_dir}_absorbing"),
         ae_load_dir=H.log_dir,
         ae_load_step=step,
-        train_steps=train_steps,
+        **size,
         **H.repeated("machine", "dashboard", "stages"),
     )
 
 
-def after_sampler(H: Any, step: int, n_images: int) -> tuple[str, str]:
+def _models(H: Any, load_dir: str, load_step: int) -> dict[str, Any]:
+    pair = dict(ae_load_dir=H.ae_load_dir, ae_load_step=H.ae_load_step, load_dir=load_dir, load_step=load_step)
+    return dict(sampler=H.sampler, **_data(vars(H)), **pair)
+
+
+def draw_samples(H: Any, log_dir: str, **flags: Any) -> str:
+    """Return the command that draws a sheet of samples with the models of H and these flags of sampling."""
+    models = _models(H, H.load_dir, H.load_step)
+    flags = H.repeated("machine", "dashboard", "sampling") | flags
+    return command("experiments/get_samples.py", **models, log_dir=new_name(log_dir), n_sheets=1, **flags)
+
+
+def after_sampler(H: Any, step: int, n_images: int, extractor: str | None = None) -> tuple[str, str]:
     """Return (command that draws samples, command that computes the FID) for this stage 2. n_images: the approximate
-    number of training images. The paper uses 50000 samples."""
-    models = dict(
-        sampler=H.sampler,
-        **_data(vars(H)),
-        ae_load_dir=H.ae_load_dir,
-        ae_load_step=H.ae_load_step,
-        load_dir=H.log_dir,
-        load_step=step,
-        **H.repeated("machine", "dashboard", "sampling"),
-    )
-    shows = getattr(H, "sample_type", None) != "mlm"
+    number of training images. The paper uses 50000 samples. extractor: the network of the FID, unless Inception."""
+    models = _models(H, H.log_dir, step) | H.repeated("machine", "dashboard", "sampling")
+    # get_samples.py refuses --show_steps for these.
+    unknown = H.sample_type == "mlm" or H.sample_order == "confidence" or H.remask_eta
+    shows = H.sampler != "absorbing" or not unknown
     samples = command(
         "experiments/get_samples.py", **models, log_dir=new_name(f"{H.log_dir}_samples"), n_sheets=1, show_steps=shows
     )
     n_samples = max(n for n in (1000, 10_000, 50_000) if n <= max(n_images, 1000))
-    return samples, command("experiments/calc_FID.py", **models, log_dir=f"{H.log_dir}_FID", n_samples=n_samples)
+    more = dict(log_dir=f"{H.log_dir}_FID", n_samples=n_samples, extractor=extractor)
+    return samples, command("experiments/calc_FID.py", **models, **more)
 
 
 def get_weights(name: str) -> str:

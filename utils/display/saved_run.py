@@ -27,6 +27,8 @@ CAPTIONS = dict(
     codebook="the mean of the pixels where each code is used; most used codes first",
     denoising="samples while they are drawn, by the completed share of sampling",
 )
+# An experiment records its own values of these flags. In a report they would look like values of the model.
+OF_EXPERIMENT = ("amp", "amp_dtype", "batch_size", "compile", "steps_per_eval")
 LAST_LINES = 60  # the number of lines of log.txt that are shown
 LAST_BYTES = 1 << 16  # the number of bytes of log.txt that are read
 
@@ -169,11 +171,12 @@ class SavedRun:
             return None
 
     def arguments(self) -> dict[str, Any]:
-        """Return the hyperparameters. A folder without hyperparameters gives the arguments of its last experiment.
-        Values from command lines are first."""
+        """Return the hyperparameters. A folder without hyperparameters gives the arguments of its last experiment,
+        without OF_EXPERIMENT. Values from command lines are first."""
         experiments = [row["args"] for row in self.metrics if isinstance(row.get("args"), dict)]
         own = dict(sorted(self.hparams.items(), key=lambda item: item[0] not in self.given))
-        return own or (experiments[-1] if experiments else {})
+        last = experiments[-1] if experiments else {}
+        return own or {name: value for name, value in last.items() if name not in OF_EXPERIMENT}
 
     def seconds(self) -> float:
         """Return the seconds of training according to speed.jsonl, without the time between runs."""

@@ -48,8 +48,8 @@ class Precision:
         return self.scaler.scale(value)
 
     def unscaled(self, value: torch.Tensor) -> torch.Tensor:
-        """Return value divided by the loss scale (with fp16 this synchronises with the device once)."""
-        return value / self.scaler.get_scale() if self.scaling else value
+        """Return value divided by the loss scale. The scale stays on the device, because reading it would wait."""
+        return value / self.scale(value.new_ones(())) if self.scaling else value
 
     def step(self, optimiser: torch.optim.Optimizer) -> None:
         """Unscale the gradients and update, or skip the update if they overflowed."""

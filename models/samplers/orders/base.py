@@ -8,6 +8,7 @@ from torch import Tensor
 
 from models.registry import Registry
 from models.samplers.schedules import Pace
+from utils.core.device import send
 
 ORDERS = Registry("order")
 register = ORDERS.register
@@ -71,7 +72,7 @@ class KnownOrder(Order):
 def lowest(scores: Tensor, among: Tensor, number: Sequence[int]) -> Tensor:
     """Of each row the tokens `among` (B, L) with the lowest scores (B, L), `number` of them: (B, L) bool."""
     ranks = ranks_of(scores.masked_fill(~among, torch.inf))
-    return ranks < torch.tensor(number, device=scores.device)[:, None]
+    return ranks < send(torch.tensor(number), scores.device)[:, None]
 
 
 def ranks_of(scores: Tensor) -> Tensor:
