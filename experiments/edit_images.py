@@ -145,7 +145,7 @@ def mask_of(H, data):
         found.append(transparent_mask(image))
         if found == [None]:
             raise ValueError(
-                "no transparency, and nothing else, says what to redraw: give --mask, --region, --keep or --redraw"
+                "nothing is marked for redrawing: give --mask, --region, --keep or --redraw, or transparent pixels"
             )
     masks = [fitted_mask(mask, H.img_size) for mask in found]
     mask = torch.stack(masks + ([mask_outside(H.keep, H.img_size)] if H.keep else [])).any(0)

@@ -157,7 +157,7 @@ def test_refused_flags(place, shapes, more, message, capsys):
     [
         ("--images broken.png --keep left", "'broken.png' cannot be decoded"),
         ("--images nowhere.png --keep left", "'nowhere.png' does not exist"),
-        ("--images grey.jpg", "'grey.jpg': no transparency"),
+        ("--images grey.jpg", "'grey.jpg': nothing is marked for redrawing"),
         ("--images grey.jpg --mask broken.png", "--mask: 'broken.png' cannot be decoded"),
         ("--images grey.jpg --mask a.png", "the mask has 32 x 32 pixels, and the picture 20 x 10"),
         ("--images grey.jpg --region 0 0 11 5", "which has 10 rows and 20 columns"),
