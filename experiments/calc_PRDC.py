@@ -142,6 +142,11 @@ def check_files(H, real, fake):
     features, and not all that there can be."""
     if fake.exists and not fake.made_by and H.fake_images_path:
         raise UsageError(f"--fake_feats {H.fake_feats} exists and contradicts --fake_images_path: give one of them")
+    if real.exists and not real.made_by and H.against == AGAINST[1]:
+        raise UsageError(
+            f"--real_feats {H.real_feats} exists and contradicts --against {H.against}: the file does not state what "
+            "it was made of; leave one of them out"
+        )
     for side in (fake, real):
         if side.count >= least(H.n_samples):
             continue

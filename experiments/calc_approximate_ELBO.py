@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from experiments.common.flags import ModelsConfig
 from hparams import get_hparams
 from hparams.config import opt
-from hparams.sources import LOGS, same_images
+from hparams.sources import LOGS
 
 FIT_STEPS = 10_000
 FIT_LR = 1e-4
@@ -74,19 +74,17 @@ import torch
 
 from experiments.common.codes import encode_batch
 from experiments.common.images import load_images
-from experiments.common.models import check_autoencoder, dry_run_on_images, load_models
+from experiments.common.models import check_autoencoder, dry_run_on_images, load_models, note_if_seen
 from experiments.common.results import Report
 from models.autoencoder import gaussian_nll
 from models.summary import count_parameters
 from utils.core import distributed
 from utils.core.device import pick_device
 from utils.core.errors import UserError, run_main
-from utils.core.files import read_json
 from utils.core.progress import Progress
 from utils.core.seed import StepRandom
 from utils.data.batches import one_pass, training_batches
 from utils.data.pixels import to_float
-from utils.data.sources import open_source
 from utils.training.run import Run
 
 CLIP_NORM = 0.1
@@ -165,19 +163,6 @@ class Evaluation:
         return figures
 
 
-def warn_if_seen(H, run):
-    """Print a note if the sampler was trained on all images, including the images of this evaluation."""
-    path = LOGS / H.load_dir / "config.json"
-    if not path.is_file() or open_source(H.data_entry, "val") is not None:
-        return
-    trained = read_json(path).get("hparams", {})
-    if same_images(trained, H.to_dict()) and not trained.get("steps_per_eval"):
-        run.say(
-            f"note: {LOGS / H.load_dir} was trained without validation, on all images: the images evaluated "
-            "here were among them"
-        )
-
-
 def main(H):
     if not H.load_step:
         raise UserError("--load_dir must name a trained sampler")
@@ -195,7 +180,7 @@ def main(H):
         optimiser.param_groups[0]["lr"] = H.lr  # --lr can differ from the saved learning rate
         n_val = len(val_images)
         run.introduce(len(images), count_parameters(head), models.precision.describe(), validate=n_val)
-        warn_if_seen(H, run)
+        note_if_seen(H, run.say)
         evaluation = Evaluation(H, models, val_images, run.say)
 
         def evaluate(step):

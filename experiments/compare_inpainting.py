@@ -45,12 +45,12 @@ from experiments.common.codes import decode_batch, encode_batch
 from experiments.common.editing import ENCODED, Edits
 from experiments.common.efficientnet import load_distance
 from experiments.common.images import load_images
-from experiments.common.models import dry_run_on_images, load_models
+from experiments.common.models import dry_run_on_images, load_models, note_if_seen
 from experiments.common.results import Report
 from models.editing import blend, touched_cells
 from utils.core import distributed
 from utils.core.errors import run_main
-from utils.core.progress import track
+from utils.core.progress import Progress
 from utils.data.batches import one_pass
 from utils.data.masks import mask_outside
 from utils.data.pixels import to_float, to_uint8
@@ -66,12 +66,14 @@ def nearest_halves(images, pictures, masks, batch_size, num_workers):
     Returns these images, uint8 (N, C, H, W)."""
     kept = (~masks[:, None]).expand_as(pictures)
     best, found = torch.full((len(pictures),), torch.inf), pictures.clone()
-    for x, _ in track(list(one_pass(images, batch_size, num_workers)), "comparing training images", unit="batch"):
-        for i, picture in enumerate(pictures):
-            errors = (to_float(x) - to_float(picture)).square().mul(kept[i]).flatten(1).sum(1)
-            least, at = errors.min(0)
-            if least < best[i]:
-                best[i], found[i] = least, x[at]
+    with Progress(len(images), "comparing training images", "img") as progress:
+        for x, _ in one_pass(images, batch_size, num_workers):
+            for i, picture in enumerate(pictures):
+                errors = (to_float(x) - to_float(picture)).square().mul(kept[i]).flatten(1).sum(1)
+                least, at = errors.min(0)
+                if least < best[i]:
+                    best[i], found[i] = least, x[at]
+            progress.update(len(x))
     return found
 
 
@@ -127,6 +129,7 @@ def main(H):
     device, images = models.device, load_images(H, "train", hold_out=True)
     distance = distance.to(device)
     val = load_images(H, "val", hold_out=True)
+    note_if_seen(H)
     val = val if H.compared_images is None else val.evenly(min(H.compared_images, len(val)))
     one = torch.cat([x for x, _ in one_pass(val, H.batch_size, H.num_workers)])
     pictures = one.repeat(len(KEPT), 1, 1, 1)

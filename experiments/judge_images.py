@@ -51,7 +51,7 @@ from scipy.stats import mannwhitneyu
 from experiments.common.codes import encode_batch
 from experiments.common.editing import ENCODED, to_pixels
 from experiments.common.images import find_pictures, load_images, read_pictures
-from experiments.common.models import dry_run_of_sampler, load_models
+from experiments.common.models import dry_run_of_sampler, load_models, note_if_seen
 from experiments.common.results import Report
 from models.judging import surprise
 from utils.core import distributed
@@ -102,11 +102,11 @@ class Rows:
 
 def surprise_maps(H, models, ids):
     """Bits of each code, (N, h, w) float32 on the CPU."""
-    found = []
-    for number, part in enumerate(track(list(ids.split(H.batch_size)), "surprise maps", unit="batch")):
-        rng = StepRandom("surprise", H.seed, number)
+    found, rng = [], StepRandom("surprise", H.seed)
+    for part in track(list(ids.split(H.batch_size)), "surprise maps", unit="batch"):
+        rows = torch.cat([rng.rand(1, ids.shape[1] + 1) for _ in part])  # of each picture: not of its batch
         with models.precision.autocast():
-            found.append(surprise(models.sampler.model, part, rng, H.subsets).cpu())
+            found.append(surprise(models.sampler.model, part, Rows(rows), H.subsets).cpu())
     return torch.cat(found).unflatten(1, tuple(H.latent_shape[1:]))
 
 
@@ -179,6 +179,7 @@ def main(H):
         raise UserError("judge_images.py works in one process: start it without torchrun")
     if H.images is None:
         val = load_images(H, "val", hold_out=True)
+        note_if_seen(H)
         pictures = torch.cat([x for x, _ in one_pass(val, H.batch_size, H.num_workers)])
         names = [val.name(i) for i in range(len(val)) if not val.broken[i]]
     else:
@@ -188,6 +189,8 @@ def main(H):
     if H.compare_with:
         others = find_pictures("compare_with", H.compare_with)
         sets["compare_with"] = (others, read_pictures(H, "compare_with", others))
+    if H.defects:  # an error comes before the work
+        spoilt, patches = plant(H, pictures, H.defects)
     with Report(H, models.device, autoencoder=models.autoencoder, sampler=models.sampler) as report:
         rows, means = [], {}
         for what, (some, xs) in sets.items():
@@ -208,7 +211,6 @@ def main(H):
         large = torch.stack([enlarge(x.expand(3, -1, -1), MIN_SHOWN) for pair in pairs for x in pair])
         report.picture("surprise", sheet(large, 8, group=2, gap=6), "pictures and the surprise of their codes", 1)
         if H.defects:
-            spoilt, patches = plant(H, pictures, H.defects)
             maps = surprise_maps(H, models, encode_all(models, spoilt))
             values["defects"] = len(spoilt)
             values["AUROC of a patch's cells"] = float(np.mean([auroc(m[p], m[~p]) for m, p in zip(maps, patches)]))

@@ -15,7 +15,10 @@ from models.summary import describe_sampler, print_dry_run
 from utils.core.checkpoint import LOGS, checkpoints_of
 from utils.core.device import pick_device
 from utils.core.errors import UserError
+from utils.core.files import read_json
 from utils.core.progress import say
+from utils.data.images import Say
+from utils.data.sources import open_source
 from utils.evaluation.metrics import EXTRACTORS
 from utils.training.amp import Precision
 from utils.training.run import Run
@@ -95,6 +98,19 @@ def warn_of_other_data(H: SimpleNamespace, folder: str, step: int) -> None:
             for values in (trained, now)
         ]
         say(f"warning: {LOGS}/{folder} was trained on the data set {names[0]}, and --dataset names {names[1]}")
+
+
+def note_if_seen(H: SimpleNamespace, say: Say = say) -> None:
+    """Print a note if the sampler was trained on all images, including the validation images that are used now."""
+    path = LOGS / H.load_dir / "config.json"
+    if not path.is_file() or open_source(H.data_entry, "val") is not None:
+        return
+    trained = read_json(path).get("hparams", {})
+    if same_images(trained, vars(H)) and not trained.get("steps_per_eval"):
+        say(
+            f"note: {LOGS / H.load_dir} was trained without validation, on all images: the images evaluated "
+            "here were among them"
+        )
 
 
 def dry_run_of_sampler(H: SimpleNamespace) -> None:

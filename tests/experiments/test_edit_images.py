@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,7 @@ def test_masks_are_resized_with_their_picture():
     with pytest.raises(ValueError, match="5 5 16 1 is not inside the picture, which has 20 rows and 40 columns"):
         region_mask((40, 20), [(5, 5, 16, 1)])
     assert scaled_mask(region, (80, 40)).size == (80, 40)
+    assert np.array(scaled_mask(region_mask((400, 200), [(0, 1, 200, 2)]), (40, 20)))[0].tolist() == [255] + [0] * 39
     with pytest.raises(ValueError, match="40 x 20 pixels, and the picture 40 x 40"):
         scaled_mask(region, (40, 40))
 
@@ -189,6 +191,23 @@ def test_mean_colours_and_nearest_halves(shapes):
     spoilt = torch.where(masks[:, None], 0, chosen).to(torch.uint8)
     found = compare.nearest_halves(images, spoilt, masks, 8, 0)
     assert torch.equal(found, chosen)
+
+
+def test_training_images_are_not_kept_in_memory(monkeypatch):
+    seen = []
+
+    def batches(images, *_):
+        for x in images:
+            assert not any(ref() is not None for ref in seen[:-1]), "only the last batch is kept"
+            batch = x.clone()
+            seen.append(weakref.ref(batch))
+            yield batch, None
+            del batch
+
+    monkeypatch.setattr(compare, "one_pass", batches)
+    images = torch.arange(5, dtype=torch.uint8)[:, None, None, None, None].expand(-1, 1, 3, 4, 4)
+    found = compare.nearest_halves(images, images[3] + 0, mask_outside("left", 4)[None], 1, 0)
+    assert (found == 3).all() and len(seen) == 5
 
 
 def test_comparison(place, shapes):

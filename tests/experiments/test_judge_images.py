@@ -49,6 +49,22 @@ def test_judging(place, shapes):
         assert float(row["bits_per_code"]) == pytest.approx(float(other["bits_per_code"]), abs=1e-5), "in any batch"
 
 
+def test_maps_do_not_depend_on_batches(place, shapes):
+    maps = []
+    for batch in (2, 3):
+        H = experiment(script, prior_flags(shapes, "judged", f"--images more --subsets 4 --batch_size {batch}"))
+        models = script.load_models(H)
+        ids = torch.randint(0, H.codebook_size, (6, H.block_size), generator=torch.Generator().manual_seed(0))
+        maps.append(script.surprise_maps(H, models, ids))
+    torch.testing.assert_close(*maps, atol=1e-4, rtol=0)
+
+
+def test_defects_that_cannot_be_planted_are_refused_before_the_work(place, shapes):
+    with pytest.raises(UserError, match="no patch of one changes another"):
+        call(shapes, "--images more/0000.png --defects 2")
+    assert not Path("logs/judged").exists()
+
+
 def test_the_autoregressive_sampler_is_refused(place, shapes):
     with pytest.raises(UserError, match="judging needs an absorbing sampler"):
         call(shapes, "--images more", "autoregressive")
@@ -83,8 +99,9 @@ def test_heat():
     assert shown[:, 3, 3].tolist() == [224, 20, 20] and shown[:, 0, 3].tolist() == [162, 60, 60]
 
 
-def test_defaults_are_the_validation_images(place, shapes):
+def test_defaults_are_the_validation_images(place, shapes, capsys):
     rows, values = call(shapes, "--repeats 2")
+    assert "logs/prior was trained without validation, on all images" in capsys.readouterr().out
     assert len(rows) == 2 and set(values) == {"bits per code, images"}
     with Image.open("logs/judged/images/likely.png") as picture:
         assert picture.width > 96

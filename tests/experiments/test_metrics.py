@@ -503,6 +503,8 @@ def test_prdc_of_files_alone_needs_no_model(place, shapes, capsys):
     text = capsys.readouterr().out
     assert "features read from f.npy: the file does not state their origin" in text
     assert "note: no effect next to files of features: --sample_steps\n" in text
+    with pytest.raises(UsageError, match=r"--real_feats r\.npy exists and contradicts --against reconstructions"):
+        call(calc_PRDC, [*flags, "--against", "reconstructions"])
 
 
 def without_sampler(flags):

@@ -16,6 +16,7 @@ from scripts import experiment, prior_flags
 from test_metrics import SmallExtractor, call, place  # noqa: F401 (a fixture)
 
 from experiments import calc_FID, get_samples, sweep_sampling
+from utils.display.commands import draw_samples
 from utils.evaluation.kernel import KernelDistance
 
 SMALL = "--n_samples 10 --seeds 2 --passes 2 4 --temps 0.8 1 --orders random confidence --schedules arccos uniform"
@@ -93,6 +94,13 @@ def test_a_cell_is_what_calc_fid_measures(place, shapes):  # noqa: F811
     given = "--n_samples 10 --sample_steps 3 --temp 0.9 --sample_order halton --sample_schedule cosine"
     fid = call(calc_FID, prior_flags(shapes, "fid", given))
     assert row["values"]["frechet"] == pytest.approx(fid["values"]["fid"], rel=1e-6)
+
+
+def test_the_printed_command_draws_from_the_measured_weights(place, shapes):  # noqa: F811
+    line = draw_samples(experiment(sweep_sampling, flags(shapes, "--weights raw --allow_other_ae")), "x", temp=0.9)
+    H = experiment(get_samples, line.split("get_samples.py ")[1].split())
+    assert (H.weights, H.allow_other_ae, H.temp) == ("raw", True, 0.9)
+    assert "--weights" not in draw_samples(experiment(sweep_sampling, flags(shapes)), "x")
 
 
 @pytest.mark.parametrize(

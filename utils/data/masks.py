@@ -34,11 +34,12 @@ def file_mask(data: Any) -> Image.Image:
 
 
 def scaled_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resize a mask to the size (width, height) of a picture. Raises ValueError if the aspect ratios differ."""
+    """Resize a mask to the size (width, height) of a picture. A pixel is masked if any of its area is. Raises
+    ValueError if the aspect ratios differ."""
     if mask.size[0] * size[1] != mask.size[1] * size[0]:
         width, height = mask.size
         raise ValueError(f"the mask has {width} x {height} pixels, and the picture {size[0]} x {size[1]}")
-    return mask.resize(size, Image.Resampling.NEAREST)
+    return mask.resize(size, Image.Resampling.BOX).point(lambda value: 255 * (value > 0))
 
 
 def transparent_mask(image: Image.Image) -> Image.Image | None:

@@ -112,7 +112,8 @@ def _models(H: Any, load_dir: str, load_step: int) -> dict[str, Any]:
 
 def draw_samples(H: Any, log_dir: str, **flags: Any) -> str:
     """Return the command that draws a sheet of samples with the models of H and these flags of sampling."""
-    models = _models(H, H.load_dir, H.load_step)
+    models = _models(H, H.load_dir, H.load_step) | dict(allow_other_ae=H.allow_other_ae)
+    models["weights"] = "raw" if H.weights == "raw" else None
     flags = H.repeated("machine", "dashboard", "sampling") | flags
     return command("experiments/get_samples.py", **models, log_dir=new_name(log_dir), n_sheets=1, **flags)
 
