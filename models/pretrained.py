@@ -78,7 +78,7 @@ def load_pretrained(
         require_same_codes(H, configuration(ae_run.saved), run, ae_run)
         return Pretrained(H, ae, sampler_of(H, *find_weights(run.kind, run.name, run.step), device), device)
     if autoencoder is not None:
-        raise ValueError(f"{run.folder} holds a VQGAN, which is an autoencoder: leave autoencoder= out")
+        raise ValueError(f"{run.folder} holds a VQGAN, which is an autoencoder: leave autoencoder= out (--ae_load_dir)")
     H = configuration(run.saved)
     return Pretrained(H, autoencoder_of(H, *find_weights("vqgan", run.name, run.step), device), None, device)
 
@@ -379,8 +379,8 @@ def find_autoencoder(run: FoundRun, folder: str | Path | None, device: torch.dev
         folder = run.saved.get("ae_load_dir")
         if folder is None:
             raise ValueError(
-                f"{run.folder} does not record its autoencoder: pass autoencoder='logs/NAME', the folder of the VQGAN "
-                "that it was trained with"
+                f"{run.folder} does not record its autoencoder: pass autoencoder='logs/NAME' (in commands: "
+                "--ae_load_dir NAME), the folder of the VQGAN that it was trained with"
             )
         run_folder(folder)  # someone else may have written the file, so names that lead out of logs/ are refused
         beside = [parent / folder for parent in Path(run.name).parents if Path(run.name).is_absolute()]

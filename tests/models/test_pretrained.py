@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+import pickle
 import re
 import runpy
 import shutil
@@ -15,12 +16,12 @@ import pytest
 import torch
 from conftest import ROOT, TINY_SAMPLER, TINY_VQGAN, words
 from PIL import Image
-from scripts import experiment, prior_flags
+from scripts import experiment, prior_flags, run
 
-from experiments import edit_images, get_samples, judge_images
+from experiments import edit_images, export, get_samples, judge_images
 from models import load_pretrained, pretrained
 from utils.core import exported
-from utils.core.errors import UserError
+from utils.core.errors import UsageError, UserError
 from utils.core.files import hash_json, load_tensors, save_tensors, write_json
 from utils.data.decoding import decode
 from utils.data.masks import mask_outside
@@ -309,6 +310,32 @@ def test_published_folders_take_the_autoencoder(published):
     model = load_pretrained("prior", autoencoder="logs/ae", device="cpu")
     assert model.sample(2).shape == (2, 3, 16, 16)
     assert load_pretrained("ae", step=4, device="cpu").encode(model.sample(2)).shape == (2, 16)
+
+
+def test_published_folders_are_exported_with_the_autoencoder_of_the_command_line(published, capsys):
+    with pytest.raises(UsageError, match=r"pass autoencoder='logs/NAME' \(in commands: --ae_load_dir NAME\)"):
+        export.main(export.parse(words("--load_dir prior --target out")))
+    export.main(export.parse(words("--load_dir prior --ae_load_dir ae --target out --license MIT")))
+    line = "logs/prior/saved_models/absorbing_ema_3.th and logs/ae/saved_models/vqgan_ema_4.th -> out (1.1 MiB)"
+    assert capsys.readouterr().out.startswith(line)
+    model, again = load_pretrained("prior", autoencoder="ae", device="cpu"), load_pretrained("out", device="cpu")
+    assert torch.equal(again.sample(3), model.sample(3)) and again.card == dict(license="MIT")
+
+
+def test_exporting_as_a_user_would(place):
+    flags = ["--load_dir", "prior", "--load_step", "3", "--target", "out/emoji", "--description", "discs and boxes"]
+    assert "-> out/emoji (" in run("experiments/export.py", flags, place)
+    assert load_pretrained("out/emoji").card == dict(description="discs and boxes")
+    unknown = words("--load_dir nowhere --target new")
+    assert run("experiments/export.py", unknown, place, 2) == "error: there is no folder logs/nowhere\n"
+    with pytest.raises(UserError, match=r"out/emoji is not empty \(it holds model.json\)"):
+        export.main(export.parse(flags))
+    with open("logs/prior/saved_models/absorbing_ema_3.th", "wb") as file:
+        pickle.dump(Path(), file)
+    Path("logs/prior/saved_models/manifest_3.json").unlink()
+    with pytest.raises(UserError, match="absorbing_ema_3.th is refused: damaged, or holds more than tensors"):
+        export.main(export.parse(words("--load_dir prior --target new")))
+    assert not Path("new").exists()
 
 
 def test_a_run_without_configuration_in_its_manifest_has_config_json(place):

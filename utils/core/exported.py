@@ -38,7 +38,7 @@ def save_exported(folder: str | Path, states: dict[str, dict], about: dict[str, 
     """
     from safetensors.torch import save
 
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     remove_temporaries(folder)
     others = sorted({path.name for path in folder.iterdir()} - {AUTOENCODER, SAMPLER}) if folder.is_dir() else []
     if others:
