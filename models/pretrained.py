@@ -271,7 +271,7 @@ class Pretrained:
         given = {name: value for name, value in given.items() if value is not None}
         settings = {SHORT.get(name, name): value for name, value in given.items()}
         if len(settings) < len(given):
-            raise ValueError(f"{', '.join(given)}: two of these settings are the same one")
+            raise ValueError(f"{', '.join(given)}: only one of these can be given")
         if "sample_steps" in settings and "sample_steps" not in known:
             steps = settings["sample_steps"]
             raise ValueError(f"steps={steps}: {self.paths[0]} draws one code after the other: leave steps out")

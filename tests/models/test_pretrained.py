@@ -371,7 +371,11 @@ X = torch.zeros(2, 3, 16, 16)
             ValueError,
             "oder is no setting .*order, .*, steps",
         ),
-        (lambda: load_pretrained("prior").sample(1, order="raster", sample_order="raster"), ValueError, "the same one"),
+        (
+            lambda: load_pretrained("prior").sample(1, order="raster", sample_order="raster"),
+            ValueError,
+            "order, sample_order: only one",
+        ),
         (lambda: load_pretrained("ae").edit(X, X[:, 0] == 0), ValueError, "draws no samples"),
         (lambda: load_pretrained("prior").edit(X, X[:, 0]), ValueError, r"mask of torch.float32, shape \(2, 16, 16\)"),
         (lambda: load_pretrained("prior").edit(X, X[0, 0] > 0), ValueError, "a mask marks no pixel"),
@@ -409,9 +413,13 @@ def test_mistakes_are_ordinary_exceptions(call, kind, message, place):
 
 def test_the_example_of_the_readme(place, capsys):
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert example.count("logs/demo_absorbing") == 1 and len(words(example)) > 20
-    Path("example.py").write_text(example.replace("logs/demo_absorbing", "logs/prior"))
+    assert example.count("logs/demo_absorbing") == 1 and example.count("32, 32") == 4 and example.count("16:") == 1
+    example = example.replace("logs/demo_absorbing", "logs/prior").replace("32, 32", "16, 16").replace("16:", "8:")
+    Path("example.py").write_text(example)
     found = runpy.run_path("example.py")
-    assert found["again"].shape == found["images"].shape == (8, 3, 16, 16) and found["ids"].shape == (8, 16)
-    assert [Image.open(f"sample_{i}.png").size for i in range(8)] == [(16, 16)] * 8
+    images, edited = found["images"], found["edited"]
+    assert found["again"].shape == edited.shape == images.shape == (8, 3, 16, 16) and found["ids"].shape == (8, 16)
+    assert not torch.equal(edited, images) and found["nats"].shape == (8,) and (found["nats"] < 0).all()
+    assert Image.open("edited.png").size == (16, 16)
+    assert torch.equal(load_pretrained("exports/demo").decode(found["ids"]), found["again"])
     assert capsys.readouterr() == ("", "")
