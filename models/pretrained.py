@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from hparams.checks import check_sampling, derive
 from hparams.config import ALL_FLAGS, OF_SAMPLING, names_of
-from hparams.sources import checked, run_folder, saved_config
+from hparams.sources import checked, preset_values, run_folder, saved_config
 from models import editing
 from models.build import build_autoencoder, build_sampler
 from models.judging import negative_log_likelihood
@@ -363,7 +363,8 @@ def recorded_config(store: Checkpoints, step: int) -> dict[str, Any]:
 
 def configuration(saved: dict[str, Any], **more: Any) -> SimpleNamespace:
     """Return a value for each flag. The value is the recorded one of a run, or else the value of the paper."""
-    H = SimpleNamespace(**{name: flag.older(saved) for name, flag in FLAGS.items()} | saved | more)
+    older = {name: flag.older(saved) for name, flag in FLAGS.items()}
+    H = SimpleNamespace(**older | preset_values("churches", "sampler") | saved | more)
     H.explicit = list(saved)
     derive(H, FLAGS.values())
     return H

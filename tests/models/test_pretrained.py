@@ -19,6 +19,7 @@ from PIL import Image
 from scripts import experiment, prior_flags, run
 
 from experiments import edit_images, export, get_samples, judge_images
+from hparams.config import names_of
 from models import load_pretrained, pretrained
 from utils.core import exported
 from utils.core.errors import UsageError, UserError
@@ -277,13 +278,16 @@ def test_a_killed_save_can_be_repeated(place, monkeypatch):
         model.save("half")
 
 
+MODEL = names_of("autoencoder", "sampler", "sampling")
+
+
 @pytest.fixture
 def published(place, monkeypatch):
     """Published files are weights alone: the shapes are the defaults, here those of the small models."""
     given = dict(zip(TINY_VQGAN, TINY_VQGAN[1:], strict=False)) | dict(
         zip(TINY_SAMPLER, TINY_SAMPLER[1:], strict=False)
     )
-    shapes = {k[2:]: int(v) for k, v in given.items() if k[:2] == "--" and v.isdigit()} | dict(ch_mult=[1, 1, 1])
+    shapes = {k[2:]: int(v) for k, v in given.items() if k[2:] in MODEL and v.isdigit()} | dict(ch_mult=[1, 1, 1])
     small = {
         name: dataclasses.replace(flag, default=shapes[name], meta={k: v for k, v in flag.meta.items() if k != "older"})
         for name, flag in pretrained.FLAGS.items()
