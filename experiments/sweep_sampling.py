@@ -134,7 +134,7 @@ class Sweep:
         self.real = side.features(extractor)  # None in processes other than the main process
         self.kernel = self.real and KernelDistance(spread(self.real, MOST_KERNEL).features)
         rows = distributed.from_main(lambda: read_rows(str(self.path))[0])
-        self.kept = {row["key"]: row["values"] for row in rows if {"key", "values"} <= row.keys()}
+        self.kept = {row["key"]: row["values"] for row in rows if is_measurement(row)}
 
     def compare(self, fake):
         """The metrics of a FeatureSet, {name: number}; {} in processes other than the main process."""
@@ -185,6 +185,12 @@ class Sweep:
             if len(values) > 1:
                 result[f"{name}_se"] = statistics.stdev(values) / len(values) ** 0.5
         return result
+
+
+def is_measurement(row):
+    """Whether a line of cells.jsonl is complete: another program may have changed the file."""
+    key, values = row.get("key"), row.get("values")
+    return isinstance(key, str) and isinstance(values, dict) and values.keys() >= COLUMNS.keys()
 
 
 def spread(found, n):

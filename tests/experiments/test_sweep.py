@@ -80,7 +80,9 @@ def test_a_sweep(place, shapes, capsys):  # noqa: F811
         a, b = (r["values"]["kernel"] for r in map(json.loads, lines[:32]) if r["cell"] == cell)
         values = next(r["values"] for r in row["cells"] if r["cell"] == cell)
         assert values["kernel"] == pytest.approx((a + b) / 2) and values["kernel_se"] == pytest.approx(abs(a - b) / 2)
-    # Again: nothing is computed; more values add cells.
+    # Again: nothing is computed, other lines are ignored; more values add cells.
+    lines += ['{"key": [1], "values": 3}', '{"key": "a", "values": {}}', "[1]"]
+    Path("logs/sweep/cells.jsonl").write_text("\n".join(lines) + "\n")
     SmallExtractor.seen = 0
     again = call(sweep_sampling, flags(shapes))
     assert SmallExtractor.seen == 0 and again["values"] == row["values"] and kept() == lines
