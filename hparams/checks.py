@@ -137,7 +137,7 @@ def check(H: Any, flags: Collection[Flag], idle: Collection[str]) -> None:
             "--loss_type elbo or mlm, or more --total_steps"
         )
     if "top_k" not in idle and "top_k" in vars(H):
-        check_sampling(H, idle)
+        check_sampling(H, H.explicit, idle)
     if "train_steps" not in idle:
         check_shares(H, 1 if "accumulate_steps" in idle else H.accumulate_steps)
 
@@ -186,12 +186,14 @@ def check_codes(H: Any) -> None:
         )
 
 
-def check_sampling(H: Any, idle: Collection[str] = ()) -> None:
+def check_sampling(H: Any, given: Collection[str], idle: Collection[str] = ()) -> None:
+    """given: the flags that the user gave. --sample_type mlm ignores the order of a preset."""
     if H.top_k > H.codebook_size:
         raise UsageError(f"--top_k {H.top_k} is more than there are codes, {H.codebook_size}: give fewer, or 0 for all")
     if H.sampler == "absorbing" and H.sample_type == "mlm" and "sample_type" not in idle:
         for flag in ALL_FLAGS:
-            if flag.name in ("sample_order", "sample_schedule", "remask_eta") and getattr(H, flag.name) != flag.default:
+            ignored = flag.name in ("sample_order", "sample_schedule", "remask_eta") and flag.name in given
+            if ignored and getattr(H, flag.name) != flag.default:
                 raise UsageError(
                     f"--{flag.name} {getattr(H, flag.name)} contradicts --sample_type mlm, which draws all codes again "
                     "at each step: leave one of them out"

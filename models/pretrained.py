@@ -148,7 +148,7 @@ class Pretrained:
         if not settings:
             return self.sampler
         H = SimpleNamespace(**{**vars(self.H), **settings})
-        check_sampling(H)
+        check_sampling(H, settings)
         return with_settings(self.sampler, H, self.device)
 
 

@@ -66,12 +66,8 @@ MetricFlags = make_dataclass(
 
 
 def check_show_steps(H: Any) -> None:
-    """Refuse --show_steps for samples whose steps do not follow from their random numbers alone."""
+    """Refuse --show_steps for samples that do not draw each code once."""
     if H.show_steps and H.sampler == "absorbing" and H.sample_type == "mlm":
         raise UsageError("--show_steps shows --sample_type diffusion (and autoregressive sampling), not mlm")
     if H.show_steps and H.remask_eta:
         raise UsageError("--show_steps contradicts --remask_eta: it needs codes that are drawn once")
-    if H.show_steps and H.sample_order == "confidence":
-        raise UsageError(
-            "--show_steps contradicts --sample_order confidence: it needs an order that is known in advance"
-        )

@@ -39,12 +39,15 @@ def decode_canvas(ae: Any, ids: Tensor, mask_id: int, latent_shape: tuple[int, i
     return to_uint8(torch.where(mask.repeat_interleave(cell, 2).repeat_interleave(cell, 3), GREY, x))
 
 
-def states_of_sampling(sampler: Any, uniforms: Tensor, ids: Tensor, n: int, unknown: Tensor | None = None) -> Tensor:
+def states_of_sampling(
+    sampler: Any, uniforms: Tensor, ids: Tensor, n: int, temp: float, unknown: Tensor | None = None
+) -> Tensor:
     """Return the states of samples ids (B, L) at n evenly spaced times of sampling, from all masked to all known: (n,
-    B, L). Codes that are not known yet are the sampler's mask_id. The samples are not drawn again. uniforms: the random
-    numbers that sampler.sample got. unknown (B, L) bool: the codes that were drawn (default: all)."""
+    B, L). Codes that are not known yet are the sampler's mask_id. uniforms, temp: the random numbers and the
+    temperature that sampler.sample got. unknown (B, L) bool: the codes that were drawn (default: all)."""
     shares = torch.linspace(0, 1, n, device=ids.device)
-    return ids.masked_fill(sampler.revealed_at(uniforms, unknown) > shares[:, None, None], sampler.mask_id)
+    revealed_at = sampler.revealed_at(ids, uniforms, temp, unknown)
+    return ids.masked_fill(revealed_at > shares[:, None, None], sampler.mask_id)
 
 
 def show_denoising(
@@ -57,7 +60,9 @@ def show_denoising(
     """
     sampler, ae = models.sampler.model, models.autoencoder.model
     frames = []
-    for canvas in states_of_sampling(sampler, uniforms, ids.to(models.device), FRAMES, unknown):
+    with models.precision.autocast():
+        states = states_of_sampling(sampler, uniforms, ids.to(models.device), FRAMES, H.temp, unknown)
+    for canvas in states:
         parts = [
             decode_canvas(ae, part, sampler.mask_id, H.latent_shape[1:], models.precision).cpu()
             for part in canvas.split(H.batch_size)

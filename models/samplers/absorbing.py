@@ -141,14 +141,15 @@ class AbsorbingDiffusion(Sampler):
         return draw_codes(logits, u, now, self.top_k, self.top_p)
 
     @torch.no_grad()
-    def sample_plainly(self, uniforms, temp=1.0, progress=no_progress, known=None, grid=None, net=None):
+    def sample_plainly(self, uniforms, temp=1.0, progress=no_progress, known=None, on_pass=None, grid=None, net=None):
         """Sampling by its definition: all tokens are masked; at each time t = S..1 the network predicts them all, and
         those that the order reveals are drawn.
 
         uniforms (B, 2, L), of the order and of the codes, or (B, S, 2, L), other ones for each time, or with remasking
         (B, S, 3, L), the third to choose the tokens that are masked again; known (B, L): ids
-        to begin with, which stay as they are, with mask_id where a token is to be drawn; grid: as for order_of; net:
-        predicts instead of the network, ids (B, L) -> logits (B, L, K). Returns ids (B, L).
+        to begin with, which stay as they are, with mask_id where a token is to be drawn. on_pass: is called with t and
+        ids after each pass; grid: as for order_of; net: predicts instead of the network, ids (B, L) -> logits
+        (B, L, K). Returns ids (B, L).
         """
         net = net or self.net
         u = uniforms if uniforms.ndim == 4 else uniforms[:, None].expand(-1, self.S, -1, -1)
@@ -163,6 +164,8 @@ class AbsorbingDiffusion(Sampler):
             if remask_u:
                 again = order.remasks(t, order.unknown & ~masked, remask_u[0][:, self.S - t])
                 ids = ids.masked_fill(again, self.mask_id)
+            if on_pass:
+                on_pass(t, ids)
         return ids
 
     def draws_per_sample(self):
@@ -180,8 +183,10 @@ class AbsorbingDiffusion(Sampler):
     def complete(self, known, uniforms, temp=1.0):
         return self.procedure.sample(self, uniforms, temp, no_progress, known)
 
-    def revealed_at(self, uniforms, unknown=None):
-        return self.procedure.revealed_at(self, uniforms, unknown)
+    @torch.no_grad()
+    def revealed_at(self, ids, uniforms, temp=1.0, unknown=None):
+        unknown = torch.ones_like(ids, dtype=torch.bool) if unknown is None else unknown
+        return self.procedure.revealed_at(self, ids, uniforms, temp, unknown)
 
     def predict(self, ids, rows, cols):
         return self.net(ids, at=(rows, cols))

@@ -71,7 +71,7 @@ class AutoregressiveSampler(Sampler):
                 ids[:, i] = drawn.where(ids[:, i] == self.mask_id, ids[:, i])
         return ids
 
-    def revealed_at(self, uniforms, unknown=None):
+    def revealed_at(self, ids, uniforms, temp=1.0, unknown=None):
         L = self.block_size
-        shares = (torch.arange(1, L + 1, device=uniforms.device) / L).expand(len(uniforms), -1)
+        shares = (torch.arange(1, L + 1, device=ids.device) / L).expand(len(ids), -1)
         return shares if unknown is None else shares.where(unknown, 0)

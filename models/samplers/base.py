@@ -120,10 +120,12 @@ class Sampler(nn.Module):
         """
         raise UserError("this sampler cannot redraw a part of an image")
 
-    def revealed_at(self, uniforms: Tensor, unknown: Tensor | None = None) -> Tensor:
-        """When each token of the samples with these `uniforms` is revealed: (B, L) in (0, 1], as a share of all
-        sampling steps. unknown (B, L) bool: the tokens that are drawn (default: all); the result of the others is 0.
-        Raises UserError if the sampler does not reveal each token once."""
+    def revealed_at(self, ids: Tensor, uniforms: Tensor, temp: float = 1.0, unknown: Tensor | None = None) -> Tensor:
+        """When each token of samples ids (B, L) is revealed: (B, L) in (0, 1], as a share of all sampling steps.
+
+        uniforms, temp: those that the samples were drawn with. unknown (B, L) bool: the tokens that were drawn
+        (default: all); the result of the others is 0. Raises UserError if the sampler does not reveal each token once.
+        """
         raise UserError("this sampler does not reveal each code once: there are no steps to show")
 
     def predict(self, ids: Tensor, rows: Tensor, cols: Tensor) -> Tensor:

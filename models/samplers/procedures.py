@@ -31,8 +31,18 @@ class Reveal:
     def sample_many(self, model, *args):
         return Sampler.sample_many(model, *args)  # one batch after the other
 
-    def revealed_at(self, model, uniforms, unknown):
-        return Sampler.revealed_at(model, uniforms)
+    def revealed_at(self, model, ids, uniforms, temp, unknown):
+        """The predictions decide when a token is revealed. The samples are therefore drawn again."""
+        if model.remask_eta:
+            return Sampler.revealed_at(model, ids, uniforms)
+        shares = torch.zeros(ids.shape, device=ids.device)
+
+        def on_pass(t, now):
+            shares[unknown & (shares == 0) & (now != model.mask_id)] = (model.S + 1 - t) / model.S
+
+        with frozen(model):
+            model.sample_plainly(uniforms, temp, known=ids.masked_fill(unknown, model.mask_id), on_pass=on_pass)
+        return shares
 
 
 class RevealInFullBatches(Reveal):
@@ -51,10 +61,8 @@ class RevealInFullBatches(Reveal):
             with frozen(model):
                 yield from batches_by_number(finished, n, batch_size)
 
-    def revealed_at(self, model, uniforms, unknown):
-        u = uniforms[:, 0]
-        unknown = torch.ones_like(u, dtype=torch.bool) if unknown is None else unknown
-        shares = (model.S + 1 - model.order_of(u, unknown).times()) / model.S
+    def revealed_at(self, model, ids, uniforms, temp, unknown):
+        shares = (model.S + 1 - model.order_of(uniforms[:, 0], unknown).times()) / model.S
         return shares.where(unknown, 0)
 
 
@@ -74,3 +82,6 @@ class Redraw(Reveal):
                 logits = model.net(ids.masked_fill(mask, model.mask_id), at=at)
                 ids[at] = model.draw_at(S - step, logits, code_u[at], temp)
         return ids
+
+    def revealed_at(self, model, ids, uniforms, temp, unknown):
+        return Sampler.revealed_at(model, ids, uniforms)

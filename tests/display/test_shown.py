@@ -145,7 +145,7 @@ def test_the_canvases_are_those_that_the_network_saw():
     hook = sampler._denoise_fn.register_forward_pre_hook(lambda net, args: seen.append(args[0][0].clone()))
     ids = sampler.sample(u, 1.0)
     hook.remove()
-    share = sampler.revealed_at(u)[0]
+    share = sampler.revealed_at(ids, u)[0]
     assert len(seen) > 3
     for canvas in seen:
         known = canvas != sampler.mask_id
@@ -161,7 +161,7 @@ def test_canvases_go_from_nothing_to_the_sample(name):
     sampler = sampler_of(name)
     u = sample_uniforms(0, range(4), sampler.draws_per_sample())
     ids = sampler.sample(u, 1.0)
-    states = states_of_sampling(sampler, u, ids, 8)
+    states = states_of_sampling(sampler, u, ids, 8, 1.0)
     assert states.shape == (8, 4, 12)
     assert (states[0] == sampler.mask_id).all() and torch.equal(states[-1], ids)
     known = states != sampler.mask_id
@@ -173,8 +173,9 @@ def test_canvases_go_from_nothing_to_the_sample(name):
 
 def test_masked_language_modelling_has_no_steps_to_show():
     sampler = sampler_of("absorbing", "mlm")
+    u = sample_uniforms(0, [0], sampler.draws_per_sample())
     with pytest.raises(UserError, match="no steps"):
-        sampler.revealed_at(sample_uniforms(0, [0], sampler.draws_per_sample()))
+        sampler.revealed_at(sampler.sample(u), u)
 
 
 @pytest.mark.parametrize("sampler", ["absorbing", "autoregressive"])
@@ -364,10 +365,10 @@ def test_commands_are_quoted(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("flags", "shows"),
-    [("", True), ("--sample_order confidence", False), ("--remask_eta 0.1", False), ("--sample_type mlm", False)],
+    [("", True), ("--sample_order confidence", True), ("--remask_eta 0.1", False), ("--sample_type mlm", False)],
 )
 def test_the_command_after_stage_2_is_not_refused(trained, shapes, monkeypatch, flags, shows):
-    """Samples whose order depends on the predictions have no --show_steps."""
+    """Samples whose codes are drawn more than once have no --show_steps."""
     monkeypatch.chdir(trained)
     H = get_hparams("sampler", "", sampler_flags(shapes, "prior", "ae", 4, flags), script="train_sampler")
     words = shlex.split(commands.after_sampler(H, 3, 40)[0].split("get_samples.py ")[1])

@@ -155,5 +155,5 @@ def test_when_the_codes_are_revealed():
     model = lively(latent_shape=[1, 4, 4], sample_order="raster")
     u = sample_uniforms(0, range(1), model.draws_per_sample())
     unknown = torch.arange(16)[None] >= 11
-    shares = model.revealed_at(u, unknown)[0]
+    shares = model.revealed_at(torch.zeros_like(unknown, dtype=torch.int64), u, unknown=unknown)[0]
     assert shares.tolist() == pytest.approx([0] * 11 + [0.05, 0.25, 0.45, 0.65, 0.85])  # of 20 steps

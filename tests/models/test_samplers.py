@@ -17,7 +17,6 @@ from models.samplers.absorbing import scatter_last
 from models.samplers.base import draw_codes, invert_cdf
 from models.samplers.orders import ORDERS, Order
 from models.samplers.reveal import events_of
-from utils.core.errors import UserError
 from utils.core.seed import StepRandom, sample_uniforms
 
 K, L = 3, 4
@@ -334,8 +333,12 @@ def test_an_order_may_depend_on_the_predictions(monkeypatch):
     assert [(state != model.mask_id).sum(1).tolist() for state in seen] == [[i] * 5 for i in range(9)]
     assert ids.max() < 11 and all(torch.equal(s[s < 11], ids[s < 11]) for s in seen)
     assert torch.equal(torch.cat(list(model.sample_many(draw, 5, 2))), ids)
-    with pytest.raises(UserError, match="no steps"):
-        model.revealed_at(draw(range(5)))
+    shares = model.revealed_at(ids, draw(range(5)))
+    for i, state in enumerate(seen):  # before pass i
+        assert torch.equal(state != model.mask_id, shares <= i / 9 + 1e-6)
+    later = torch.arange(9) > 5  # given the first six tokens, the other three are drawn in three passes
+    shares = model.revealed_at(ids, draw(range(5)), unknown=later.expand(5, -1))
+    assert (shares[:, :6] == 0).all() and len(shares[0, 6:].unique()) == 3
 
 
 def test_batches_stay_full():

@@ -122,8 +122,7 @@ def after_sampler(H: Any, step: int, n_images: int, extractor: str | None = None
     number of training images. The paper uses 50000 samples. extractor: the network of the FID, unless Inception."""
     models = _models(H, H.log_dir, step) | H.repeated("machine", "dashboard", "sampling")
     # get_samples.py refuses --show_steps for these.
-    unknown = H.sample_type == "mlm" or H.sample_order == "confidence" or H.remask_eta
-    shows = H.sampler != "absorbing" or not unknown
+    shows = H.sampler != "absorbing" or not (H.sample_type == "mlm" or H.remask_eta)
     samples = command(
         "experiments/get_samples.py", **models, log_dir=new_name(f"{H.log_dir}_samples"), n_sheets=1, show_steps=shows
     )
