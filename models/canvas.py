@@ -82,7 +82,8 @@ def complete_canvas(sampler, known, uniforms, window, temp=1.0, max_batch=256, p
     ids, reader = known.flatten(1), WindowReader(sampler, shape, window, max_batch)
     if uniforms.ndim == 4:  # new random numbers for each time: all cells must be predicted at all times
         with frozen(sampler):
-            return sampler.sample_plainly(uniforms, temp, progress, ids, shape, reader.logits_of_unknown).view_as(known)
+            ids = sampler.sample_plainly(uniforms, temp, progress, ids, grid=shape, net=reader.logits_of_unknown)
+        return ids.view_as(known)
     order_u, code_u = uniforms.unbind(1)
     times = sampler.order_of(order_u.cpu(), (ids == sampler.mask_id).cpu(), shape).times().numpy()
     steps = [(t, *np.nonzero(times == t)) for t in np.unique(times)[::-1].tolist() if t > 0]
