@@ -13,6 +13,7 @@ LOGS = ROOT / "logs"
 sys.path.insert(0, str(ROOT))
 
 from experiments.common.calls import curve, environment, finished, run_script
+from hparams.config import OF_SAMPLING
 from hparams.environment import COMMON, require_packages
 from hparams.presets import PRESETS
 from utils.core.errors import UserError, run_main
@@ -61,7 +62,7 @@ def final(log_dir, name):
 def check_recipe(log_dir, family):
     """Raise UserError if a run began with another recipe than the preset's, because --resume would keep that recipe."""
     recorded = Manifests(LOGS / log_dir).config().get("hparams", {})
-    wanted = {name: value for name, value in RECIPE[family].items() if name != "train_steps"}
+    wanted = {name: value for name, value in RECIPE[family].items() if name not in ("train_steps", *OF_SAMPLING)}
     changed = [name for name, value in wanted.items() if recorded and recorded.get(name) != value]
     if changed:
         raise UserError(

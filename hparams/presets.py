@@ -17,13 +17,15 @@ _DEMO_MODEL = dict(img_size=32, nf=32, ch_mult=[1, 1, 2], res_blocks=1, emb_dim=
 _EARLY_COLOURS = dict(quantizer="ema", codebook_decay=0.95, mse_weight=10.0, adam_beta2=0.99, lr=2e-3, batch_size=8)
 _CODES = dict(codebook_init="kmeans", codebook_init_step=150, codebook_restart_steps=25)
 _LOSS: dict = dict(perceptual_weight=0.0, ndf=32, disc_start_step=10**9)
-_DEMO_PRIOR = dict(bert_n_emb=128, bert_n_head=4, bert_n_layers=6, total_steps=64, sample_steps=64, temp=0.8)
+# The best samples of the demo's models in 32 network passes (docs/sampling.md).
+_FEW_PASSES: dict = dict(sample_order="confidence", sample_schedule="arccos", sample_steps=32, temp=0.7)
+_DEMO_PRIOR = dict(bert_n_emb=128, bert_n_head=4, bert_n_layers=6, total_steps=64, **_FEW_PASSES)
 
 # The preset "small" is for some hundred to some ten thousand images, on one GPU or two CPU cores.
 _SMALL: dict = dict(horizontal_flip=True, ema=True, steps_per_eval=250, steps_per_checkpoint=500)
 _SMALL.update(steps_per_display_output=500, steps_per_save_output=500)
 _SMALL_MODEL = dict(img_size=64, nf=32, ch_mult=[1, 1, 2, 2], res_blocks=1, emb_dim=64, codebook_size=256)
-_SMALL_PRIOR = dict(bert_n_emb=192, bert_n_head=4, bert_n_layers=6, total_steps=64, sample_steps=64, temp=0.8)
+_SMALL_PRIOR = dict(bert_n_emb=192, bert_n_head=4, bert_n_layers=6, total_steps=64, **_FEW_PASSES)
 _SMALL_PRIOR_LOSS = dict(embd_pdrop=0.1, attn_pdrop=0.1, resid_pdrop=0.1, batch_size=32, lr=1e-3, warmup_iters=200)
 
 OF_DATA_SETS = ("churches", "bedrooms", "ffhq", "demo")  # a data set of this name has this preset by default
