@@ -53,7 +53,7 @@ from experiments.common.editing import ENCODED, to_pixels
 from experiments.common.images import find_pictures, load_images, read_pictures
 from experiments.common.models import dry_run_of_sampler, load_models
 from experiments.common.results import Report
-from models.judging import surprise
+from models.judging import negative_log_likelihood, surprise
 from utils.core import distributed
 from utils.core.files import atomic_write
 from utils.core.progress import track
@@ -73,31 +73,11 @@ def encode_all(models, pictures):
     return torch.cat([encode_batch(ae, to_float(part).to(models.device)) for part in pictures.split(ENCODED)])
 
 
-@torch.no_grad()
 def bits_per_code(H, models, ids, what):
     """Estimates of each picture's bound in bits per code: ids (N, L) -> (N, repeats)."""
-    sampler, found = models.sampler.model, []
-    for repeat in range(H.repeats):
-        rng = StepRandom("judge", H.seed, what, repeat)
-        order = [rng.rand(1, ids.shape[1] + 1) for _ in ids]  # of each picture: not of its batch
-        nats = []
-        for first in range(0, len(ids), H.batch_size):
-            part = ids[first : first + H.batch_size]
-            rows = torch.cat(order[first : first + H.batch_size])
-            with models.precision.autocast():
-                nats.append(sampler.nll(part, Rows(rows), H.passes).cpu().double())
-        found.append(torch.cat(nats) / (math.log(2) * ids.shape[1]))
-    return torch.stack(found, 1)
-
-
-class Rows:
-    """Gives the random numbers of given rows (B, 1 + L): first those for (B,), then those for (B, L)."""
-
-    def __init__(self, rows):
-        self.parts = [rows[:, 0], rows[:, 1:]]
-
-    def rand(self, *shape):
-        return self.parts.pop(0).view(shape)
+    with models.precision.autocast():
+        nats = negative_log_likelihood(models.sampler.model, ids, H.seed, H.passes, H.repeats, H.batch_size, what)
+    return nats / (math.log(2) * ids.shape[1])
 
 
 def surprise_maps(H, models, ids):

@@ -1,4 +1,4 @@
-"""How unlikely a prior finds each code of a picture. Shapes: B pictures, L codes, P passes."""
+"""How unlikely a prior finds a picture and each code of it. Shapes: B pictures, L codes, P passes."""
 
 import math
 from collections.abc import Iterable
@@ -11,6 +11,35 @@ from models.fast import frozen
 from models.samplers.bound import balanced_masks, stratified_counts
 from utils.core.errors import UserError
 from utils.core.seed import StepRandom
+
+
+@torch.no_grad()
+def negative_log_likelihood(
+    sampler, ids: Tensor, seed: int, passes: int, repeats: int = 1, batch_size: int = 64, what: str = "images"
+) -> Tensor:
+    """Estimates of the negative log likelihood of ids (B, L), in nats per picture: (B, repeats) float64 on the CPU.
+
+    An absorbing sampler gives unbiased estimates of its upper bound (Sampler.nll), each in `passes` passes of the
+    network. The random numbers of a picture depend on its number in `ids`, seed, `what` and the repetition. They do not
+    depend on batch_size. An autoregressive sampler gives the exact value.
+    """
+    found = []
+    for repeat in range(repeats):
+        rng = StepRandom("judge", seed, what, repeat)
+        rows = torch.cat([rng.rand(1, ids.shape[1] + 1) for _ in ids])
+        parts = zip(ids.split(batch_size), rows.split(batch_size), strict=True)
+        found.append(torch.cat([sampler.nll(part, Rows(own), passes).cpu().double() for part, own in parts]))
+    return torch.stack(found, 1)
+
+
+class Rows:
+    """Gives the random numbers of given rows (B, 1 + L): first those for (B,), then those for (B, L)."""
+
+    def __init__(self, rows: Tensor):
+        self.parts = [rows[:, 0], rows[:, 1:]]
+
+    def rand(self, *shape: int) -> Tensor:
+        return self.parts.pop(0).view(shape)
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ CALLS = {
     "experiments/draw_examples.py": "houses --target x",
     "experiments/draw_openmoji.py": "",
     "experiments/edit_images.py": f"--dataset demo --numbers 0 --keep left {MODELS}",
+    "experiments/export.py": "--load_dir ae --target x",
     "experiments/generate_big_samples.py": f"--dataset demo --shape 8 8 {MODELS}",
     "experiments/get_samples.py": f"--dataset demo {MODELS}",
     "experiments/get_weights.py": "vgg",

@@ -226,7 +226,7 @@ def test_a_preset_by_flag_goes_before_the_data_sets_and_its_own_values_before_bo
     wanted.update(latent_shape="derived", seed="")
     assert {name: H.sources[name] for name in wanted} == wanted
     H = resolved("--preset demo", "sampler", "mine")
-    assert (H.bert_n_emb, H.temp, H.codebook_size, H.latent_shape) == (128, 0.8, 256, [1, 8, 8])
+    assert (H.bert_n_emb, H.temp, H.codebook_size, H.latent_shape) == (128, 0.7, 256, [1, 8, 8])
     assert "did you mean small?" in refused("--preset smal")
     datasets("small: {paths: x}")  # the name of a preset, which is none of a data set
     assert (resolved("", dataset="small").img_size, resolved("", dataset="small").preset) == (256, None)
@@ -264,7 +264,7 @@ def test_a_preset_is_recorded(capsys):
         "prior", resolved("--preset demo", "sampler"), img_size="ABSENT", latent_shape="ABSENT", codebook_size=1024
     )
     H = get_hparams("sampler", "", words.split(), extra=(FIDConfig,), reads=("temp",), script="s")
-    assert (H.preset, H.temp) == ("demo", 0.8)  # samples are drawn as its preset does
+    assert (H.preset, H.temp) == ("demo", 0.7)  # samples are drawn as its preset does
 
 
 def test_switches_undo_a_preset():

@@ -40,7 +40,12 @@ def decode(data: Any, size: int, n_channels: int = 3, crop: Crop | None = None) 
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        image = to_rgb(open_image(data))
+        return pixels_of(open_image(data), size, n_channels, crop)
+
+
+def pixels_of(image: Image.Image, size: int, n_channels: int = 3, crop: Crop | None = None) -> torch.Tensor:
+    """Convert an upright Pillow image of any size and mode as `decode` does: uint8 (C, size, size)."""
+    image = to_rgb(image)
     if n_channels == 1:
         image = image.convert("L")
     image = resize_and_crop(image, size) if crop is None else crop_and_resize(image, size, crop)
@@ -63,6 +68,13 @@ def set_upright(image: Image.Image) -> None:
     """Rotate the image as its EXIF data requires. If the EXIF data cannot be read, leave the image unchanged."""
     with contextlib.suppress(Exception):  # the pixels are good even if the EXIF data raise an error
         ImageOps.exif_transpose(image, in_place=True)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return a copy of an image, rotated as its EXIF data requires."""
+    image = image.copy()
+    set_upright(image)
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -30,7 +30,12 @@ def region_mask(size: tuple[int, int], regions: Iterable[tuple[int, int, int, in
 def file_mask(data: Any) -> Image.Image:
     """Decode the bytes of a mask file; white and transparent pixels are to change. Raises an Exception of any type if
     the bytes are not an image."""
-    return to_rgb(open_image(data)).convert("L").point(lambda value: 255 * (value >= HALF))
+    return white_mask(open_image(data))
+
+
+def white_mask(image: Image.Image) -> Image.Image:
+    """Return the mask of the white and transparent pixels of an upright image."""
+    return to_rgb(image).convert("L").point(lambda value: 255 * (value >= HALF))
 
 
 def scaled_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
