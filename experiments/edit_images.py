@@ -1,4 +1,4 @@
-"""Redraws a part of pictures with the prior, given the rest: inpainting, and variations of a picture."""
+"""Redraws a part of pictures with the prior, given the rest: inpainting, outpainting, and variations of a picture."""
 
 import sys
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.common.flags import ModelsConfig, check_show_steps
+from experiments.common.flags import CanvasConfig, ModelsConfig, check_show_steps
 from hparams import get_hparams
 from hparams.config import OF_SAMPLING, opt
 from utils.core.errors import UsageError, UserError, run_main
@@ -42,6 +42,19 @@ class EditConfig:
         above=0.0,
         max=1.0,
     )
+    shape: list[int] = opt(
+        None,
+        "rows and columns of codes of a larger canvas, on which the picture is continued",
+        metavar="N",
+        min=1,
+        max=65_536,
+    )
+    at: list[int] = opt(
+        None,
+        "with --shape: row and column of the picture's first code on the canvas (default: in the middle)",
+        metavar="N",
+        min=0,
+    )
     variants: int = opt(4, "results for each picture", min=1, max=1000)
     dilate: int = opt(0, "also redraw this many cells around the mask", min=0, max=1000)
     blend: int = opt(
@@ -58,6 +71,7 @@ EXAMPLES = """examples:
   python experiments/edit_images.py --sampler absorbing --dataset churches --log_dir edits_churches \\
       --ae_load_dir vqgan_churches --load_dir absorbing_churches --images ~/church.jpg --region 0 0 300 200
   python experiments/edit_images.py ... --images ~/church.jpg --mask ~/mask.png --variants 8 --blend 8
+  python experiments/edit_images.py ... --images ~/church.jpg --shape 16 32 --at 0 8
 """
 
 
@@ -75,13 +89,42 @@ def settle(H):
         raise UsageError(f"--mask {H.mask!r} does not exist")
     if H.region and len(H.region) % 4:
         raise UsageError(f"--region {' '.join(map(str, H.region))}: give four numbers, top left height width")
+    if H.at and not H.shape:
+        raise UsageError(f"--at {' '.join(map(str, H.at))} needs --shape: the size of the canvas")
+    if H.shape:
+        settle_shape(H)
+
+
+def settle_shape(H):
+    """Check --shape and --at. By default the picture is in the middle of the canvas."""
+    given = [f"--{name}" for name in ("mask", "region", "keep", "redraw", "dilate", "show_steps") if getattr(H, name)]
+    if given:
+        raise UsageError(f"--shape draws what is around the picture and contradicts {given[0]}: leave one of them out")
+    if H.sampler != "absorbing" or H.sample_type != "diffusion":
+        raise UsageError("--shape needs --sampler absorbing and --sample_type diffusion")
+    h, w = H.latent_shape[1:]
+    for name in ("shape", "at"):
+        value = getattr(H, name)
+        if value is not None and len(value) != 2:
+            raise UsageError(f"--{name} {' '.join(map(str, value))} must be two numbers of codes, row and then column")
+    rows, columns = H.shape
+    if rows < h or columns < w:
+        raise UsageError(f"--shape {rows} {columns} is smaller than the picture, {h} rows and {w} columns of codes")
+    if (rows, columns) == (h, w):
+        raise UsageError(f"--shape {rows} {columns} is the size of the picture: there is nothing to draw around it")
+    H.at = H.at or [(rows - h) // 2, (columns - w) // 2]
+    if H.at[0] + h > rows or H.at[1] + w > columns:
+        raise UsageError(
+            f"--at {H.at[0]} {H.at[1]}: the picture, {h} rows and {w} columns of codes, is not inside --shape {rows} "
+            f"{columns}; --at is at most {rows - h} {columns - w}"
+        )
 
 
 COMMAND_LINE = dict(
     family="sampler",
     description="Redraw a part of pictures, given the rest.",
     epilog=EXAMPLES,
-    extra=(EditConfig, ModelsConfig),
+    extra=(EditConfig, CanvasConfig, ModelsConfig),
     reads=OF_SAMPLING,
     settle=settle,
     reads_images=False,
@@ -91,7 +134,7 @@ if __name__ == "__main__":  # before the slow import of torch, so that --help an
 
 import torch
 
-from experiments.common.editing import Edits, to_pixels
+from experiments.common.editing import Edits, Outpaintings, to_pixels
 from experiments.common.images import find_pictures, load_images, read_picture, read_pictures
 from experiments.common.models import dry_run_of_sampler, load_models
 from experiments.common.pictures import GREY, show_denoising
@@ -109,7 +152,9 @@ MIN_SHOWN = 96  # pixels: the sheet enlarges smaller pictures to this size
 
 
 def read_all(H):
-    """Read the pictures -> (names, pictures uint8 (N, C, H, W), masks (N, H, W) bool, or None with --redraw)."""
+    """Read the pictures -> (names, pictures uint8 (N, C, H, W), masks (N, H, W) bool).
+
+    The masks are None with --redraw or --shape."""
     if H.numbers is None:
         names, read = find_pictures("images", H.images), read_file
         pictures = read_pictures(H, "images", names)
@@ -120,7 +165,7 @@ def read_all(H):
         sources = {images.name(i): images.indices[i] for i in H.numbers}
         names, read = list(sources), lambda name: images.source.read(sources[name])
         pictures = read_pictures(H, "numbers", names, read)
-    if H.redraw:
+    if H.redraw or H.shape:
         return names, pictures, None
     masks = []
     for name in names:
@@ -156,13 +201,15 @@ def mask_of(H, data):
 
 def draw_sheet(edits, results):
     """Draw one picture, uint8 (C, h, w). Each row shows a picture, the picture with the redrawn cells in grey, and the
-    results. results uint8 (n, C, H, W): those of the first pictures."""
-    rows = []
+    results. With --shape, the picture is left out. results uint8 (n, C, H, W): those of the first pictures."""
+    rows, size = [], results.shape[-2:]
     for i, row in enumerate(results.split(edits.columns)):
-        hidden = to_pixels(edits.cells([(i + 1) * edits.columns - 1]), edits.H.img_size)
-        picture = edits.pictures[i : i + 1]
-        rows += [picture, picture.masked_fill(hidden[:, None], round(255 * GREY)), row]
-    return sheet(torch.stack([enlarge(x, MIN_SHOWN) for x in torch.cat(rows)]), 2 + edits.columns)
+        hidden = to_pixels(edits.cells([(i + 1) * edits.columns - 1]), size)
+        picture = edits.originals([i])
+        rows += [] if edits.H.shape else [picture]
+        rows += [picture.masked_fill(hidden[:, None], round(255 * GREY)), row]
+    columns = edits.columns + (1 if edits.H.shape else 2)
+    return sheet(torch.stack([enlarge(x, MIN_SHOWN) for x in torch.cat(rows)]), columns)
 
 
 def main(H):
@@ -170,14 +217,16 @@ def main(H):
     models = load_models(H)
     start = time.monotonic()
     with Report(H, models.device, autoencoder=models.autoencoder, sampler=models.sampler) as report:
-        edits = Edits(H, models, pictures, masks, H.variants, H.dilate, H.blend, H.redraw)
+        kind = Outpaintings if H.shape else Edits
+        edits = kind(H, models, pictures, masks, H.variants, H.dilate, H.blend, H.redraw)
         rows, shown, first_ids, number, changed = [], [], [], 0, 0
         for ids, drawn in edits.all():
             for one, image in zip(ids, drawn, strict=True):
                 picture, share, variant = edits.numbers_of(number)
                 path = report.picture(f"edit_{picture}_{number % edits.columns}", image, min_side=1, shown="edit")
                 cells = int(edits.cells([number]).sum())
-                changed += int((one != edits.ids[picture]).sum())
+                if not H.shape:
+                    changed += int((one != edits.ids[picture]).sum())
                 about = dict(redrawn=cells, share=share if H.redraw else None, variant=variant)
                 rows.append(dict(picture=names[picture], result=path.name, **about))
                 if number < MOST_ROWS * edits.columns:
@@ -201,9 +250,9 @@ def main(H):
             dict(
                 pictures=len(names),
                 results=len(rows),
-                codes=H.block_size,
+                codes=one.numel(),
                 redrawn=redrawn / len(rows),
-                changed=changed / len(rows),
+                **({} if H.shape else dict(changed=changed / len(rows))),
                 seconds=time.monotonic() - start,
             ),
         )

@@ -8,9 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from experiments.common.flags import ModelsConfig
+from experiments.common.flags import CanvasConfig, ModelsConfig
 from hparams import get_hparams
-from hparams.config import opt
+from hparams.config import OF_SAMPLING, opt
 from utils.core.errors import UsageError, run_main
 
 
@@ -26,11 +26,14 @@ class BigConfig:
         "order in which cells are filled (random: one order per sample); --sample_order is the same flag",
         choices=["raster", "random"],
     )
-    cells_per_step: int = opt(1, "cells of a sample that are revealed together", min=1)
+    cells_per_step: int = opt(
+        1,
+        "cells of a sample that are revealed together, unless --sample_schedule, --remask_eta or --sample_order "
+        "confidence asks for --sample_steps steps",
+        min=1,
+    )
     crop: bool = opt(False, "generate a smaller canvas at the size of training, and cut out the picture's middle")
     n_samples: int = opt(4, "pictures to draw", min=1)
-    window_batch: int = opt(64, "windows in one network pass", min=1)
-    decode_tile: int = opt(32, "side in latents of tiles for decoding larger canvases; 0: no tiles", min=0)
 
 
 EXAMPLES = """--temp is 0.8 here unless it is given; --batch_size: canvases at once.
@@ -42,6 +45,16 @@ example:
 """
 
 
+def given_pace(H):
+    """The flag that asks for --sample_steps steps, as in get_samples.py, instead of steps of --cells_per_step cells, or
+    None. --sample_steps alone does not: earlier versions ignored it."""
+    if "sample_schedule" in H.explicit:
+        return "--sample_schedule"
+    if "remask_eta" in H.explicit and H.remask_eta:
+        return "--remask_eta"
+    return "--sample_order confidence" if H.sample_order == "confidence" else None
+
+
 def settle(H):
     """Set the default temperature of this script and its order, and check the shape."""
     if "temp" not in H.explicit:
@@ -49,10 +62,13 @@ def settle(H):
     if "sample_order" in H.explicit:
         if "order" in H.explicit and H.order != H.sample_order:
             raise UsageError(f"--order {H.order} contradicts --sample_order {H.sample_order}: leave one of them out")
-        if H.sample_order == "confidence":
-            raise UsageError("--sample_order confidence is not for larger images: give random, halton or raster")
         H.order = H.sample_order
-    H.sample_order = H.order
+    H.sample_order, H.sample_type = H.order, "diffusion"
+    if given_pace(H) and "cells_per_step" in H.explicit:
+        raise UsageError(
+            f"--cells_per_step {H.cells_per_step} contradicts {given_pace(H)}, with which a canvas takes the steps of "
+            "--sample_steps: leave one of them out"
+        )
     shape, (h, w) = " ".join(map(str, H.shape)), H.latent_shape[1:]
     if len(H.shape) != 2:
         raise UsageError(f"--shape {shape} must be two numbers, rows (height) and then columns (width)")
@@ -66,8 +82,8 @@ COMMAND_LINE = dict(
     family="sampler",
     description="Draw images larger than those of training.",
     epilog=EXAMPLES,
-    extra=(BigConfig, ModelsConfig),
-    reads=("temp", "temp_end", "top_k", "top_p", "sample_order"),
+    extra=(BigConfig, CanvasConfig, ModelsConfig),
+    reads=[name for name in OF_SAMPLING if name not in ("sample_type", "mask_schedule")],
     settle=settle,
     reads_images=False,
 )
@@ -76,59 +92,67 @@ if __name__ == "__main__":  # before the slow import of torch, so that --help an
 
 import torch
 
+from experiments.common.codes import decode_in_tiles
 from experiments.common.models import dry_run_of_sampler, load_models
 from experiments.common.results import Report
-from models.canvas import sample_canvas
+from models.canvas import complete_canvas, draws_per_canvas, sample_canvas
 from models.samplers.orders.halton import halton_ranks
-from models.tiles import decode_tiled
 from utils.core import distributed
-from utils.core.progress import track
+from utils.core.progress import say, track
 from utils.core.seed import derive_seed, sample_uniforms
-from utils.data.pixels import to_uint8
 
 
 def draw_canvases(H, models):
     """Yield this process's share of n_samples canvases of codes, in batches (b, h, w) int64. No canvas is smaller than
     in training."""
-    window = H.latent_shape[1:]
-    shape = tuple(map(max, H.shape, window))
+    draw = draw_in_steps if given_pace(H) else draw_cell_by_cell
+    shape = tuple(map(max, H.shape, H.latent_shape[1:]))
     for numbers, of_all in distributed.turns(0, H.n_samples, H.batch_size):
-        u = sample_uniforms(H.seed, numbers, shape, models.device)
-        order_u = sample_uniforms(derive_seed("order", H.seed), numbers, shape, models.device)
-        order = dict(raster=None, random=order_u, halton=halton_ranks(order_u.flatten(1), shape).view_as(u))[H.order]
         what = f"canvases {numbers[0]} to {numbers[0] + of_all - 1}"  # the main process has the first of each turn
-        progress = partial(track, description=what, unit="step")
         with models.precision.autocast():
-            yield sample_canvas(
-                models.sampler.model,
-                u,
-                window,
-                H.temp,
-                H.window_batch,
-                progress,
-                order,
-                H.cells_per_step,
-                H.temp_end,
-                H.top_k,
-                H.top_p,
-            )
+            ids = draw(H, models, numbers, shape, partial(track, description=what, unit="step"))
+        yield ids
 
 
-@torch.no_grad()
+def draw_cell_by_cell(H, models, numbers, shape, progress):
+    """Draw canvases with some numbers in steps of --cells_per_step cells."""
+    u = sample_uniforms(H.seed, numbers, shape, models.device)
+    order_u = sample_uniforms(derive_seed("order", H.seed), numbers, shape, models.device)
+    order = dict(raster=None, random=order_u, halton=halton_ranks(order_u.flatten(1), shape).view_as(u))[H.order]
+    return sample_canvas(
+        models.sampler.model,
+        u,
+        H.latent_shape[1:],
+        H.temp,
+        H.window_batch,
+        progress,
+        order,
+        H.cells_per_step,
+        H.temp_end,
+        H.top_k,
+        H.top_p,
+    )
+
+
+def draw_in_steps(H, models, numbers, shape, progress):
+    """Draw canvases with some numbers in --sample_steps steps, as get_samples.py draws."""
+    sampler = models.sampler.model
+    u = sample_uniforms(H.seed, numbers, draws_per_canvas(sampler, shape), models.device)
+    unknown = torch.full((len(numbers), *shape), sampler.mask_id, device=models.device)
+    return complete_canvas(sampler, unknown, u, H.latent_shape[1:], H.temp, H.window_batch, progress)
+
+
 def decode_picture(H, models, ids):
     """A canvas of codes (h, w) -> its picture in the requested shape, uint8 (C, height, width) on the CPU."""
-
-    def decode(part):
-        with models.precision.autocast():
-            return models.autoencoder.model.decode(part.reshape(1, -1), *part.shape)[0]
-
-    picture = to_uint8(decode_tiled(decode, ids, H.decode_tile or max(ids.shape)))
+    picture = decode_in_tiles(models.autoencoder.model, ids, H.decode_tile, models.precision)
     height, width = (side * H.img_size // H.latent_shape[1] for side in H.shape)
     top, left = (picture.shape[1] - height) // 2, (picture.shape[2] - width) // 2
     return picture[:, top : top + height, left : left + width]
 
 
 def main(H):
+    if H.sampler == "absorbing" and "sample_steps" in H.explicit and not given_pace(H):
+        say("note: --sample_steps has no effect without --sample_schedule, --remask_eta or --sample_order confidence")
     models = load_models(H)
     if models.sampler.model.needs_raster_order and (H.order != "raster" or H.cells_per_step > 1):
         raise UsageError("this sampler needs raster order, one cell a step (--order raster --cells_per_step 1)")

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from models.pretrained import Loaded, encode_batch
+from models.tiles import decode_tiled
 from utils.core import distributed
 from utils.core.progress import Progress
 from utils.data import codes
@@ -78,6 +79,18 @@ def decode_batch(ae: Any, ids: torch.Tensor, H: Any, precision: Precision) -> to
     """Decode codes to images: ids (B, L) -> uint8 (B, C, H, W)."""
     with precision.autocast():
         return to_uint8(ae.decode(ids, *H.latent_shape[1:]))
+
+
+@torch.no_grad()
+def decode_in_tiles(ae: Any, ids: torch.Tensor, tile: int, precision: Precision) -> torch.Tensor:
+    """Decode a canvas of codes (h, w) of any size to its picture, uint8 (C, H, W) on the CPU. tile: the side of the
+    tiles in latents; 0: no tiles."""
+
+    def decode(part: torch.Tensor) -> torch.Tensor:
+        with precision.autocast():
+            return ae.decode(part.reshape(1, -1), *part.shape)[0]
+
+    return to_uint8(decode_tiled(decode, ids, tile or max(ids.shape)))
 
 
 def reconstruct_batch(x: torch.Tensor, H: Any, models: Any) -> torch.Tensor:

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.common.codes import decode_batch, encode_batch
+from experiments.common.codes import decode_batch, decode_in_tiles, encode_batch
+from experiments.common.pictures import GREY
+from models.canvas import complete_canvas, draws_per_canvas
 from models.editing import blend, hide, random_cells, redraw, touched_cells
 from utils.core import distributed
 from utils.core.progress import Progress
@@ -77,17 +79,28 @@ class Edits:
 
     def draw(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Draw some results -> (ids (n, L), pictures uint8 (n, C, H, W)), on the CPU."""
-        H, models, device = self.H, self.models, self.models.device
         of = [self.numbers_of(number)[0] for number in numbers]
         cells = self.cells(numbers)
-        with models.precision.autocast():
-            uniforms = self.sampler_uniforms(numbers)
-            ids = redraw(models.sampler.model, self.ids[of].to(device), cells.to(device), uniforms, H.temp)
-        drawn = decode_batch(models.autoencoder.model, ids, H, models.precision).cpu()
+        with self.models.precision.autocast():
+            ids = self.complete(self.ids[of], cells, self.sampler_uniforms(numbers))
+        drawn = self.decode(ids).cpu()
         if self.blend is not None:
-            mask = to_pixels(cells, H.img_size) if self.masks is None else self.masks[of]
-            drawn = to_uint8(blend(to_float(self.pictures[of]), to_float(drawn), mask, self.blend))
+            mask = to_pixels(cells, drawn.shape[-2:]) if self.masks is None else self.masks[of]
+            drawn = to_uint8(blend(to_float(self.originals(of)), to_float(drawn), mask, self.blend))
         return ids.cpu(), drawn
+
+    def originals(self, of: Sequence[int]) -> Tensor:
+        """Some of the pictures, with the shape of the results: uint8 (n, C, H, W)."""
+        return self.pictures[of]
+
+    def complete(self, ids: Tensor, cells: Tensor, uniforms: Tensor) -> Tensor:
+        """Draw cells (n, h, w) bool again, given the other codes of ids (n, L) -> ids (n, L) on the device."""
+        device = self.models.device
+        return redraw(self.models.sampler.model, ids.to(device), cells.to(device), uniforms, self.H.temp)
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """The pictures of results, uint8 (n, C, H, W)."""
+        return decode_batch(self.models.autoencoder.model, ids, self.H, self.models.precision)
 
     def all(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Draw all results and yield them as `draw` does, in order; only the main process gets them."""
@@ -101,6 +114,44 @@ class Edits:
             yield from distributed.in_order(share())
 
 
-def to_pixels(cells: Tensor, size: int) -> Tensor:
-    """The pixels of cells: (n, h, w) bool -> (n, size, size) bool."""
-    return cells.repeat_interleave(size // cells.shape[1], 1).repeat_interleave(size // cells.shape[2], 2)
+class Outpaintings(Edits):
+    """Results on canvases of H.shape codes. The picture is at the cell H.at. The sampler draws the other codes given
+    those of the picture, which stay as they are. L is the number of codes of a canvas."""
+
+    def sampler_uniforms(self, numbers: Iterable[int]) -> Tensor:
+        return self.uniforms("outpaint", numbers, draws_per_canvas(self.models.sampler.model, self.H.shape))
+
+    def place(self, parts: Tensor, canvases: Tensor) -> Tensor:
+        """Write parts (n, ..., h, w), codes or pixels of the pictures, to their place on canvases (n, ..., H, W)."""
+        scale = canvases.shape[-1] // self.H.shape[1]
+        top, left = (scale * at for at in self.H.at)
+        canvases[..., top : top + parts.shape[-2], left : left + parts.shape[-1]] = parts
+        return canvases
+
+    def cells(self, numbers: Iterable[int]) -> Tensor:
+        n = len(list(numbers))
+        inside = torch.zeros(n, *self.H.latent_shape[1:], dtype=torch.bool)
+        return self.place(inside, torch.ones(n, *self.H.shape, dtype=torch.bool))
+
+    def originals(self, of: Sequence[int]) -> Tensor:
+        parts = self.pictures[of]
+        scale = self.H.img_size // self.H.latent_shape[1]
+        size = (scale * side for side in self.H.shape)
+        return self.place(parts, parts.new_full((*parts.shape[:2], *size), round(255 * GREY)))
+
+    def complete(self, ids: Tensor, cells: Tensor, uniforms: Tensor) -> Tensor:
+        H, sampler, window = self.H, self.models.sampler.model, self.H.latent_shape[1:]
+        known = self.place(ids.view(-1, *window), torch.full(cells.shape, sampler.mask_id))
+        known = known.to(self.models.device)
+        return complete_canvas(sampler, known, uniforms, window, H.temp, H.window_batch).flatten(1)
+
+    def decode(self, ids: Tensor) -> Tensor:
+        H, ae = self.H, self.models.autoencoder.model
+        canvases = ids.view(-1, *H.shape)
+        return torch.stack([decode_in_tiles(ae, one, H.decode_tile, self.models.precision) for one in canvases])
+
+
+def to_pixels(cells: Tensor, size: int | Sequence[int]) -> Tensor:
+    """The pixels of cells: (n, h, w) -> (n, *size); a number is the size of a square."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return cells.repeat_interleave(height // cells.shape[1], 1).repeat_interleave(width // cells.shape[2], 2)

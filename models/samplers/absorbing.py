@@ -128,10 +128,11 @@ class AbsorbingDiffusion(Sampler):
 
     # ------------------------------------------------------------------ sampling
 
-    def order_of(self, u, unknown):
-        """The order of a batch from its uniforms u, (B, L) or (B, S, L); unknown (B, L) bool: the tokens to draw."""
+    def order_of(self, u, unknown, grid=None):
+        """The order of a batch from its uniforms u, (B, L) or (B, S, L); unknown (B, L) bool: the tokens to draw; grid:
+        height and width of the codes, if they are not those of training."""
         u = u if u.ndim == 3 else u[:, None].expand(-1, self.S, -1)
-        return self.order(u, Pace(self.S, self.schedule, self.remask_eta), unknown, self.grid)
+        return self.order(u, Pace(self.S, self.schedule, self.remask_eta), unknown, grid or self.grid)
 
     def draw_at(self, t, logits, u, temp):
         """Codes drawn at time t, a number or an array (...): logits (..., K), u (...) -> ids (...). The temperature is
@@ -140,21 +141,23 @@ class AbsorbingDiffusion(Sampler):
         return draw_codes(logits, u, now, self.top_k, self.top_p)
 
     @torch.no_grad()
-    def sample_plainly(self, uniforms, temp=1.0, progress=no_progress, known=None, on_pass=None):
+    def sample_plainly(self, uniforms, temp=1.0, progress=no_progress, known=None, on_pass=None, grid=None, net=None):
         """Sampling by its definition: all tokens are masked; at each time t = S..1 the network predicts them all, and
         those that the order reveals are drawn.
 
         uniforms (B, 2, L), of the order and of the codes, or (B, S, 2, L), other ones for each time, or with remasking
         (B, S, 3, L), the third to choose the tokens that are masked again; known (B, L): ids
         to begin with, which stay as they are, with mask_id where a token is to be drawn. on_pass: is called with t and
-        ids after each pass. Returns ids (B, L).
+        ids after each pass; grid: as for order_of; net: predicts instead of the network, ids (B, L) -> logits
+        (B, L, K). Returns ids (B, L).
         """
+        net = net or self.net
         u = uniforms if uniforms.ndim == 4 else uniforms[:, None].expand(-1, self.S, -1, -1)
         order_u, code_u, *remask_u = u.unbind(2)  # (B, S, L)
         ids = torch.full_like(code_u[:, 0], self.mask_id, dtype=torch.int64) if known is None else known
-        order = self.order_of(order_u, ids == self.mask_id)
+        order = self.order_of(order_u, ids == self.mask_id, grid)
         for t in progress(order.times_of_passes()):
-            logits = self.net(ids)  # (B, L, K)
+            logits = net(ids)  # (B, L, K)
             codes = self.draw_at(t, logits, code_u[:, self.S - t], temp)
             masked = ids == self.mask_id
             ids = torch.where(order.reveals(t, masked, logits, codes), codes, ids)

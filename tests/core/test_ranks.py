@@ -230,7 +230,12 @@ EXPERIMENTS = {
         sweep_sampling,
         "--n_samples 10 --seeds 1 --passes 2 --temps 1 --orders random halton confidence --schedules uniform",
     ),
+    "outpainting": (edit_images, "--numbers 0 1 --shape 5 6 --at 1 0 --variants 3 --batch_size 2 --blend 1"),
     "larger images": (generate_big_samples, "--shape 6 5 --n_samples 3 --batch_size 1"),
+    "larger images, in steps": (
+        generate_big_samples,
+        "--shape 6 5 --n_samples 3 --batch_size 1 --sample_order confidence --remask_eta 0.5",
+    ),
 }
 
 

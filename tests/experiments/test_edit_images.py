@@ -14,7 +14,7 @@ from scripts import experiment, prior_flags
 
 from experiments import compare_inpainting as compare
 from experiments import edit_images as script
-from experiments.common.editing import Edits
+from experiments.common.editing import Edits, Outpaintings
 from models import load_pretrained
 from utils.core.errors import UserError
 from utils.data.decoding import decode
@@ -138,6 +138,53 @@ def test_the_autoregressive_sampler(place, shapes):
         call(shapes, "--images a.png --keep left", "autoregressive")
 
 
+# ---------------------------------------------------------------------- outpainting
+
+
+def outpaintings(shapes, more):
+    H = experiment(script, prior_flags(shapes, "edits", f"--images a.png grey.jpg {more}"))
+    _, pictures, masks = script.read_all(H)
+    return Outpaintings(H, script.load_models(H), pictures, masks, 2, blend=H.blend)
+
+
+@pytest.mark.parametrize(
+    "more", ["", "--sample_order confidence", "--sample_order halton --sample_schedule arccos --remask_eta 0.5"]
+)
+def test_the_codes_of_a_continued_picture_stay(place, shapes, more):
+    edits = outpaintings(shapes, f"--shape 5 9 --at 1 3 {more}")
+    ids, drawn = edits.draw(range(4))
+    canvases = ids.view(4, 5, 9)
+    own = load_pretrained("prior", device="cpu").encode(edits.pictures)
+    assert torch.equal(canvases[:, 1:, 3:7].flatten(1), own[[0, 0, 1, 1]])
+    assert ids.min() >= 0 and ids.max() < 32 and not torch.equal(ids[0], ids[1])
+    assert drawn.shape == (4, 3, 20, 36)
+    assert torch.equal(edits.cells([0])[0, 1:, 3:7], torch.zeros(4, 4, dtype=torch.bool))
+    assert edits.cells([0]).sum() == 5 * 9 - 16
+    again, pictures = edits.draw([3])
+    assert torch.equal(again[0], ids[3]) and torch.equal(pictures[0], drawn[3]), "any batch gives the same"
+
+
+def test_a_continued_picture_is_where_it_belongs(place, shapes):
+    edits = outpaintings(shapes, "--shape 4 7 --at 0 2 --blend 1")
+    drawn = edits.draw([0])[1][0]
+    original = decode(Path("a.png").read_bytes(), 16)
+    assert torch.equal(drawn[:, :, 10:22], original[:, :, 2:14]), "pasted back, but for an edge of 1 pixel"
+    assert not torch.equal(drawn[:, :, 8:10], original[:, :, :2])
+    placed = edits.originals([0])[0]
+    assert torch.equal(placed[:, :, 8:24], original) and (placed[:, :, :8] == 140).all()
+
+
+def test_outpainting(place, shapes):
+    rows, images = call(shapes, "--images a.png grey.jpg --shape 6 4 --variants 2 --decode_tile 4 --window_batch 3")
+    assert [row["redrawn"] for row in rows] == [8] * 4 and len(images) == 4
+    assert all(image.shape == (3, 24, 16) for image in images.values())
+    _, one = call(shapes, "--images grey.jpg --shape 6 4 --at 1 0 --variants 2 --decode_tile 4 --batch_size 1")
+    for variant in range(2):
+        assert torch.equal(images[f"edit_1_{variant}.png"], one[f"edit_0_{variant}.png"])
+    row = json.loads(Path("logs/edits/metrics.jsonl").read_text())["values"]
+    assert row["codes"] == 24 and row["redrawn"] == 8 and "changed" not in row
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -146,12 +193,31 @@ def test_the_autoregressive_sampler(place, shapes):
         ("--images a.png --redraw 0.5 --keep left", "contradicts --keep"),
         ("--images a.png --region 1 2 3", "top left height width"),
         ("--images a.png --mask nowhere.png", "--mask 'nowhere.png' does not exist"),
+        ("--images a.png --shape 8 8 --keep left", "around the picture and contradicts --keep"),
+        ("--images a.png --shape 8 8 --mask a.png", "contradicts --mask"),
+        ("--images a.png --shape 8 8 --region 1 1 1 1", "contradicts --region"),
+        ("--images a.png --shape 8 8 --redraw 0.5", "contradicts --redraw"),
+        ("--images a.png --shape 8 8 --dilate 1", "contradicts --dilate"),
+        ("--images a.png --shape 8 8 --show_steps", "contradicts --show_steps"),
+        ("--images a.png --shape 8", "--shape 8 must be two numbers"),
+        ("--images a.png --shape 8 8 --at 1", "--at 1 must be two numbers"),
+        ("--images a.png --shape 3 8", "smaller than the picture, 4 rows and 4 columns"),
+        ("--images a.png --shape 4 4", "there is nothing to draw around it"),
+        ("--images a.png --shape 8 6 --at 2 3", "is not inside --shape 8 6; --at is at most 4 2"),
+        ("--images a.png --shape 8 6 --sample_type mlm", "needs --sampler absorbing and --sample_type diffusion"),
+        ("--images a.png --keep left --at 2 3", "--at 2 3 needs --shape"),
     ],
 )
 def test_refused_flags(place, shapes, more, message, capsys):
     with pytest.raises(SystemExit) as stop:
         experiment(script, prior_flags(shapes, "edits", more))
     assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_outpainting_needs_the_absorbing_sampler(place, shapes, capsys):
+    with pytest.raises(SystemExit):
+        call(shapes, "--images a.png --shape 8 4 --at 0 0", "autoregressive")
+    assert "--shape needs --sampler absorbing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

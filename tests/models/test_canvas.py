@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 from scripts import experiment, run, sampler_flags, train_stage_1, train_stage_2
-from test_samplers import tiny
+from test_samplers import STATES, chi_square_p, data_distribution, tiny, with_oracle
 
 from experiments import generate_big_samples as big
-from models.canvas import needed_windows, sample_canvas
+from models.canvas import WindowReader, complete_canvas, draws_per_canvas, needed_windows, sample_canvas
 from models.samplers.base import invert_cdf
 from models.tiles import blend_weights, decode_tiled, tile_starts
 from utils.core.errors import UsageError
+from utils.core.seed import sample_uniforms
 
 WINDOW, K = (2, 3), 5
 
@@ -151,6 +152,96 @@ def test_one_window_equals_absorbing_sampling(random_order, cells_per_step):
     assert not torch.equal(got.flatten(1), expected)
 
 
+# ---------------------------------------------------------------------- all settings of sampling, and given codes
+
+
+SETTINGS = [
+    dict(),
+    dict(sample_order="halton", sample_schedule="arccos", sample_steps=3),
+    dict(sample_order="raster", sample_steps=6),
+    dict(sample_schedule="cosine", temp_end=0.5, top_k=7, top_p=0.9),
+    dict(sample_order="confidence"),
+    dict(remask_eta=0.5),
+    dict(sample_order="halton", sample_schedule="cosine", remask_eta=1.0),
+]
+
+
+def canvas_uniforms(model, n, shape):
+    return sample_uniforms(3, range(n), draws_per_canvas(model, shape))
+
+
+def partly_known(model, shape):
+    """Canvases of which nothing, the upper left corner or every third cell is known."""
+    known = torch.randint(11, (3, *shape), generator=torch.Generator().manual_seed(2))
+    known[0], known[1, 1:], known[1, :, 2:] = 11, 11, 11
+    known[2].view(-1)[torch.arange(shape[0] * shape[1]) % 3 > 0] = 11
+    return known
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_one_window_is_completed_as_the_sampler_does(settings):
+    model = sharp("absorbing", latent_shape=[1, *WINDOW], **settings)
+    known, u = partly_known(model, WINDOW).repeat(10, 1, 1), canvas_uniforms(model, 30, WINDOW)
+    ids = complete_canvas(model, known, u, WINDOW, 0.9)
+    assert torch.equal(ids.flatten(1), model.complete(known.flatten(1), u, 0.9))
+    assert len(ids.unique()) > 5
+
+
+def plain_logits(model, shape):
+    """Predict all cells (B, H*W), one window at a time: (B, H*W, K)."""
+
+    def net(ids):
+        logits = torch.zeros(*ids.shape, 11)
+        for b, cell in itertools.product(range(len(ids)), range(ids.shape[1])):
+            row, col = divmod(cell, shape[1])
+            seen = []
+            for top, left in covering((row, col), shape):
+                view = ids[b].view(shape)[top : top + WINDOW[0], left : left + WINDOW[1]].reshape(1, -1)
+                seen.append(model.net(view)[0, (row - top) * WINDOW[1] + col - left].double().softmax(-1))
+            logits[b, cell] = torch.stack(seen).mean(0).log()
+        return logits
+
+    return net
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_a_larger_canvas_is_completed_by_the_plain_loop(settings):
+    model, shape = sharp("absorbing", latent_shape=[1, *WINDOW], **settings), (3, 5)
+    known, u = partly_known(model, shape), canvas_uniforms(model, 3, shape)
+    before = known.clone()
+    ids = complete_canvas(model, known, u, WINDOW, 0.9)
+    plainly = model.sample_plainly(u, 0.9, known=known.flatten(1), grid=shape, net=plain_logits(model, shape))
+    assert torch.equal(ids.flatten(1), plainly)
+    assert torch.equal(known, before) and torch.equal(ids[known < 11], known[known < 11]) and ids.max() < 11
+    parts = [complete_canvas(model, known[i : i + 1], u[i : i + 1], WINDOW, 0.9, max_batch=2) for i in range(3)]
+    assert torch.equal(torch.cat(parts), ids), "any batch gives the same"
+
+
+def test_each_step_draws_what_the_schedule_says():
+    settings = dict(sample_order="halton", sample_schedule="arccos", sample_steps=4)
+    model, shape, seen = sharp("absorbing", latent_shape=[1, *WINDOW], **settings), (4, 4), []
+    known = torch.full((1, *shape), 11)
+    logits = WindowReader.logits
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WindowReader, "logits", lambda *args: seen.append(args[3].size) or logits(*args))
+        complete_canvas(model, known, canvas_uniforms(model, 1, shape), WINDOW)
+    assert seen == [3, 3, 3, 7]  # of 16, see test_schedules
+
+
+@pytest.mark.parametrize("settings", [dict(sample_order="raster"), dict(sample_order="halton"), dict(sample_steps=999)])
+def test_a_continued_picture_has_the_conditional_law(settings):
+    """2 x 2 codes are given, and one column is added. Only the window of the last two columns covers the new cells. A
+    perfect network draws them from the law of the data's second column given the first."""
+    p, n = data_distribution(), 10_000
+    model = with_oracle(p, latent_shape=[1, 2, 2], **{"sample_steps": 2, **settings})
+    known = torch.tensor([[0, 2, 3], [1, 0, 3]]).repeat(n, 1, 1)
+    ids = complete_canvas(model, known, canvas_uniforms(model, n, (2, 3)), (2, 2), max_batch=2 * n)
+    assert torch.equal(ids[:, :, :2], known[:, :, :2])
+    possible = (STATES[:, 0] == 2) & (STATES[:, 2] == 0)
+    law = p * possible / p[possible].sum()
+    assert chi_square_p(ids[:, :, 1:].flatten(1), law, possible) > 1e-3
+
+
 # ---------------------------------------------------------------------- batches, windows, refusals
 
 
@@ -172,7 +263,7 @@ def test_a_canvas_does_not_depend_on_its_batch(random_order, cells_per_step):
 
 def test_needed_windows_are_those_that_cover_each_once():
     canvas, cells = (5, 6), np.array([[0, 7, 8, 29], [14, 15, 20, 3]])
-    corners, readings = needed_windows(cells, canvas, WINDOW)
+    corners, readings = needed_windows(np.arange(2).repeat(4), cells.ravel(), canvas, WINDOW)
     covers = [(b, covering(divmod(cell, 6), canvas)) for b in range(2) for cell in cells[b].tolist()]
     expected = {(b, *corner) for b, found in covers for corner in found}
     assert len(corners) == len(expected) and set(map(tuple, corners.tolist())) == expected
@@ -202,6 +293,8 @@ def test_refusals():
     for shape in ((1, 1, 6), (1, 2, 2)):
         with pytest.raises(ValueError, match="smaller"):
             sample_canvas(sharp("absorbing"), uniforms(*shape), WINDOW)
+        with pytest.raises(ValueError, match="smaller"):
+            complete_canvas(sharp("absorbing"), torch.zeros(shape, dtype=torch.int64), uniforms(*shape), WINDOW)
     u = uniforms(1, 3, 4)
     for given in (dict(order=u), dict(cells_per_step=2)):
         with pytest.raises(ValueError, match="raster order, one cell a step"):
@@ -307,12 +400,15 @@ def test_script_from_the_command_line(trained, shapes):
         ("absorbing", ""),
         ("absorbing", "--order random"),
         ("absorbing", "--sample_order halton --cells_per_step 3"),
+        ("absorbing", "--sample_order halton --sample_schedule arccos --sample_steps 9"),
+        ("absorbing", "--sample_order confidence --sample_steps 5"),
+        ("absorbing", "--order random --remask_eta 0.5 --sample_steps 7"),
     ],
 )
 def test_script_draws_the_same_whatever_the_batch(trained, shapes, monkeypatch, sampler, more):
     monkeypatch.chdir(trained)
     wanted = f"--shape 5 7 --n_samples 3 {more}"
-    name = f"{sampler}{len(more)}"
+    name = sampler + more.replace(" ", "").replace("-", "")
     together, row = draw(shapes, f"{name}_together", wanted, sampler)
     apart, _ = draw(shapes, f"{name}_apart", f"{wanted} --batch_size 1 --window_batch 3", sampler)
     assert list(together) == ["big_5x7_0.png", "big_5x7_1.png", "big_5x7_2.png"]
@@ -321,7 +417,7 @@ def test_script_draws_the_same_whatever_the_batch(trained, shapes, monkeypatch, 
     assert len({p.tobytes() for p in together.values()}) == 3
     assert row["args"]["temp"] == 0.8
     covered = sum(len(covering(cell, (5, 7), (4, 4))) for cell in itertools.product(range(5), range(7)))
-    if "--cells_per_step" not in more:
+    if "--cells_per_step" not in more and "--sample_steps" not in more:
         assert row["values"]["windows"] == 3 * covered
 
 
@@ -334,6 +430,18 @@ def test_script_has_two_names_for_the_order(trained, shapes, monkeypatch):
         assert row["args"]["order"] == row["args"]["sample_order"] == (words.split() or ["raster"])[-1]
     assert drawn[""] == drawn["--sample_order raster"]
     assert drawn["--order random"] == drawn["--sample_order random"] and len(set(drawn.values())) == 3
+
+
+def test_script_with_one_window_draws_the_samples(trained, shapes, monkeypatch):
+    """A canvas of the size of training, in the steps of get_samples.py: the same codes, up to rounding."""
+    monkeypatch.chdir(trained)
+    more = "--sample_steps 7 --sample_schedule uniform --temp 0.9 --sample_order"
+    for order in ("random", "confidence"):
+        H = experiment(big, flags(shapes, "one", f"--shape 4 4 --n_samples 2 {more} {order}"))
+        models = big.load_models(H)
+        (ids,) = big.draw_canvases(H, models)
+        u = sample_uniforms(0, range(2), models.sampler.model.draws_per_sample(), models.device)
+        assert torch.equal(ids.flatten(1), models.sampler.model.sample(u, 0.9))
 
 
 def test_script_crops_the_middle(trained, shapes, monkeypatch):
@@ -357,7 +465,10 @@ def test_script_refuses(trained, shapes, monkeypatch, capsys):
     assert "--shape 3 6 is smaller than the training canvas, 4 rows and 4 columns: --crop" in capsys.readouterr().err
     with pytest.raises(UsageError, match="--order raster"):
         draw(shapes, "no", "--shape 5 5 --order random", "autoregressive")
-    text = run(script, flags(shapes, "no", "--shape 6 6 --sample_order confidence"), trained, code=2)
-    assert text.splitlines()[-1].endswith("not for larger images: give random, halton or raster")
+    for words in ("--sample_order confidence", "--sample_schedule uniform", "--remask_eta 0.1"):
+        with pytest.raises(SystemExit):
+            draw(shapes, "no", f"--shape 6 6 --cells_per_step 2 {words}")
+        given = words if "confidence" in words else words.split()[0]
+        assert f"--cells_per_step 2 contradicts {given}, with which" in capsys.readouterr().err
     text = run(script, flags(shapes, "no", "--shape 6 6 --order random --sample_order halton"), trained, code=2)
     assert text.splitlines()[-1].endswith("--order random contradicts --sample_order halton: leave one of them out")
