@@ -21,7 +21,9 @@ class EditConfig:
 
     images: list[str] = opt(None, "pictures, or folders of pictures, to edit", metavar="PATH")
     numbers: list[int] = opt(None, "numbers of pictures of the data set, from 0 on", metavar="N", min=0)
-    split: str = opt("val", "with --numbers: the validation or the training images", choices=["val", "train"])
+    split: str = opt(
+        "val", "with --numbers: the validation or the training images", "advanced", choices=["val", "train"]
+    )
     mask: str = opt(
         None,
         "picture whose white or transparent pixels are redrawn",
@@ -51,12 +53,12 @@ class EditConfig:
     )
     at: list[int] = opt(
         None,
-        "with --shape: row and column of the picture's first code on the canvas (default: in the middle)",
+        "with --shape: row and column of the picture's first code (default: in the middle)",
         metavar="N",
         min=0,
     )
     variants: int = opt(4, "results for each picture", min=1, max=1000)
-    dilate: int = opt(0, "also redraw this many cells around the mask", min=0, max=1000)
+    dilate: int = opt(0, "also redraw this many cells around the mask", "advanced", min=0, max=1000)
     blend: int = opt(
         None,
         "paste kept pixels back, with a soft edge of this width (default: no)",
@@ -70,7 +72,6 @@ class EditConfig:
 EXAMPLES = """examples:
   python experiments/edit_images.py --sampler absorbing --dataset churches --log_dir edits_churches \\
       --ae_load_dir vqgan_churches --load_dir absorbing_churches --images ~/church.jpg --region 0 0 300 200
-  python experiments/edit_images.py ... --images ~/church.jpg --mask ~/mask.png --variants 8 --blend 8
   python experiments/edit_images.py ... --images ~/church.jpg --shape 16 32 --at 0 8
 """
 

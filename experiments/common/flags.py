@@ -22,8 +22,8 @@ class ModelsConfig:
 class CanvasConfig:
     """larger images"""
 
-    window_batch: int = opt(64, "windows in one network pass", min=1)
-    decode_tile: int = opt(32, "side in latents of tiles for decoding larger canvases; 0: no tiles", min=0)
+    window_batch: int = opt(64, "windows in one network pass", "advanced", min=1)
+    decode_tile: int = opt(32, "side in latents of tiles for decoding larger canvases; 0: no tiles", "advanced", min=0)
 
 
 @dataclass
