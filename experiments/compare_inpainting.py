@@ -41,8 +41,8 @@ if __name__ == "__main__":  # before the slow import of torch, so that --help an
 
 import torch
 
-from experiments.common.codes import decode_batch, encode_batch
-from experiments.common.editing import ENCODED, Edits
+from experiments.common.codes import decode_batch
+from experiments.common.editing import ENCODED, Edits, encode_parts
 from experiments.common.efficientnet import load_distance
 from experiments.common.images import load_images
 from experiments.common.models import dry_run_on_images, load_models, note_if_seen
@@ -142,7 +142,7 @@ def main(H):
         drawn = torch.cat(drawn)
         near = nearest_halves(images, pictures, masks, H.batch_size, H.num_workers)
         ae, x = models.autoencoder.model, to_float(pictures)
-        ids = torch.cat([encode_batch(ae, part.to(device)) for part in x.split(ENCODED)])
+        ids = encode_parts(models, x.split(ENCODED))
         decoded = torch.cat([decode_batch(ae, part, H, models.precision).cpu() for part in ids.split(ENCODED)])
         pasted = {"model": drawn, "mean colour": mean_colours(pictures, masks), "nearest training image": near}
         results = {"image": pictures, "reconstruction": decoded, "model, not pasted": drawn}

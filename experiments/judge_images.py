@@ -48,8 +48,7 @@ import numpy as np
 import torch
 from scipy.stats import mannwhitneyu
 
-from experiments.common.codes import encode_batch
-from experiments.common.editing import ENCODED, to_pixels
+from experiments.common.editing import ENCODED, encode_parts, to_pixels
 from experiments.common.images import find_pictures, load_images, read_pictures
 from experiments.common.models import dry_run_of_sampler, load_models, note_if_seen
 from experiments.common.results import Report
@@ -69,8 +68,7 @@ BINS = 30  # of the histogram
 
 
 def encode_all(models, pictures):
-    ae = models.autoencoder.model
-    return torch.cat([encode_batch(ae, to_float(part).to(models.device)) for part in pictures.split(ENCODED)])
+    return encode_parts(models, map(to_float, pictures.split(ENCODED)))
 
 
 def bits_per_code(H, models, ids, what):

@@ -45,8 +45,7 @@ class Edits:
         self.digests = [hashlib.sha256(picture.numpy().tobytes()).hexdigest() for picture in pictures]
         x = to_float(pictures)
         x = x if masks is None else hide(x, masks)
-        ae = models.autoencoder.model
-        self.ids = torch.cat([encode_batch(ae, part.to(models.device)).cpu() for part in x.split(ENCODED)])
+        self.ids = encode_parts(models, x.split(ENCODED)).cpu()
 
     def __len__(self) -> int:
         return len(self.pictures) * self.columns
@@ -149,6 +148,11 @@ class Outpaintings(Edits):
         H, ae = self.H, self.models.autoencoder.model
         canvases = ids.view(-1, *H.shape)
         return torch.stack([decode_in_tiles(ae, one, H.decode_tile, self.models.precision) for one in canvases])
+
+
+def encode_parts(models: Any, parts: Iterable[Tensor]) -> Tensor:
+    """The codes of pictures in parts, each (n, C, H, W) in [0, 1]: (N, L) on the device."""
+    return torch.cat([encode_batch(models.autoencoder.model, part.to(models.device)) for part in parts])
 
 
 def to_pixels(cells: Tensor, size: int | Sequence[int]) -> Tensor:
